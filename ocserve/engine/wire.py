@@ -1,0 +1,196 @@
+"""Messages between the front process and an engine process, and their framing.
+
+A frame is a 4-byte big-endian length and one msgpack value, decoded into the structs below; never pickle. The front
+sends `Load` first; the engine answers `Ready` or `LoadFailed`, then both talk freely. All text of a frame is bounded by
+`MAX_FRAME_BYTES` in both directions.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from ocserve.errors import ErrorInfo
+from ocserve.generation import GenerateEvent, GenerateRequest
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that an engine process is told: the file, the sizes, the threads. None means: the engine decides."""
+
+    path: str
+    context: int | None
+    parallel: int
+    pool_tokens: int | None
+    gpu_layers: int
+    require_gpu: bool
+    threads_decode: int | None
+    threads_prefill: int | None
+    batch_tokens: int
+    chat_template: str | None = None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+    spec: EngineSpec
+
+
+class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare"):
+    """Render, tokenise and check; the answer is `Prepared` or `Refused`."""
+
+    request: GenerateRequest
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """Queue a prepared request for a slot."""
+
+    request_id: str
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """Forget a request in whatever phase; a started one ends with `Finished(reason="cancelled")`."""
+
+    request_id: str
+
+
+FrontMessage = Load | Prepare | Start | Cancel
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A compute device that llama.cpp sees. Memory is bytes; `kind` is `cpu`, `gpu`, `igpu` or `accel`."""
+
+    name: str
+    description: str
+    kind: str
+    memory_free: int
+    memory_total: int
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine knows of itself once it is ready."""
+
+    architecture: str
+    description: str
+    context: int
+    trained_context: int
+    parallel: int
+    pool_tokens: int
+    vocabulary: int
+    parameters: int
+    threads_decode: int
+    threads_prefill: int
+    gpu_layers: int
+    devices: tuple[Device, ...]
+    llama_cpp: str
+    has_chat_template: bool
+    load_s: float
+    warnings: tuple[str, ...] = ()
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    facts: EngineFacts
+
+
+class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag="load_failed"):
+    error: ErrorInfo
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
+    """`max_tokens` is the request's bound, lowered to what the context leaves after the prompt."""
+
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    request_id: str
+    error: ErrorInfo
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    """Everything that one step of the loop made visible: (request id, event) in order."""
+
+    events: tuple[tuple[str, GenerateEvent], ...]
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The loop's own counters since load. `steps_by_sequences[k]` counts steps in which k sequences decoded."""
+
+    steps: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    steps_by_sequences: tuple[int, ...] = ()
+    running: int = 0
+    waiting: int = 0
+    cells_used: int = 0
+    cells_total: int = 0
+    preemptions: int = 0
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
+    """Sent about once a second by a thread of its own, so that a long step does not read as a hang.
+
+    `step_age_s` is how long the current step has been running, 0 between steps.
+    """
+
+    stats: EngineStats
+    step_age_s: float
+
+
+EngineMessage = Ready | LoadFailed | Prepared | Refused | Step | Heartbeat
+
+_encoder = msgspec.msgpack.Encoder()
+_front_decoder = msgspec.msgpack.Decoder(FrontMessage)
+_engine_decoder = msgspec.msgpack.Decoder(EngineMessage)
+
+
+class FrameError(Exception):
+    """The peer sent something that is not a frame of this protocol."""
+
+
+def encode(message: FrontMessage | EngineMessage) -> bytes:
+    """One message as one frame."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {len(body)} bytes exceeds {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Cuts a byte stream into frames: feed bytes in any pieces, iterate over complete bodies."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise FrameError(f"a frame of {length} bytes exceeds {MAX_FRAME_BYTES}")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield body
+
+
+def decode_front(body: bytes) -> FrontMessage:
+    """A frame that the front process sent."""
+    try:
+        return _front_decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FrameError("not a message of the front process") from error
+
+
+def decode_engine(body: bytes) -> EngineMessage:
+    """A frame that an engine process sent."""
+    try:
+        return _engine_decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FrameError("not a message of an engine process") from error

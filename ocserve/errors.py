@@ -1,0 +1,212 @@
+"""The one tree of errors that a client can be shown.
+
+    ApiError
+    ├── InvalidRequest            400  the request itself is wrong; `param` names the field
+    │   ├── ContextLengthExceeded 400  the prompt does not fit; both counts are in the message
+    │   └── RequestQuarantined    400  this request was in flight at two engine crashes
+    ├── AuthenticationFailed      401
+    ├── Forbidden                 403  origin, proxy or scope
+    ├── NotFound                  404  unknown route
+    │   └── ModelNotFound         404
+    ├── MethodNotAllowed          405
+    ├── RequestTimeout            408  the body did not arrive in time
+    ├── PayloadTooLarge           413
+    ├── UnsupportedMediaType      415
+    ├── MisdirectedRequest        421  the Host header names another machine
+    ├── RateLimited               429  a limit of this key; `retry_after_s` is honest
+    ├── Overloaded                429  no room at all; early rather than queued
+    ├── InternalError             500  our mistake
+    ├── EngineCrashed             500  native code died under this request
+    ├── EngineFailed              500  the engine could not go on with this sequence
+    └── EngineUnavailable         503  no engine is ready, and none came in time
+
+An error is named by its cause and carries what a renderer needs, none of HTTP's objects. Messages are written by us
+from names, limits and counts; text that a client sent never enters one, except for parameter names.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error as plain data: what crosses the engine's wire and what a dialect renders."""
+
+    status: int
+    type: str
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class ApiError(Exception):
+    """Base of everything that ends as an error answer. Subclasses fix status, type and code."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def info(self) -> ErrorInfo:
+        """This error as plain data."""
+        return ErrorInfo(
+            status=self.status,
+            type=self.type,
+            code=self.code,
+            message=self.message,
+            param=self.param,
+            retry_after_s=self.retry_after_s,
+        )
+
+
+class InvalidRequest(ApiError):
+    """A field is missing, malformed, out of range or not supported; `param` is its exact path."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt alone reaches the context length. Nothing is ever truncated to make it fit."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, limit: int, prompt_tokens: int, param: str) -> None:
+        # Clients search for "maximum context length is N tokens", so the wording of the counts is fixed.
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, your {param} resulted in "
+            f"{prompt_tokens} tokens, which leaves no room for an answer. Please reduce the length of the {param}.",
+            param=param,
+        )
+
+
+class RequestQuarantined(InvalidRequest):
+    """The same request was in flight at two engine crashes; running it again would risk a third."""
+
+    code = "request_quarantined"
+
+
+class AuthenticationFailed(ApiError):
+    """No key, or one that is not valid."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    """The caller may not do this from here (browser origin, proxy without a key)."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "forbidden"
+
+
+class NotFound(ApiError):
+    """No such route."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """`model` names nothing that is served here."""
+
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ApiError):
+    """The route exists, the method does not."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class RequestTimeout(ApiError):
+    """The request's body did not arrive within its deadline."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class PayloadTooLarge(ApiError):
+    """The body exceeds `server.max_body_bytes`."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    """Not `application/json`, or a compressed body."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class MisdirectedRequest(ApiError):
+    """The Host header names a machine that this server is not: the mark of DNS rebinding."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "misdirected_request"
+
+
+class RateLimited(ApiError):
+    """A limit of this key is reached; after `retry_after_s` seconds the same request passes."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+
+
+class Overloaded(ApiError):
+    """The server has more accepted work than it may queue."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "server_is_overloaded"
+
+
+class InternalError(ApiError):
+    """A mistake of ours. The message never carries details; the log names the exception's type and place."""
+
+
+class EngineCrashed(ApiError):
+    """The engine process died or hung while this request was in flight."""
+
+    code = "engine_crashed"
+
+
+class EngineFailed(ApiError):
+    """The engine could not continue this sequence (invalid logits, decode failure); others go on."""
+
+    code = "engine_failed"
+
+
+class EngineUnavailable(ApiError):
+    """No engine is ready: it is loading, restarting or stopping."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "engine_unavailable"

@@ -1,0 +1,117 @@
+"""What is known of a model (`ModelCard`) and how it is served here (`ServedModel`).
+
+A card is data: `models/<file>.toml` decodes straight into it. Sizes are bytes, contexts and limits are tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Capability = Literal["chat", "completion", "fim", "tools", "embedding", "vision", "reasoning"]
+Modality = Literal["text", "image", "embedding"]
+
+
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling used where a request is silent; None leaves the neutral value of `generation.Sampling`."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+class Defaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a model is served unless the settings say otherwise.
+
+    `context` is the longest sequence, `parallel` the sequences decoded together, `pool_tokens` the KV cells they share.
+    `max_output_tokens` is the largest `max_tokens` accepted (None: the context), `default_output_tokens` what is used
+    when a request names none, `wall_clock_s` the longest a generation may run.
+    """
+
+    context: int = 8192
+    parallel: int = 4
+    pool_tokens: int | None = None
+    max_output_tokens: int | None = None
+    default_output_tokens: int = 2048
+    wall_clock_s: float = 600.0
+    sampling: SamplingDefaults = SamplingDefaults()
+
+
+class HubFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a variant lies on the hub. A split file is named by its first part (`…-00001-of-0000N.gguf`)."""
+
+    repo: str
+    file: str
+    revision: str = "main"
+
+
+class IndexFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a variant lies in a wheel on the Python package index."""
+
+    distribution: str
+    version: str
+    path: str
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One quantisation of a model. `sha256` is of the GGUF file, where it is known beforehand.
+
+    `verified` says that this project ran this very file through its tests.
+    """
+
+    quantisation: str
+    size_bytes: int
+    sha256: str | None = None
+    hub: HubFile | None = None
+    index: IndexFile | None = None
+    verified: bool = False
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of one model. `name` is what a user types, `context_length` what the model was trained for."""
+
+    name: str
+    title: str
+    family: str
+    parameters: int
+    license: str
+    context_length: int
+    variants: tuple[Variant, ...]
+    summary: str = ""
+    publisher: str = ""
+    license_url: str | None = None
+    hugging_face_id: str | None = None
+    released: str | None = None
+    languages: tuple[str, ...] = ()
+    input_modalities: tuple[Modality, ...] = ("text",)
+    output_modalities: tuple[Modality, ...] = ("text",)
+    capabilities: tuple[Capability, ...] = ("chat", "completion")
+    aliases: tuple[str, ...] = ()
+    chat_template: str | None = None
+    defaults: Defaults = Defaults()
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as this server answers for it, after settings, card and file have been reconciled.
+
+    `id` is the name in answers; `aliases` (with `default`) are accepted in requests. `created` is a Unix time in seconds.
+    """
+
+    id: str
+    aliases: tuple[str, ...]
+    card: ModelCard
+    quantisation: str
+    created: int
+    context_length: int
+    max_output_tokens: int
+    default_output_tokens: int
+    wall_clock_s: float
+    parallel: int
+    sampling: SamplingDefaults = SamplingDefaults()
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a request for `name` means this model."""
+        return name == self.id or name in self.aliases
