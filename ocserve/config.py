@@ -2,13 +2,21 @@
 
 A value comes from, weakest first: the default here, `config.toml` in the user's configuration folder, an environment
 variable `OCSERVE_<SECTION>_<NAME>`, a command-line flag. `Settings` is the tree with, for each value, where it came
-from. A layer is handed its own branch and never sees the whole.
+from. A layer is handed its own branch and never sees the whole. Importing this module is cheap; reading files and
+finding folders happens in `load`.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -17,89 +25,119 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
+Text = Annotated[str, Meta(min_length=1)]
+
+SECRETS = frozenset({"auth.api_key", "store.hub_token"})
+
+# A random key of 16 characters has at least 64 bits, out of reach of guessing over a network.
+MIN_KEY_LENGTH = 16
+_LONGEST_KEY_LINE = 4096
+
+
+class ConfigError(Exception):
+    """A setting is unknown, malformed or unusable. `message` names it and its origin, `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
 
 
 class _Branch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+    def __repr__(self) -> str:
+        """Like a struct's own, without secrets."""
+        section = type(self).__name__.lower()
+        shown = (f"{name}={masked(f'{section}.{name}', getattr(self, name))!r}" for name in self.__struct_fields__)
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
-class Server(_Branch):
+class Server(_Branch, frozen=True):
     """The listening address and the guards at the edge. Times are seconds, sizes bytes."""
 
-    host: str = "127.0.0.1"
-    port: Port = 11711
-    public_hosts: tuple[str, ...] = ()  # host names accepted in Host beside loopback and the bound address
-    trusted_proxies: tuple[str, ...] = ()  # peers whose forwarding headers are accepted
-    cors_origins: tuple[str, ...] = ()  # browser origins that may call; none by default
-    max_body_bytes: Positive = 4 * 1024 * 1024
-    max_json_depth: Positive = 64
-    header_timeout_s: Seconds = 10.0
-    body_timeout_s: Seconds = 30.0
-    write_timeout_s: Seconds = 30.0
-    keep_alive_s: Seconds = 15.0  # an idle connection between requests
-    stream_heartbeat_s: Seconds = 10.0  # an SSE comment while no token comes
-    drain_s: Seconds = 30.0  # how long accepted requests may finish after SIGTERM
-    unknown_parameters: Literal["refuse", "ignore"] = "refuse"
+    host: Annotated[Text, Meta(description="address to listen on; any other than loopback needs a key")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="port to listen on; 0 takes any free one")] = 11711
+    public_hosts: Annotated[
+        tuple[Text, ...], Meta(description="host names accepted in Host beside loopback and the bound address")
+    ] = ()
+    trusted_proxies: Annotated[tuple[Text, ...], Meta(description="peers whose forwarding headers are accepted")] = ()
+    cors_origins: Annotated[tuple[Text, ...], Meta(description="browser origins that may call")] = ()
+    max_body_bytes: Annotated[Positive, Meta(description="largest request body")] = 4 * 1024 * 1024
+    max_json_depth: Annotated[Positive, Meta(description="deepest nesting of a JSON body")] = 64
+    header_timeout_s: Annotated[Seconds, Meta(description="time for a request's headers to arrive")] = 10.0
+    body_timeout_s: Annotated[Seconds, Meta(description="time for a request's body to arrive")] = 30.0
+    write_timeout_s: Annotated[Seconds, Meta(description="time for a client to take a piece of the answer")] = 30.0
+    keep_alive_s: Annotated[Seconds, Meta(description="how long an idle connection stays open")] = 15.0
+    stream_heartbeat_s: Annotated[Seconds, Meta(description="silence in a stream before a comment is sent")] = 10.0
+    drain_s: Annotated[Seconds, Meta(description="how long accepted requests may go on after SIGTERM")] = 30.0
+    unknown_parameters: Annotated[
+        Literal["refuse", "ignore"], Meta(description="what happens to request parameters that nobody knows")
+    ] = "refuse"
 
 
-class Auth(_Branch):
+class Auth(_Branch, frozen=True):
     """Who may call. Without a key every loopback caller is the anonymous one."""
 
-    api_key: str | None = None
-    key_file: Path | None = None
-    anonymous: bool = True  # with a key set: whether loopback may still call without one
+    api_key: Annotated[Text | None, Meta(description="the key that callers present; wins over key_file")] = None
+    key_file: Annotated[Path | None, Meta(description="file whose first line is the key")] = None
+    anonymous: Annotated[bool, Meta(description="whether loopback may still call without a key once there is one")] = (
+        True
+    )
 
 
-class Limits(_Branch):
-    """Limits of each key; None is unlimited. `queue` bounds accepted generations that wait for a slot, over all keys."""
+class Limits(_Branch, frozen=True):
+    """Limits of each key; None is unlimited. `queue` is over all keys."""
 
-    requests_per_minute: Positive | None = None
-    tokens_per_minute: Positive | None = None
-    concurrent_requests: Positive | None = None
-    queue: Natural = 64
+    requests_per_minute: Annotated[Positive | None, Meta(description="requests of a key per minute")] = None
+    tokens_per_minute: Annotated[Positive | None, Meta(description="prompt and answer tokens per minute")] = None
+    concurrent_requests: Annotated[Positive | None, Meta(description="requests of a key at the same time")] = None
+    queue: Annotated[Natural, Meta(description="requests that may wait for a slot, over all keys")] = 64
 
 
-class Engine(_Branch):
+class Engine(_Branch, frozen=True):
     """The engine process. None means: from the model's card, or measured."""
 
-    context: Positive | None = None
-    parallel: Positive | None = None
-    pool_tokens: Positive | None = None
-    gpu_layers: Annotated[int, Meta(ge=-1)] = -1  # -1: all, when the installed llama.cpp can use a GPU
-    require_gpu: bool = False
-    threads_decode: Positive | None = None
-    threads_prefill: Positive | None = None
-    batch_tokens: Positive = 256  # most tokens computed in one step
-    heartbeat_timeout_s: Seconds = 5.0
-    load_timeout_s: Seconds = 600.0
-    restart_wait_s: Seconds = 30.0  # how long a request waits for a restarting engine
+    context: Annotated[Positive | None, Meta(description="longest sequence, in tokens")] = None
+    parallel: Annotated[Positive | None, Meta(description="sequences decoded together")] = None
+    pool_tokens: Annotated[Positive | None, Meta(description="tokens of memory that all sequences share")] = None
+    gpu_layers: Annotated[int, Meta(ge=-1, description="layers to place on a GPU; -1 is all of them")] = -1
+    require_gpu: Annotated[bool, Meta(description="whether to refuse to start without a GPU")] = False
+    threads_decode: Annotated[Positive | None, Meta(description="threads that generate")] = None
+    threads_prefill: Annotated[Positive | None, Meta(description="threads that read prompts")] = None
+    batch_tokens: Annotated[Positive, Meta(description="most tokens computed in one step")] = 256
+    heartbeat_timeout_s: Annotated[Seconds, Meta(description="silence after which the engine counts as hung")] = 5.0
+    load_timeout_s: Annotated[Seconds, Meta(description="time for a model to load")] = 600.0
+    restart_wait_s: Annotated[Seconds, Meta(description="how long a request waits for a restarting engine")] = 30.0
 
 
-class Model(_Branch):
+class Model(_Branch, frozen=True):
     """Which model `ocserve run` serves when none is named, and further names it answers to."""
 
-    default: str | None = None
-    aliases: tuple[str, ...] = ()
+    default: Annotated[Text | None, Meta(description="model to serve when none is named")] = None
+    aliases: Annotated[tuple[Text, ...], Meta(description="further names that the model answers to")] = ()
 
 
-class Store(_Branch):
+class Store(_Branch, frozen=True):
     """Where models lie and where they come from."""
 
-    directory: Path | None = None  # default: `models` under the user's data folder
-    hub_endpoint: str = "https://huggingface.co"
-    hub_token: str | None = None
-    hub_timeout_s: Seconds = 5.0
-    reserve_bytes: Natural = 512 * 1024 * 1024  # free disk space that a download leaves
+    directory: Annotated[
+        Path | None, Meta(description="folder for models; unset: `models` in the user's data folder")
+    ] = None
+    hub_endpoint: Annotated[Text, Meta(description="address of the model hub")] = "https://huggingface.co"
+    hub_token: Annotated[Text | None, Meta(description="credential for the model hub")] = None
+    hub_timeout_s: Annotated[Seconds, Meta(description="how long the hub may take to answer")] = 5.0
+    reserve_bytes: Annotated[Natural, Meta(description="free disk space that a download leaves")] = 512 * 1024 * 1024
 
 
-class Log(_Branch):
+class Log(_Branch, frozen=True):
     """Logging to stderr; `auto` is readable on a terminal and JSON lines elsewhere."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "json", "text"] = "auto"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least important level that is logged")
+    ] = "info"
+    format: Annotated[Literal["auto", "json", "text"], Meta(description="how a log line looks")] = "auto"
 
 
-class Config(_Branch):
+class Config(_Branch, frozen=True):
     """The whole tree."""
 
     server: Server = Server()
@@ -109,3 +147,227 @@ class Config(_Branch):
     model: Model = Model()
     store: Store = Store()
     log: Log = Log()
+
+
+# Variables with a name of their own, weaker than the OCSERVE_<SECTION>_<NAME> of the same setting.
+_FURTHER_VARIABLES = MappingProxyType(
+    {"OCSERVE_API_KEY": "auth.api_key", "HF_TOKEN": "store.hub_token", "HF_ENDPOINT": "store.hub_endpoint"}
+)
+_CONFIG_VARIABLE = "OCSERVE_CONFIG"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One leaf of the tree: its dotted name, its type, its default and what it is for."""
+
+    name: str
+    type: Any
+    default: object
+    description: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return "OCSERVE_" + self.name.replace(".", "_").upper()
+
+    @property
+    def is_secret(self) -> bool:
+        return self.name in SECRETS
+
+
+def catalogue() -> Mapping[str, Setting]:
+    """Every setting by its dotted name, in the order of the tree."""
+    settings: dict[str, Setting] = {}
+    for section, branch in get_type_hints(Config).items():
+        defaults = branch()
+        for field, annotation in get_type_hints(branch, include_extras=True).items():
+            metas = annotation.__metadata__ if get_origin(annotation) is Annotated else ()
+            description = next((meta.description for meta in metas if isinstance(meta, Meta) and meta.description), "")
+            name = f"{section}.{field}"
+            settings[name] = Setting(name, annotation, getattr(defaults, field), description)
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The tree and, for each value, its origin: `default`, `config.toml`, a variable's name or `flag`."""
+
+    config: Config
+    origins: Mapping[str, str]
+    path: Path
+
+    def __iter__(self) -> Iterator[tuple[str, object, str]]:
+        """Each setting as (dotted name, value, origin); a secret's value is `set` or `unset`."""
+        for name, origin in self.origins.items():
+            section, field = name.split(".")
+            yield name, masked(name, getattr(getattr(self.config, section), field)), origin
+
+
+def masked(name: str, value: object) -> object:
+    """`value` as it may be shown: of a secret only whether it is set."""
+    if name not in SECRETS:
+        return value
+    return "unset" if value is None else "set"
+
+
+def load(
+    flags: Mapping[str, object] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    path: Path | None = None,
+) -> Settings:
+    """Read all sources. `flags` are dotted names, None meaning absent; `path` is a `config.toml` that must exist.
+
+    An empty environment variable counts as absent. Raises `ConfigError`.
+    """
+    environ = os.environ if environ is None else environ
+    known = catalogue()
+    named = path or (Path(environ[_CONFIG_VARIABLE]) if environ.get(_CONFIG_VARIABLE) else None)
+    file = named or _default_path()
+    values: dict[str, tuple[object, str]] = {name: (setting.default, "default") for name, setting in known.items()}
+    for name, value in _from_toml(file, known, must_exist=named is not None).items():
+        values[name] = (_converted(known[name], value, str(file), strict=True), "config.toml")
+    for name, variable, text in _from_environment(environ, known):
+        values[name] = (_converted(known[name], _split(known[name], text), variable, strict=False), variable)
+    for name, value in (flags or {}).items():
+        if name not in known:
+            raise ConfigError(f"unknown setting `{name}`", _nearest(name, known))
+        if value is not None:
+            values[name] = (_converted(known[name], value, "the command line", strict=False), "flag")
+    return Settings(_tree(values), MappingProxyType({name: origin for name, (_, origin) in values.items()}), file)
+
+
+def resolve_key(auth: Auth) -> str | None:
+    """The key that callers must present, or None when there is none. Raises `ConfigError` for one that is not safe."""
+    if auth.api_key is not None:
+        key, origin = auth.api_key, "auth.api_key"
+    elif auth.key_file is not None:
+        key, origin = _key_from_file(auth.key_file), f"auth.key_file ({auth.key_file})"
+    else:
+        return None
+    hint = "make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+    if len(key) < MIN_KEY_LENGTH:
+        raise ConfigError(f"{origin}: a key needs at least {MIN_KEY_LENGTH} characters", hint)
+    if not all("!" <= character <= "~" for character in key):
+        raise ConfigError(f"{origin}: a key may hold only visible ASCII characters and no spaces", hint)
+    return key
+
+
+def _key_from_file(file: Path) -> str:
+    try:
+        mode = file.stat().st_mode
+        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError(f"auth.key_file: others may read {file}", f"chmod 600 {file}")
+        with file.open(encoding="utf-8") as lines:
+            return lines.readline(_LONGEST_KEY_LINE).strip()
+    except OSError as error:
+        raise ConfigError(f"auth.key_file: cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"auth.key_file: {file} is not text") from None
+
+
+def _default_path() -> Path:
+    from platformdirs import user_config_path  # not needed for `--help`
+
+    return user_config_path("ocserve") / "config.toml"
+
+
+def _from_toml(file: Path, known: Mapping[str, Setting], *, must_exist: bool) -> dict[str, object]:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"{file} does not exist", f"it is named by a flag or by {_CONFIG_VARIABLE}") from None
+        return {}
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from None
+    sections = {name.split(".")[0] for name in known}
+    values: dict[str, object] = {}
+    for section, table in document.items():
+        if section not in sections:
+            raise ConfigError(f"{file}: unknown section [{section}]", _nearest(section, sections))
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: `{section}` must be a table, written [{section}]")
+        for field, value in table.items():
+            name = f"{section}.{field}"
+            if name not in known:
+                raise ConfigError(f"{file}: unknown setting `{name}`", _nearest(name, known))
+            values[name] = value
+    return values
+
+
+def _from_environment(environ: Mapping[str, str], known: Mapping[str, Setting]) -> Iterator[tuple[str, str, str]]:
+    """(setting, variable, text) of each variable that is set, the stronger of two for one setting last."""
+    ours = {setting.variable: name for name, setting in known.items()}
+    accepted = {**_FURTHER_VARIABLES, **ours}
+    for variable in environ:
+        if variable.startswith("OCSERVE_") and variable not in accepted and variable != _CONFIG_VARIABLE:
+            candidates = [name for name in accepted if name.startswith("OCSERVE_")]
+            raise ConfigError(f"unknown environment variable {variable}", _nearest(variable, candidates))
+    for variable, name in accepted.items():
+        if text := environ.get(variable, "").strip():
+            yield name, variable, text
+
+
+def _is_tuple(setting: Setting) -> bool:
+    return get_origin(get_args(setting.type)[0]) is tuple
+
+
+def _split(setting: Setting, text: str) -> object:
+    """A list is written with commas in the environment."""
+    if not _is_tuple(setting):
+        return text
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _converted(setting: Setting, value: object, origin: str, *, strict: bool) -> object:
+    """`value` as the setting's type. `strict` False takes text for numbers and truth values."""
+    try:
+        converted: object = msgspec.convert(value, setting.type, strict=strict, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"{setting.name} from {origin}: {_expectation(setting, error)}", setting.description
+        ) from None
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ConfigError(f"{setting.name} from {origin}: expected a finite number", setting.description)
+    return converted
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value).expanduser()
+    raise ValueError("Expected `str`")
+
+
+def _expectation(setting: Setting, error: msgspec.ValidationError) -> str:
+    """What was expected, without the value: it may be a secret in the wrong place."""
+    choices = get_args(get_args(setting.type)[0])
+    if get_origin(get_args(setting.type)[0]) is Literal:
+        return "expected one of " + ", ".join(choices)
+    text = str(error).replace(", got `str`", "")  # all of the environment is text
+    return text[:1].lower() + text[1:]
+
+
+def _tree(values: Mapping[str, tuple[object, str]]) -> Config:
+    sections: dict[str, dict[str, object]] = {}
+    for name, (value, _) in values.items():
+        section, field = name.split(".")
+        sections.setdefault(section, {})[field] = value
+    branches = get_type_hints(Config)
+    return Config(**{section: branches[section](**fields) for section, fields in sections.items()})
+
+
+def _nearest(name: str, candidates: Mapping[str, object] | set[str] | list[str]) -> str | None:
+    from difflib import get_close_matches  # only on the way to an error
+
+    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"did you mean `{matches[0]}`?" if matches else "`ocserve config show` lists every setting"
+
+
+def engine_environment() -> dict[str, str]:
+    """The environment for the engine process: ours without the secrets."""
+    secrets = {setting.variable for setting in catalogue().values() if setting.is_secret}
+    secrets |= {variable for variable, name in _FURTHER_VARIABLES.items() if name in SECRETS}
+    return {variable: text for variable, text in os.environ.items() if variable not in secrets}

@@ -73,6 +73,14 @@ class ApiError(Exception):
             retry_after_s=self.retry_after_s,
         )
 
+    @staticmethod
+    def from_info(info: ErrorInfo) -> ApiError:
+        """An error that came from the engine's wire, ready to be raised."""
+        error = ApiError(info.message, param=info.param, code=info.code, retry_after_s=info.retry_after_s)
+        error.status = info.status
+        error.type = info.type
+        return error
+
 
 class InvalidRequest(ApiError):
     """A field is missing, malformed, out of range or not supported; `param` is its exact path."""

@@ -87,7 +87,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     llama_cpp: str
     has_chat_template: bool
     load_s: float
-    warnings: tuple[str, ...] = ()
+    chat_template_problem: str | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):

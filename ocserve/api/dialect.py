@@ -1,0 +1,72 @@
+"""What every dialect is: a pure codec between a vendor's wire format and the vocabulary.
+
+A dialect is a module that has `parse`, `encoder` and `error_body`. It holds no state, awaits nothing and opens nothing;
+the HTTP layer owns sockets, headers and SSE bytes, the service owns the request's life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ocserve.errors import ErrorInfo
+from ocserve.generation import GenerateEvent, GenerateRequest
+from ocserve.modelcard import ServedModel
+
+Models = Callable[[str], ServedModel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """A request understood. `ignored` names the parameters that were accepted and have no effect."""
+
+    request: GenerateRequest
+    model: ServedModel
+    stream: bool
+    ignored: tuple[str, ...] = ()
+    include_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What an answer repeats: a bare id (each dialect adds its prefix), the model's id, the Unix time in seconds."""
+
+    id: str
+    model: str
+    created: int
+    include_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One server-sent event; `event` is its name in the dialects that have one."""
+
+    data: bytes
+    event: str | None = None
+
+
+class Encoder(Protocol):
+    """One reply's encoder: events in, frames or one whole answer out."""
+
+    def open(self) -> Sequence[Frame]:
+        """What a stream says as soon as its headers are out."""
+
+    def event(self, event: GenerateEvent) -> Sequence[Frame]:
+        """What a stream says about `event`; the frames of the last event end the stream."""
+
+    def complete(self, events: Sequence[GenerateEvent]) -> bytes:
+        """The whole answer, from all events up to `Finished`."""
+
+
+class Dialect(Protocol):
+    """A vendor's wire format. Modules fulfil it."""
+
+    def parse(self, body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
+        """The request in `body`; raises `ApiError` with the exact path of what is wrong."""
+
+    def encoder(self, reply: Reply) -> Encoder:
+        """A fresh encoder for one reply."""
+
+    def error_body(self, info: ErrorInfo) -> bytes:
+        """The body of an error answer."""

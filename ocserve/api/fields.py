@@ -1,0 +1,318 @@
+"""Parameters as data: what each is, what it may be, and what is done with it.
+
+A dialect declares its parameters in one table of `Field`s; `read` checks a request against it and is the only place
+that decides what happens to a parameter. The same table is what the documentation and the tests list. Messages carry
+parameter names, bounds and numbers, never text that a client sent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from ocserve.api.json_body import NAME
+from ocserve.errors import InvalidRequest
+
+Value = TypeVar("Value")
+Reader = Callable[[object, str], object]
+ParameterClass = Literal["effective", "advisory", "unsupported"]
+
+MAX_STOPS = 4
+MAX_STOP_BYTES = 256
+MAX_BIASES = 1024
+MAX_TOKEN_ID = 2**24  # the largest vocabularies known have 262,144 entries; the engine checks against its own
+_INT64 = 2**63
+_JSON_TYPES = {
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One parameter.
+
+    effective: `reader` makes its value, which the engine honours. advisory: checked, accepted, reported as ignored.
+    unsupported: only a value in `neutral` (one that asks for nothing) is accepted; `reader` checks the type first.
+    """
+
+    name: str
+    kind: ParameterClass
+    reader: Reader | None = None
+    neutral: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One row of the published table."""
+
+    name: str
+    kind: ParameterClass
+    accepted: str
+
+
+class Values:
+    """The parameters of one request after `read`: absent ones and nulls are not in it."""
+
+    def __init__(self, values: dict[str, Any], ignored: tuple[str, ...]) -> None:
+        self._values = values
+        self.ignored = ignored
+
+    def get(self, name: str, kind: type[Value]) -> Value | None:
+        """The value of `name`, if the request has one."""
+        value = self._values.get(name)
+        assert value is None or isinstance(value, kind)
+        return value
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+
+def published(table: Iterable[Field]) -> tuple[Parameter, ...]:
+    """The table as documentation shows it."""
+    return tuple(
+        Parameter(
+            field.name,
+            field.kind,
+            ", ".join(map(_shown, field.neutral)) if field.neutral else getattr(field.reader, "shown", "null"),
+        )
+        for field in table
+    )
+
+
+def _shown(value: object) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def read(source: dict[str, object], table: dict[str, Field], *, refuse_unknown: bool, path: str = "") -> Values:
+    """Check every parameter of `source`. `path` prefixes names inside an object."""
+    values: dict[str, Any] = {}
+    ignored: list[str] = []
+    for name, value in source.items():
+        field = table.get(name)
+        where = f"{path}.{name}" if path else name
+        if field is None:
+            if refuse_unknown:
+                raise unknown(name, path, table)
+            if NAME.fullmatch(where):
+                ignored.append(where)
+            continue
+        if value is None:
+            continue
+        made = field.reader(value, where) if field.reader else value
+        if field.kind == "unsupported" or field.neutral:
+            _require_neutral(value, field, where)
+        if field.kind == "advisory":
+            ignored.append(where)
+        elif field.kind == "effective":
+            values[name] = made
+    return Values(values, tuple(ignored))
+
+
+def _require_neutral(value: object, field: Field, where: str) -> None:
+    if any(type(value) is type(neutral) and value == neutral for neutral in field.neutral):
+        return
+    accepted = " or ".join(map(_shown, (*field.neutral, "null")))
+    raise InvalidRequest(
+        f"Unsupported value: '{where}' is not supported here with this value. Accepted: {accepted}.",
+        param=where,
+        code="unsupported_parameter",
+    )
+
+
+def unknown(name: str, path: str, known: Iterable[str]) -> InvalidRequest:
+    """The refusal of a parameter that no table has, with the nearest known name."""
+    if not NAME.fullmatch(name):
+        return InvalidRequest(
+            "The request has a parameter whose name is not known.", param=path or None, code="unknown_parameter"
+        )
+    where = f"{path}.{name}" if path else name
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return InvalidRequest(f"Unknown parameter: '{where}'.{hint}", param=where, code="unknown_parameter")
+
+
+def missing(where: str) -> InvalidRequest:
+    """The refusal of a request without a required parameter."""
+    return InvalidRequest(f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter")
+
+
+def unsupported(where: str, what: str) -> InvalidRequest:
+    """The refusal of something that is understood and not offered."""
+    return InvalidRequest(f"'{where}': {what}", param=where, code="unsupported_parameter")
+
+
+def wrong_type(where: str, expected: str, value: object) -> InvalidRequest:
+    """The refusal of a value of another JSON type."""
+    got = _JSON_TYPES.get(type(value), "null")
+    return InvalidRequest(
+        f"Invalid type for '{where}': expected {expected}, but got {got} instead.", param=where, code="invalid_type"
+    )
+
+
+def _out_of_range(kind: str, where: str, value: float, sign: str, bound: float) -> InvalidRequest:
+    side, code = ("above maximum", "above_max_value") if "<" in sign else ("below minimum", "below_min_value")
+    return InvalidRequest(
+        f"Invalid '{where}': {kind} {side} value. Expected a value {sign} {bound}, but got {value} instead.",
+        param=where,
+        code=f"{kind}_{code}",
+    )
+
+
+def _described(reader: Reader, shown: str) -> Reader:
+    reader.shown = shown  # type: ignore[attr-defined]
+    return reader
+
+
+def number(low: float, high: float, *, above_low: bool = False) -> Reader:
+    """A decimal within bounds; `above_low` leaves the lower bound itself out."""
+
+    def reader(value: object, where: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong_type(where, "a decimal", value)
+        if not math.isfinite(value):
+            raise InvalidRequest(f"Invalid '{where}': the number is out of range.", param=where)
+        if value > high:
+            raise _out_of_range("decimal", where, value, "<=", high)
+        if value < low or (above_low and value == low):
+            raise _out_of_range("decimal", where, value, ">" if above_low else ">=", low)
+        return float(value)
+
+    return _described(reader, f"{'above ' if above_low else ''}{low:g} to {high:g}")
+
+
+def integer(low: int, high: int) -> Reader:
+    """An integer within bounds; neither a boolean nor a decimal is one."""
+
+    def reader(value: object, where: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise wrong_type(where, "an integer", value)
+        if value > high:
+            raise _out_of_range("integer", where, value, "<=", high)
+        if value < low:
+            raise _out_of_range("integer", where, value, ">=", low)
+        return value
+
+    return _described(reader, f"integer {low} to {high}")
+
+
+def int64() -> Reader:
+    """Any signed 64-bit integer."""
+    return integer(-_INT64, _INT64 - 1)
+
+
+def boolean() -> Reader:
+    """True or false."""
+
+    def reader(value: object, where: str) -> bool:
+        if not isinstance(value, bool):
+            raise wrong_type(where, "a boolean", value)
+        return value
+
+    return _described(reader, "boolean")
+
+
+def string(max_bytes: int, *, empty: bool = True) -> Reader:
+    """A string of bounded length in UTF-8."""
+
+    def reader(value: object, where: str) -> str:
+        if not isinstance(value, str):
+            raise wrong_type(where, "a string", value)
+        if not value and not empty:
+            raise InvalidRequest(f"Invalid '{where}': empty string.", param=where, code="empty_string")
+        size = len(value.encode())
+        if size > max_bytes:
+            raise InvalidRequest(
+                f"Invalid '{where}': string too long. Expected at most {max_bytes} bytes, but got {size} instead.",
+                param=where,
+                code="string_above_max_length",
+            )
+        return value
+
+    return _described(reader, f"string of at most {max_bytes} bytes")
+
+
+def array(value: object, where: str, low: int, high: int) -> list[object]:
+    """`value` as an array of `low` to `high` elements."""
+    if not isinstance(value, list):
+        raise wrong_type(where, "an array", value)
+    if len(value) < low or len(value) > high:
+        short = len(value) < low
+        size, bound = ("short", f"at least {low}") if short else ("long", f"at most {high}")
+        raise InvalidRequest(
+            f"Invalid '{where}': array too {size}. Expected {bound} elements, but got {len(value)} instead.",
+            param=where,
+            code=f"array_{'below_min' if short else 'above_max'}_length",
+        )
+    return value
+
+
+def mapping(value: object, where: str) -> dict[str, object]:
+    """`value` as an object."""
+    if not isinstance(value, dict):
+        raise wrong_type(where, "an object", value)
+    return value
+
+
+def items(max_items: int) -> Reader:
+    """An array whose elements are not looked at."""
+
+    def reader(value: object, where: str) -> list[object]:
+        return array(value, where, 0, max_items)
+
+    return _described(reader, f"array of at most {max_items}")
+
+
+def pairs(max_pairs: int) -> Reader:
+    """An object whose values are not looked at."""
+
+    def reader(value: object, where: str) -> dict[str, object]:
+        found = mapping(value, where)
+        if len(found) > max_pairs:
+            raise InvalidRequest(
+                f"Invalid '{where}': too many properties. Expected at most {max_pairs}, but got {len(found)} instead.",
+                param=where,
+                code="object_above_max_properties",
+            )
+        return found
+
+    return _described(reader, f"object of at most {max_pairs} properties")
+
+
+def stop_strings() -> Reader:
+    """One string or up to four, as a tuple."""
+    one = string(MAX_STOP_BYTES, empty=False)
+
+    def reader(value: object, where: str) -> tuple[object, ...]:
+        if isinstance(value, str):
+            return (one(value, where),)
+        if not isinstance(value, list):
+            raise wrong_type(where, "a string or an array of strings", value)
+        return tuple(one(item, f"{where}[{index}]") for index, item in enumerate(array(value, where, 0, MAX_STOPS)))
+
+    return _described(reader, f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_BYTES} bytes")
+
+
+def logit_biases() -> Reader:
+    """Token id to bias."""
+    bias = number(-100, 100)
+
+    def reader(value: object, where: str) -> dict[int, object]:
+        found: dict[int, object] = {}
+        for key, item in pairs(MAX_BIASES)(value, where).items():  # type: ignore[attr-defined]
+            # Decimal digits only: int() would also take " 5", "+5", "5_0" and other scripts' digits.
+            if not (key.isascii() and key.isdigit() and len(key) <= 8 and int(key) < MAX_TOKEN_ID):
+                raise InvalidRequest(
+                    f"Invalid key in '{where}': keys are token ids.", param=where, code="invalid_token_id"
+                )
+            found[int(key)] = bias(item, f"{where}.{key}")
+        return found
+
+    return _described(reader, f"object of at most {MAX_BIASES} token ids with -100 to 100")

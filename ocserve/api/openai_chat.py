@@ -1,0 +1,128 @@
+"""OpenAI's chat completions: request, chunks, whole answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ocserve.api import fields, json_body, openai_sampling, openai_wire
+from ocserve.api.dialect import Frame, Models, Parsed, Reply
+from ocserve.api.fields import Field
+from ocserve.api.openai_messages import MAX_MESSAGES, MessageReader
+from ocserve.api.openai_wire import error_body
+from ocserve.generation import ChatPrompt, Failed, Finished, GenerateEvent, GenerateRequest, TextDelta
+
+__all__ = ["PARAMETERS", "encoder", "error_body", "parse"]
+
+PARAMETERS: tuple[Field, ...] = (
+    Field("messages", "effective", fields.items(MAX_MESSAGES)),
+    *openai_sampling.SHARED,
+    Field("max_completion_tokens", "effective", fields.integer(1, 2**31 - 1)),
+    Field("parallel_tool_calls", "advisory", fields.boolean()),
+    Field("include_reasoning", "advisory", fields.boolean()),
+    Field("logprobs", "unsupported", fields.boolean(), neutral=(False,)),
+    Field("top_logprobs", "unsupported", fields.integer(0, 20), neutral=(0,)),
+    Field("tools", "unsupported", fields.items(128), neutral=([],)),
+    Field("tool_choice", "unsupported", neutral=("none", "auto")),
+    Field("functions", "unsupported", fields.items(128), neutral=([],)),
+    Field("function_call", "unsupported", neutral=("none", "auto")),
+    Field("response_format", "unsupported", fields.pairs(8), neutral=({"type": "text"},)),
+    Field("structured_outputs", "unsupported", neutral=(False,)),
+    Field("modalities", "unsupported", fields.items(8), neutral=(["text"],)),
+    Field("audio", "unsupported"),
+    Field("prediction", "unsupported"),
+    Field("reasoning", "unsupported", fields.pairs(8), neutral=({}, {"enabled": False}, {"effort": "none"})),
+    Field("reasoning_effort", "unsupported", fields.string(64), neutral=("none",)),
+    Field("verbosity", "unsupported", fields.string(64), neutral=("medium",)),
+    Field("web_search_options", "unsupported"),
+    Field("moderation", "unsupported"),
+)
+_TABLE = {field.name: field for field in PARAMETERS}
+
+
+def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
+    """The chat request in `body`."""
+    values = fields.read(json_body.decode(body), _TABLE, refuse_unknown=refuse_unknown)
+    options = openai_sampling.stream_options(values, refuse_unknown=refuse_unknown)
+    messages = values.get("messages", list)
+    if messages is None:
+        raise fields.missing("messages")
+    reader = MessageReader(refuse_unknown=refuse_unknown)
+    turns = reader.read(messages)
+    model = openai_sampling.model_of(values, models)
+    request = GenerateRequest(
+        request_id="",
+        model=model.id,
+        prompt=ChatPrompt(messages=turns),
+        sampling=openai_sampling.sampling(values, model),
+        max_tokens=openai_sampling.output_limit(values, model),
+        stop=values.get("stop", tuple) or (),
+        deadline_s=model.wall_clock_s,
+    )
+    return Parsed(
+        request=request,
+        model=model,
+        stream=values.get("stream", bool) or False,
+        ignored=(*values.ignored, *options.ignored, *reader.ignored),
+        include_usage=options.get("include_usage", bool) or False,
+    )
+
+
+class ChatEncoder:
+    """One reply. Role once, text, finish reason, usage with no choices, `[DONE]`; nothing follows an error."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._head: dict[str, object] = {
+            "id": f"chatcmpl-{reply.id}",
+            "object": "chat.completion.chunk",
+            "created": reply.created,
+            "model": reply.model,
+        }
+        self._tail: dict[str, object] = {"usage": None} if reply.include_usage else {}
+
+    def open(self) -> Sequence[Frame]:
+        """The chunk that carries the role: SDKs concatenate a repeated one."""
+        return (self._chunk({"role": "assistant", "content": "", "refusal": None}, None),)
+
+    def event(self, event: GenerateEvent) -> Sequence[Frame]:
+        """The chunks of one event."""
+        match event:
+            case TextDelta(text=text) if text:
+                return (self._chunk({"content": text}, None, event.index),)
+            case Finished(reason=reason, usage=usage, index=index):
+                counts = {**self._head, "choices": [], "usage": openai_wire.usage(usage)}
+                return (
+                    self._chunk({}, openai_wire.FINISH_REASONS[reason], index),
+                    Frame(openai_wire.dumps(counts)),
+                    Frame(openai_wire.DONE),
+                )
+            case Failed(error=error):
+                return (Frame(error_body(error)),)
+            case _:
+                return ()
+
+    def complete(self, events: Sequence[GenerateEvent]) -> bytes:
+        """The whole answer."""
+        finished = events[-1]
+        assert isinstance(finished, Finished)
+        message = {
+            "role": "assistant",
+            "content": "".join(event.text for event in events if isinstance(event, TextDelta)),
+            "refusal": None,
+        }
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": openai_wire.FINISH_REASONS[finished.reason],
+        }
+        answer = {"object": "chat.completion", "choices": [choice], "usage": openai_wire.usage(finished.usage)}
+        return openai_wire.dumps({**self._head, **answer})
+
+    def _chunk(self, delta: dict[str, object], finish_reason: str | None, index: int = 0) -> Frame:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return Frame(openai_wire.dumps({**self._head, "choices": [choice], **self._tail}))
+
+
+def encoder(reply: Reply) -> ChatEncoder:
+    """A fresh encoder for one reply."""
+    return ChatEncoder(reply)

@@ -1,0 +1,133 @@
+"""How much memory a model needs, how much this machine has, and which model follows from the two.
+
+All figures are estimates that err upward: they decide what is offered, the engine measures what is true.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import psutil  # type: ignore[import-untyped]
+
+from ocserve import config
+from ocserve.catalog import cards, hub
+from ocserve.catalog.gguf import GgufHeader
+from ocserve.catalog.references import HubReference
+from ocserve.catalog.store import Store
+from ocserve.modelcard import ModelCard, Variant
+
+FIXED_BYTES = 256 * 1024 * 1024  # process, graph, logits
+CACHE_VALUE_BYTES = 2  # F16
+# A 135M model prefills at 403 tokens/s on two cores, 27 G weights/s a core; 40 tokens/s is about where waiting for a
+# page of prompt becomes unpleasant. That leaves 0.7 G weights a core.
+WEIGHTS_PER_CORE = 700_000_000
+MOST_WEIGHTS = 4_500_000_000
+MEMORY_SHARE = 0.6  # of what is available now, so that the machine stays usable
+# A model that nobody chose by name comes under terms that ask for nothing.
+OPEN_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause"})
+
+
+class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Main memory that this process can use, with a container's limit taken into account."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+def host_memory() -> HostMemory:
+    """Main memory now."""
+    memory = psutil.virtual_memory()
+    limit = _container_limit(Path("/sys/fs/cgroup"))
+    if limit is None:
+        return HostMemory(total_bytes=memory.total, available_bytes=memory.available)
+    total, left = limit
+    return HostMemory(total_bytes=min(total, memory.total), available_bytes=min(left, memory.available))
+
+
+def memory_needed(model: GgufHeader | ModelCard, size_bytes: int, pool_tokens: int) -> int:
+    """Bytes for weights of `size_bytes`, a KV pool of `pool_tokens` and the buffers around them."""
+    return size_bytes + size_bytes // 20 + cache_bytes_per_token(model) * pool_tokens + FIXED_BYTES
+
+
+def cache_bytes_per_token(model: GgufHeader | ModelCard) -> int:
+    """KV memory of one token: exact for plain attention from a header, an upper estimate from a card."""
+    if isinstance(model, GgufHeader):
+        width = model.head_count_kv * (model.key_length + model.value_length)
+        return model.block_count * width * CACHE_VALUE_BYTES
+    # Fitted above SmolLM2 135M (23 kB), Llama 3.2 3B (115 kB), Qwen3 8B (147 kB) and Qwen3 32B (262 kB).
+    return int(80_000 * (model.parameters / 1e9) ** 0.45)
+
+
+def pool_tokens_of(card: ModelCard) -> int:
+    """KV cells that the card's defaults ask for."""
+    return card.defaults.pool_tokens or card.defaults.context * card.defaults.parallel
+
+
+def fits(card: ModelCard, variant: Variant, memory: HostMemory) -> bool:
+    """Whether the variant, served by the card's defaults, leaves the machine usable."""
+    needed = memory_needed(card, variant.size_bytes, pool_tokens_of(card))
+    return needed <= memory.available_bytes * MEMORY_SHARE
+
+
+def best_for_this_machine(
+    known: Iterable[ModelCard], memory: HostMemory | None = None, cores: int | None = None
+) -> tuple[ModelCard, Variant]:
+    """The largest openly licensed chat model that fits and answers at a sensible speed on the processor alone.
+
+    Models that reason before they answer are left to those who ask for them: on a processor the wait is long. Where
+    nothing fits, the smallest chat model is the answer.
+    """
+    memory = memory or host_memory()
+    most = min(MOST_WEIGHTS, WEIGHTS_PER_CORE * (cores or psutil.cpu_count(logical=False) or os.cpu_count() or 1))
+    chat = [card for card in known if "chat" in card.capabilities and card.license in OPEN_LICENSES]
+    plain = [card for card in chat if not {"reasoning", "vision"} & set(card.capabilities)]
+    suitable = [card for card in plain if card.parameters <= most and fits(card, card.variants[0], memory)]
+    if suitable:
+        best = max(suitable, key=lambda card: (card.parameters, card.released or ""))
+    else:
+        best = min(chat, key=lambda card: card.parameters)
+    return best, best.variants[0]
+
+
+def choose_default(settings: config.Store, say: Callable[[str], None]) -> str:
+    """The reference that `ocserve run` serves when none is named; says what will be downloaded and why.
+
+    1. The best model for this machine, if it is installed.
+    2. Otherwise the largest installed chat model that fits.
+    3. Otherwise the best model, if the hub offers it within `hub_timeout_s`.
+    4. Otherwise SmolLM2 135M, which is on the package index too.
+    """
+    memory = host_memory()
+    best, variant = best_for_this_machine(cards.load_cards(), memory)
+    installed = [model for model in Store(settings).installed() if "chat" in model.card.capabilities]
+    if any(model.name == best.name for model in installed):  # 1
+        return best.name
+    fitting = [
+        model
+        for model in installed
+        if memory_needed(model.header, model.size_bytes, pool_tokens_of(model.card)) <= memory.available_bytes
+    ]
+    if fitting:  # 2
+        return max(fitting, key=lambda model: model.header.parameters).name
+    if best.name != cards.DEFAULT_NAME and variant.hub is not None:
+        place = HubReference(variant.hub.repo, variant.quantisation, variant.hub.file, variant.hub.revision)
+        if hub.reachable(place, settings):  # 3
+            say(f"{best.title} fits this machine; {variant.size_bytes / 1e9:.2f} GB will be downloaded from the hub")
+            return best.name
+        say(f"the hub does not answer within {settings.hub_timeout_s:g} s")
+    small = next(card for card in cards.load_cards() if card.name == cards.DEFAULT_NAME)  # 4
+    say(f"{small.title}, {small.variants[0].size_bytes / 1e6:.0f} MB, will be downloaded")
+    return small.name
+
+
+def _container_limit(group: Path) -> tuple[int, int] | None:
+    """(limit, what is left of it) under cgroup v2; None where there is no limit or no such thing."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None
+    return (int(limit), max(int(limit) - used, 0)) if limit.isdecimal() else None

@@ -1,0 +1,92 @@
+"""Messages as the plain data that chat templates of the Hugging Face convention read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ocserve.generation import Message
+
+_MAX_ARGUMENT_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """What a template expects where the convention leaves room; found by trying at load."""
+
+    knows_developer: bool = True
+    arguments_as_object: bool = True
+    null_content_of_calls: bool = False
+
+
+def template_messages(
+    messages: tuple[Message, ...], convention: Convention, rewrite: Callable[[str], str]
+) -> list[dict[str, object]]:
+    """One dict per message, with every string that a client wrote passed through `rewrite`."""
+    return [_message(message, convention, rewrite) for message in messages]
+
+
+def _message(message: Message, convention: Convention, rewrite: Callable[[str], str]) -> dict[str, object]:
+    role = message.role
+    if role == "developer" and not convention.knows_developer:
+        role = "system"
+    fields: dict[str, object] = {"role": role, "content": rewrite(message.content)}
+    if message.name is not None:
+        fields["name"] = rewrite(message.name)
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = rewrite(message.tool_call_id)
+    if message.tool_calls:
+        if convention.null_content_of_calls and not message.content:
+            fields["content"] = None
+        fields["tool_calls"] = [
+            {
+                "type": "function",
+                "id": rewrite(call.id),
+                "function": {
+                    "name": rewrite(call.name),
+                    "arguments": _arguments(call.arguments, convention, rewrite),
+                },
+            }
+            for call in message.tool_calls
+        ]
+    return fields
+
+
+def _arguments(text: str, convention: Convention, rewrite: Callable[[str], str]) -> object:
+    # What does not survive a round trip (NaN, lone surrogates, absurd depth) stays the text that the client sent.
+    if not convention.arguments_as_object:
+        return rewrite(text)
+    try:
+        parsed = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if not isinstance(parsed, dict):
+            return rewrite(text)
+        if "\\u" in text:
+            json.dumps(parsed, ensure_ascii=False).encode()
+        return _rewrite_all(parsed, rewrite, _MAX_ARGUMENT_DEPTH)
+    except (ValueError, RecursionError):
+        return rewrite(text)
+
+
+def _rewrite_all(value: object, rewrite: Callable[[str], str], depth: int) -> object:
+    if depth == 0:
+        raise ValueError("arguments are nested too deeply")
+    if isinstance(value, str):
+        return rewrite(value)
+    if isinstance(value, dict):
+        return {rewrite(key): _rewrite_all(item, rewrite, depth - 1) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rewrite_all(item, rewrite, depth - 1) for item in value]
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("number out of range")
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

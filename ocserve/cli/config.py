@@ -1,0 +1,53 @@
+"""`ocserve config show`: every setting, its value, and where the value comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group("config")
+def command() -> None:
+    """Show every setting and where it comes from."""
+
+
+@command.command("show")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(as_json: bool) -> None:
+    """Print every setting, its value and its origin. Of secrets only whether they are set."""
+    from ocserve import config
+
+    settings = config.load()
+    known = config.catalogue()
+    if as_json:
+        import msgspec
+
+        rows = {
+            name: {
+                "value": str(value) if isinstance(value, Path) else value,
+                "origin": origin,
+                "variable": known[name].variable,
+                "description": known[name].description,
+            }
+            for name, value, origin in settings
+        }
+        click.echo(msgspec.json.encode({"file": str(settings.path), "settings": rows}))
+        return
+    shown = [(name, _readable(value), origin) for name, value, origin in settings]
+    name_width = max(len(name) for name, _, _ in shown)
+    value_width = min(40, max(len(value) for _, value, _ in shown))
+    click.echo(f"# {settings.path}{'' if settings.path.exists() else ' (does not exist)'}")
+    for name, value, origin in shown:
+        click.echo(f"{name:{name_width}}  {value:{value_width}}  {origin}")
+
+
+def _readable(value: object) -> str:
+    """A value as it could be written in the file; `-` where there is none."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "-"
+    return str(value)

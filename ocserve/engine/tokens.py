@@ -1,0 +1,78 @@
+"""From a prompt to token ids: the chat template's segments, raw text, or ids as they are.
+
+Content never becomes a control token: only scaffolding that the template itself wrote is mapped to control ids, all
+other text goes through the tokenizer with special parsing off. A raw text prompt is scaffolding that the caller wrote,
+so its special tokens are parsed.
+"""
+
+from __future__ import annotations
+
+from ocserve.chat.specials import SpecialToken, SpecialTokens
+from ocserve.chat.template import ChatTemplate
+from ocserve.engine.llama import Vocab
+from ocserve.errors import ContextLengthExceeded, InvalidRequest
+from ocserve.generation import ChatPrompt, GenerateRequest, TextPrompt, TokenPrompt
+
+
+class PromptEncoder:
+    """Encodes prompts for one model; `template` None means that the model cannot chat."""
+
+    def __init__(self, vocab: Vocab, template: str | None, *, context: int) -> None:
+        self._vocab = vocab
+        self._context = context
+        self._specials = SpecialTokens(
+            SpecialToken(text=token.text, id=token.id, kind=token.kind, lstrip=token.lstrip, rstrip=token.rstrip)
+            for token in vocab.marked()
+        )
+        self._template = None
+        if template is not None:
+            self._template = ChatTemplate(
+                template, bos=vocab.text(vocab.bos), eos=vocab.text(vocab.eos), specials=self._specials
+            )
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether chat messages can be rendered."""
+        return self._template is not None
+
+    def encode(self, request: GenerateRequest) -> tuple[int, ...]:
+        """The prompt's ids; raises `InvalidRequest` where it cannot be rendered or does not fit the context."""
+        match request.prompt:
+            case ChatPrompt(messages=messages):
+                field = "messages"
+                if self._template is None:
+                    raise InvalidRequest("This model has no chat template; use /v1/completions.", param=field)
+                ids = self._with_bos(self._specials.encode(self._template.render(messages), self._plain))
+            case TextPrompt(text=text):
+                field = "prompt"
+                ids = self._with_bos(self._vocab.tokenize(text, parse_special=True))
+            case TokenPrompt(tokens=tokens):
+                field = "prompt"
+                ids = self._checked(tokens)
+        if not ids:
+            raise InvalidRequest("The prompt is empty and this model has no token to begin with.", param=field)
+        if len(ids) >= self._context:
+            raise ContextLengthExceeded(limit=self._context, prompt_tokens=len(ids), param=field)
+        for token in request.sampling.logit_bias:
+            if token >= self._vocab.size:
+                raise InvalidRequest(
+                    f"Token {token} is outside this model's vocabulary of {self._vocab.size}.", param="logit_bias"
+                )
+        return tuple(ids)
+
+    def _plain(self, text: str) -> list[int]:
+        return self._vocab.tokenize(text, parse_special=False)
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        bos = self._vocab.bos
+        if bos is not None and (self._vocab.add_bos or not ids) and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids
+
+    def _checked(self, tokens: tuple[int, ...]) -> list[int]:
+        for index, token in enumerate(tokens):
+            if not 0 <= token < self._vocab.size:
+                raise InvalidRequest(
+                    f"Token {token} is outside this model's vocabulary of {self._vocab.size}.", param=f"prompt[{index}]"
+                )
+        return list(tokens)

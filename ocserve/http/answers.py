@@ -1,0 +1,41 @@
+"""Whole JSON answers as ASGI messages. The one place that turns an error into a status, headers and a body."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from starlette.types import Send
+
+from ocserve.errors import ErrorInfo
+
+Header = tuple[bytes, bytes]
+
+
+async def json(send: Send, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
+    """Send `body`, which is JSON already."""
+    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def empty(send: Send, headers: Sequence[Header] = ()) -> None:
+    """Send 204, which has no body."""
+    await send({"type": "http.response.start", "status": 204, "headers": list(headers)})
+    await send({"type": "http.response.body"})
+
+
+async def error(send: Send, info: ErrorInfo, render: Callable[[ErrorInfo], bytes]) -> None:
+    """Send `info` in the shape that `render` gives it."""
+    await json(send, info.status, render(info), error_headers(info))
+
+
+def error_headers(info: ErrorInfo) -> list[Header]:
+    """What an error says in headers. Clients obey `Retry-After` in whole seconds; `retry-after-ms` is finer."""
+    headers: list[Header] = []
+    if info.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if info.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(info.retry_after_s))))
+        headers.append((b"retry-after-ms", b"%d" % math.ceil(info.retry_after_s * 1000)))
+    return headers

@@ -1,0 +1,54 @@
+"""The ASGI application: the guards, outermost first, around the routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ocserve import config
+from ocserve.accounts.keys import KeyRing
+from ocserve.http.auth import Auth
+from ocserve.http.edge.access import Access
+from ocserve.http.edge.body import BodyLimits
+from ocserve.http.edge.content import JsonOnly
+from ocserve.http.edge.framing import Framing
+from ocserve.http.edge.host import HostAllowlist
+from ocserve.http.edge.json_depth import JsonDepth
+from ocserve.http.edge.origin import OriginAllowlist
+from ocserve.http.edge.proxy import ProxyGuard
+from ocserve.http.edge.routing import RouteExists
+from ocserve.http.exchange import Exchange
+from ocserve.http.route_table import RouteTable
+from ocserve.http.routes import routes
+from ocserve.service import Service
+
+Guard = Callable[[ASGIApp], ASGIApp]
+
+
+def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
+    """The whole server as a value."""
+    table = RouteTable(routes(service, settings))
+    guards: tuple[Guard, ...] = (
+        lambda app: Access(app, table),
+        Framing,
+        lambda app: HostAllowlist(app, settings),
+        lambda app: OriginAllowlist(app, settings.cors_origins),
+        lambda app: ProxyGuard(app, settings.trusted_proxies, has_key=keys.has_key),
+        lambda app: Auth(app, keys),
+        RouteExists,
+        JsonOnly,
+        lambda app: BodyLimits(app, settings.max_body_bytes, settings.body_timeout_s),
+        lambda app: JsonDepth(app, settings.max_json_depth),
+    )
+    app: ASGIApp = _endpoint
+    for guard in reversed(guards):
+        app = guard(app)
+    return app
+
+
+async def _endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+    """The route that was found, inside all guards."""
+    route = Exchange.of(scope).match.route
+    assert route is not None
+    await route.endpoint(scope, receive, send)

@@ -1,0 +1,57 @@
+"""Who calls: one extractor for every place a credential may stand in, one question to the key ring.
+
+Every route needs a caller unless the route list says `public`; unknown paths need one too. Nothing else of a request
+has been looked at when a bad key is refused.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ocserve.accounts.keys import KeyRing
+from ocserve.errors import AuthenticationFailed
+from ocserve.http.exchange import Exchange, header_values
+
+_HEADERS = (b"authorization", b"x-api-key", b"x-goog-api-key")
+
+
+class Auth:
+    """Identifies the caller."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        route = exchange.match.route
+        try:
+            exchange.caller = self._keys.identify(credential(scope), exchange.local)
+            exchange.trace.key_id = exchange.caller.key_id
+        except AuthenticationFailed:
+            if route is None or not route.public:
+                raise
+        await self._app(scope, receive, send)
+
+
+def credential(scope: Scope) -> str | None:
+    """The credential that the request carries; None if it carries none. Two different ones are an attack on the order
+    in which they are read, and so is one header sent twice."""
+    found: set[str] = set()
+    for name in _HEADERS:
+        values = header_values(scope, name)
+        if len(values) > 1:
+            raise AuthenticationFailed("A credential header was sent twice.")
+        for value in values:
+            text = value.decode("latin-1").strip()
+            found.add(_bearer(text) if name == b"authorization" else text)
+    found.discard("")  # clients configured with an empty key send one
+    if len(found) > 1:
+        raise AuthenticationFailed("The request carries two different credentials.")
+    return found.pop() if found else None
+
+
+def _bearer(value: str) -> str:
+    """The token of `Bearer <token>`; another scheme's value is kept whole, and no key equals it."""
+    scheme, _, token = value.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else value

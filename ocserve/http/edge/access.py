@@ -1,0 +1,122 @@
+"""The outermost layer: request id, the one record per request, and the last word on anything that was raised."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import secrets
+import traceback
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ocserve.errors import ApiError, EngineUnavailable, ErrorInfo, InternalError
+from ocserve.http import answers
+from ocserve.http.exchange import ClientGone, Exchange, header_values
+from ocserve.http.route_table import RouteTable
+from ocserve.service import Trace
+from ocserve.telemetry import logs
+
+# Anything else in a client's id could forge a log line or a header.
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_CLIENT_GONE = 499  # nginx's word for it; no client ever sees it
+
+
+class Access:
+    """Gives every request an id and every answer `x-request-id`, and writes one line at the end."""
+
+    def __init__(self, app: ASGIApp, table: RouteTable) -> None:
+        self._app = app
+        self._table = table
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        match = self._table.match(scope["method"], scope["path"])
+        trace = Trace(request_id(scope), match.route.path if match.route else "-")
+        exchange = Exchange(trace, match, local=_from_this_machine(scope))
+        exchange.bind(scope)
+        answer = _Answer(exchange, scope, send)
+        try:
+            await self._run(exchange, scope, receive, answer)
+        finally:
+            logs.request_line(trace.record(answer.status))
+
+    async def _run(self, exchange: Exchange, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        try:
+            await self._app(scope, receive, answer.send)
+        except ApiError as error:
+            await answer.refuse(error.info)
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:
+            await answer.refuse(EngineUnavailable("The server is shutting down.", code="shutting_down").info)
+            raise
+        except Exception as error:  # noqa: BLE001 - the last place that can answer; it is logged, without its message
+            _report(error, exchange)
+            await answer.refuse(InternalError("The server made a mistake. The log has the details.").info)
+
+
+class _Answer:
+    """The outgoing side: adds the exchange's headers, remembers the status."""
+
+    def __init__(self, exchange: Exchange, scope: Scope, send: Send) -> None:
+        self._exchange = exchange
+        self._scope = scope
+        self._send = send
+        self.status = _CLIENT_GONE
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message["headers"], *self._exchange.headers]
+            headers.append((b"x-request-id", self._exchange.trace.request_id.encode()))
+            if _has_body(self._scope) and not self._exchange.body_complete:
+                headers.append((b"connection", b"close"))  # the rest of the body is not wanted
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def refuse(self, info: ErrorInfo) -> None:
+        """Answer with `info` if nothing has been answered yet; else the connection is cut, so nothing looks whole."""
+        self._exchange.trace.error_code = info.code
+        if self.status == _CLIENT_GONE:
+            await answers.error(self.send, info, self._exchange.error_body)
+
+
+def request_id(scope: Scope) -> str:
+    """The client's id if it is harmless, else one of ours."""
+    given = header_values(scope, b"x-request-id")
+    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
+        return given[0].decode()
+    return f"req_{secrets.token_hex(12)}"
+
+
+def _from_this_machine(scope: Scope) -> bool:
+    """Whether the socket's peer is a loopback address; no header has a say in it."""
+    peer = scope.get("client")
+    if not peer:
+        return False
+    try:
+        address = ipaddress.ip_address(peer[0].partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _has_body(scope: Scope) -> bool:
+    return bool(header_values(scope, b"transfer-encoding")) or any(
+        value.strip(b"0") for value in header_values(scope, b"content-length")
+    )
+
+
+def _report(error: Exception, exchange: Exchange) -> None:
+    """Log an unexpected exception by type and place. Its message may quote what the client sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames[-4:]]
+    logs.event(
+        "internal_error",
+        request_id=exchange.trace.request_id,
+        exception=type(error).__name__,
+        where=" > ".join(places),
+    )

@@ -1,0 +1,57 @@
+"""One HTTP request on its way through the guards: what each of them learnt, for those further in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from starlette.types import Scope
+
+from ocserve.accounts.keys import Caller
+from ocserve.api import openai_wire
+from ocserve.errors import ErrorInfo
+from ocserve.http.route_table import Match
+from ocserve.service import Trace
+
+_KEY = "ocserve.exchange"
+Header = tuple[bytes, bytes]
+
+
+class ClientGone(Exception):
+    """The client closed its connection; there is nobody to answer."""
+
+
+class Exchange:
+    """Made by the access record, filled in by the guards.
+
+    `local` starts as: the socket's peer is this machine. Guards may take it away (forwarding header, public Host) and
+    never give it. `headers` are sent with whatever answer this request gets, a refusal included.
+    """
+
+    def __init__(self, trace: Trace, match: Match, *, local: bool) -> None:
+        self.trace = trace
+        self.match = match
+        self.local = local
+        self.caller: Caller | None = None
+        self.headers: list[Header] = []
+        self.body = b""
+        self.body_complete = False
+        self.error_body: Callable[[ErrorInfo], bytes] = openai_wire.error_body
+
+    @staticmethod
+    def of(scope: Scope) -> Exchange:
+        """The exchange of the request that `scope` describes."""
+        return cast(Exchange, scope[_KEY])
+
+    def set_headers(self, headers: dict[bytes, bytes]) -> None:
+        """Send these with the answer, in place of any of the same names."""
+        self.headers = [header for header in self.headers if header[0] not in headers] + list(headers.items())
+
+    def bind(self, scope: Scope) -> None:
+        """Make this the exchange of `scope`."""
+        scope[_KEY] = self
+
+
+def header_values(scope: Scope, name: bytes) -> list[bytes]:
+    """All values of one request header; `name` is lower-case."""
+    return [value for key, value in scope["headers"] if key == name]

@@ -1,0 +1,65 @@
+"""What can be read: the models, the server's health and its readiness."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from ocserve.api import openai_models, openai_wire
+from ocserve.errors import EngineUnavailable
+from ocserve.http import answers
+from ocserve.http.exchange import Exchange
+from ocserve.service import Service
+
+
+class ModelList:
+    """`GET /v1/models`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await answers.json(send, 200, openai_models.listing(self._service.models))
+
+
+class ModelEntry:
+    """`GET /v1/models/{id}`; an id may contain slashes."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        model = self._service.model(Exchange.of(scope).match.params["id"])
+        await answers.json(send, 200, openai_models.one(model))
+
+
+class Health:
+    """`GET /health`: 200 while the front process lives. Who may use the server also sees the engine's figures."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        report: dict[str, object] = {"status": "ok"}
+        if Exchange.of(scope).caller is not None:
+            engine = self._service.engine
+            report |= {
+                "ready": self._service.ready,
+                "active": self._service.active,
+                "restarts": engine.restarts,
+                "engine": msgspec.to_builtins(engine.facts),
+                "stats": msgspec.to_builtins(engine.stats),
+            }
+        await answers.json(send, 200, openai_wire.dumps(report))
+
+
+class Ready:
+    """`GET /ready`: 200 when a request that arrives now would be taken, else 503."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._service.ready:
+            raise EngineUnavailable("The server is not ready: the model is loading, or the server is shutting down.")
+        await answers.json(send, 200, openai_wire.dumps({"status": "ready"}))

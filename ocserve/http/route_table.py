@@ -1,0 +1,57 @@
+"""What a route is, and how a request finds its own.
+
+Clients disagree about the `/v1` prefix and about trailing slashes, so both forms find the same route.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.routing import compile_path
+from starlette.types import ASGIApp
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of one path. `{id:path}` matches the rest of the path."""
+
+    method: str
+    path: str
+    endpoint: ASGIApp
+    public: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Where a request goes. Without a route, `allowed` are the methods that the path has; an unknown path has none."""
+
+    route: Route | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    allowed: tuple[str, ...] = ()
+
+
+class RouteTable:
+    """Finds the route of a method and a path."""
+
+    def __init__(self, listed: tuple[Route, ...]) -> None:
+        self.routes = listed
+        self._compiled = [(compile_path(route.path), route) for route in listed]
+
+    def match(self, method: str, path: str) -> Match:
+        """The route for `method` on `path`; HEAD is answered by GET's."""
+        wanted = "GET" if method == "HEAD" else method
+        trimmed = path.rstrip("/")
+        for candidate in (trimmed, f"/v1{trimmed}"):
+            allowed: list[str] = []
+            for (regex, _, convertors), route in self._compiled:
+                found = regex.match(candidate)
+                if found is None:
+                    continue
+                if route.method == wanted:
+                    params = {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
+                    return Match(route, params)
+                allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
+            if allowed:
+                return Match(allowed=(*allowed, "OPTIONS"))
+        return Match()

@@ -1,0 +1,148 @@
+"""Listening, serving and stopping: uvicorn as a library, with the order of a stop that does not break streams.
+
+A first SIGTERM or SIGINT: readiness goes and new work is refused while the listener still answers, accepted work
+finishes, then the listener closes. A second one: at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from ocserve import config
+from ocserve.http.connection import EdgeConfig
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_BACKLOG = 2048
+
+
+class Stop:
+    """The wish to stop; the second wish is impatient. Signals set it, and so may a test."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        self.at_once = asyncio.Event()
+
+    def ask(self) -> None:
+        """Once: drain. Twice: now."""
+        (self.at_once if self.wanted.is_set() else self.wanted).set()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handling, which would close the listener before the drain."""
+
+    def __init__(self, settings: uvicorn.Config) -> None:
+        super().__init__(settings)
+        self.accepting = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Bound sockets for `host`, all on one port; raises `OSError` if one cannot be had."""
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            shared = sockets[0].getsockname()[1] if sockets else port
+            sockets.append(_bind(family, (address[0], shared, *address[2:])))
+    except OSError:
+        for bound in sockets:
+            bound.close()
+        raise
+    return sockets
+
+
+def _bind(family: int, address: tuple[object, ...]) -> socket.socket:
+    # The protocol is named because asyncio sets TCP_NODELAY only on sockets that say they are TCP; without it every answer
+    # on a kept-alive connection waits 40 ms for a delayed acknowledgement.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if hasattr(socket, "SO_REUSEPORT"):  # on Windows SO_REUSEADDR would let two servers share the port
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+        bound.listen(_BACKLOG)
+    except OSError:
+        bound.close()
+        raise
+    bound.setblocking(False)
+    return bound
+
+
+async def serve(
+    app: ASGIApp,
+    settings: config.Server,
+    on_ready: Callable[[str], None],
+    drain: Callable[[float], Awaitable[None]],
+    *,
+    stop: Stop | None = None,
+) -> None:
+    """Serve until asked to stop.
+
+    `on_ready` gets the base URL once connections are accepted; `drain(deadline_s)` returns when accepted work is done.
+    """
+    stop = stop or Stop()
+    sockets = listen(settings.host, settings.port)
+    server = _Server(EdgeConfig(app, settings))
+    with _signals(stop):
+        serving = asyncio.create_task(server.serve(sockets=sockets))
+        try:
+            await _first(serving, server.accepting.wait())
+            on_ready(_url(settings.host, sockets[0].getsockname()[1]))
+            await _first(serving, stop.wanted.wait())
+            draining = asyncio.ensure_future(drain(settings.drain_s))
+            await _first(draining, stop.at_once.wait())
+            draining.cancel()
+        finally:
+            server.should_exit = True
+            server.force_exit = stop.at_once.is_set()
+            await serving
+
+
+async def _first(main: asyncio.Future[None], other: Awaitable[object]) -> None:
+    """Wait for `main` or `other`, whichever comes first; a failure of `main` is raised."""
+    second = asyncio.ensure_future(other)
+    both: set[asyncio.Future[Any]] = {main, second}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        second.cancel()
+    if main.done():
+        main.result()
+
+
+@contextlib.contextmanager
+def _signals(stop: Stop) -> Iterator[None]:
+    """Route SIGINT and SIGTERM to `stop` where signals arrive at all: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.ask)) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"

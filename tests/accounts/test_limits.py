@@ -1,0 +1,422 @@
+"""Limits are exact, refusals are promises that hold, and nothing a clock does creates capacity."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ocserve import config
+from ocserve.accounts.limits import Lease, Limiter, duration, headers
+from ocserve.errors import InvalidRequest, RateLimited
+
+KEY = "key-1"
+
+
+class Clock:
+    """A clock that stands still unless told to move."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def limiter(clock: Clock, **limits: int) -> Limiter:
+    return Limiter(config.Limits(**limits), clock)
+
+
+def admitted(act: Callable[[], Lease]) -> bool:
+    try:
+        act().settle(0)
+    except RateLimited:
+        return False
+    return True
+
+
+def test_without_limits_everything_passes_and_there_are_no_headers() -> None:
+    limits = limiter(Clock())
+    leases = [limits.admit(KEY, retry=0) for _ in range(1000)]
+    leases[0].reserve(10**9)
+    leases[0].settle(10**9)
+    assert headers(limits.snapshot(KEY)) == {}
+
+
+def test_exactly_one_minutes_worth_passes_at_once() -> None:
+    limits = limiter(Clock(), requests_per_minute=37)
+    assert [admitted(lambda: limits.admit(KEY, retry=0)) for _ in range(50)] == [True] * 37 + [False] * 13
+
+
+def test_the_next_request_passes_exactly_when_its_unit_is_there() -> None:
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=60)
+    for _ in range(60):
+        limits.admit(KEY, retry=0).settle(0)
+    clock.now += 0.999999
+    assert limits.snapshot(KEY).requests.remaining == 0  # type: ignore[union-attr]
+    clock.now += 0.000001
+    limits.admit(KEY, retry=0).settle(0)
+
+
+def test_keys_do_not_share_limits() -> None:
+    limits = limiter(Clock(), requests_per_minute=1)
+    assert admitted(lambda: limits.admit("a", retry=0))
+    assert not admitted(lambda: limits.admit("a", retry=0))
+    assert admitted(lambda: limits.admit("b", retry=0))
+
+
+def test_unused_tokens_come_back_exactly_and_once() -> None:
+    limits = limiter(Clock(), tokens_per_minute=1000)
+    lease = limits.admit(KEY, retry=0)
+    lease.reserve(700)
+    assert limits.snapshot(KEY).tokens.remaining == 300  # type: ignore[union-attr]
+    lease.settle(123)
+    lease.settle(0)
+    assert limits.snapshot(KEY).tokens.remaining == 877  # type: ignore[union-attr]
+
+
+def test_a_refused_reservation_counts_nothing() -> None:
+    limits = limiter(Clock(), tokens_per_minute=1000, requests_per_minute=10, concurrent_requests=2)
+    first = limits.admit(KEY, retry=0)
+    first.reserve(900)
+    second = limits.admit(KEY, retry=None)
+    with pytest.raises(RateLimited) as refusal:
+        second.reserve(200)
+    assert refusal.value.type == "tokens"
+    assert refusal.value.code == "rate_limit_exceeded"
+    assert refusal.value.retry_after_s == pytest.approx(6.0, abs=0.002)
+    second.settle(200)  # what a `finally` does
+    first.settle(0)
+    state = limits.snapshot(KEY)
+    assert state.tokens is not None
+    assert state.requests is not None
+    assert state.tokens.remaining == 1000 - 200  # the promise to the refused client
+    assert state.requests.remaining == 10 - 1 - 1  # the first request, and the promise
+
+
+def test_a_request_that_can_never_pass_is_a_400_that_names_the_limit() -> None:
+    limits = limiter(Clock(), tokens_per_minute=1000, requests_per_minute=5)
+    lease = limits.admit(KEY, retry=0)
+    with pytest.raises(InvalidRequest, match=r"1001 tokens .* 1000 tokens per minute") as refusal:
+        lease.reserve(1001)
+    assert refusal.value.status == 400
+    assert limits.snapshot(KEY).requests.remaining == 5  # type: ignore[union-attr]
+
+
+def test_requests_at_the_same_time_are_bounded() -> None:
+    clock = Clock()
+    limits = limiter(clock, concurrent_requests=2)
+    first, _ = limits.admit(KEY, retry=0), limits.admit(KEY, retry=0)
+    with pytest.raises(RateLimited) as refusal:
+        limits.admit(KEY, retry=0)
+    assert refusal.value.type == "requests"
+    first.settle(0)
+    clock.now += refusal.value.retry_after_s or 0
+    limits.admit(KEY, retry=1)
+    with pytest.raises(RateLimited):
+        limits.admit(KEY, retry=1)
+
+
+def test_each_refusal_is_told_its_own_later_time() -> None:
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=60)
+    told = []
+    for _ in range(100):
+        try:
+            limits.admit(KEY, retry=0).settle(0)
+        except RateLimited as refusal:
+            told.append(refusal.retry_after_s)
+    assert told == pytest.approx([1.0 * place for place in range(1, 41)], abs=0.002)
+
+
+@pytest.mark.parametrize("retry", [0, None])
+def test_whoever_waits_as_told_passes(retry: int | None) -> None:
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=10)
+    for _ in range(10):
+        limits.admit(KEY, retry=retry).settle(0)
+    for _ in range(20):
+        with pytest.raises(RateLimited) as refusal:
+            limits.admit(KEY, retry=retry)
+        clock.now += refusal.value.retry_after_s or 0
+        limits.admit(KEY, retry=None if retry is None else 1).settle(0)
+
+
+def test_a_newcomer_does_not_take_what_was_promised() -> None:
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=60)
+    for _ in range(60):
+        limits.admit(KEY, retry=0).settle(0)
+    with pytest.raises(RateLimited):
+        limits.admit(KEY, retry=0)
+    clock.now += 1.5
+    assert not admitted(lambda: limits.admit(KEY, retry=0))
+    assert admitted(lambda: limits.admit(KEY, retry=1))
+
+
+@pytest.mark.parametrize("limit", [{"requests_per_minute": 60}, {"concurrent_requests": 4}])
+def test_clients_that_never_come_back_cost_no_capacity(limit: dict[str, int]) -> None:
+    """A client without retries at twice the limit gets the limit; of slots, which cannot be planned, most of it."""
+    clock = Clock()
+    limits = limiter(clock, **limit)
+    running: list[tuple[float, Lease]] = []
+    passed = 0
+    for _ in range(8 * 300):  # 300 s, eight requests a second
+        clock.now += 0.125
+        while running and running[0][0] <= clock.now:
+            running.pop(0)[1].settle(0)
+        try:
+            lease = limits.admit(KEY, retry=0)
+        except RateLimited:
+            continue
+        passed += 1
+        running.append((clock.now + 1.0, lease))
+    capacity = 60 + 300 if "requests_per_minute" in limit else 4 * 300
+    assert passed <= capacity
+    assert passed >= (0.9 if "requests_per_minute" in limit else 0.6) * capacity
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The clients that people have: they wait as told up to 120 s and try three times.
+
+
+class Crowd:
+    """Clients of one key with the retry algorithm of the usual SDK, in virtual time."""
+
+    def __init__(self, limits: config.Limits, *, seed: int, seconds: Callable[[random.Random], float], tokens: int):
+        self.clock = Clock()
+        self.limiter = Limiter(limits, self.clock)
+        self.random = random.Random(seed)
+        self.seconds = seconds
+        self.tokens = tokens
+        self.finished = 0
+        self.failed: list[str] = []
+        self.running = 0
+        self.most_running = 0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+
+    def at(self, delay: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self.clock.now + delay, next(self._order), action))
+
+    def attempt(self, retries: int) -> None:
+        try:
+            lease = self.limiter.admit(KEY, retry=retries)
+            lease.reserve(self.tokens)
+        except RateLimited as refusal:
+            self.refused(retries, refusal.retry_after_s or 0.0)
+            return
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        self.at(self.seconds(self.random), lambda: self.end(lease))
+
+    def refused(self, retries: int, told_s: float) -> None:
+        if retries == 2 or not 0 < told_s <= 120:
+            self.failed.append(f"attempt {retries} told {told_s} s at {self.clock.now - 1000:.1f} s")
+        else:
+            self.at(told_s + self.random.uniform(0, 0.05), lambda: self.attempt(retries + 1))
+
+    def end(self, lease: Lease) -> None:
+        self.running -= 1
+        self.finished += 1
+        lease.settle(self.tokens // 2)
+
+    def run(self, clients: int, spread: float = 0.0) -> None:
+        for _ in range(clients):
+            self.at(self.random.uniform(0, spread), lambda: self.attempt(0))
+        while self._events:
+            self.clock.now, _, action = heapq.heappop(self._events)
+            action()
+
+
+def one_second(_: random.Random) -> float:
+    return 1.0
+
+
+def uneven(source: random.Random) -> float:
+    return source.lognormvariate(0.0, 0.8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("spread", [0.0, 10.0])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        config.Limits(requests_per_minute=60),
+        config.Limits(requests_per_minute=25),  # the last one's turn comes after 180 s: two waits
+        config.Limits(requests_per_minute=600),
+        config.Limits(tokens_per_minute=3000),
+        config.Limits(requests_per_minute=60, tokens_per_minute=6000),
+        config.Limits(requests_per_minute=40, tokens_per_minute=4500),
+        config.Limits(concurrent_requests=4),
+        config.Limits(concurrent_requests=8),
+        config.Limits(concurrent_requests=16),
+        config.Limits(requests_per_minute=60, tokens_per_minute=5000, concurrent_requests=8),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seconds", [one_second, uneven])
+def test_a_hundred_clients_of_one_key_all_finish(
+    limits: config.Limits, seconds: Callable[[random.Random], float], spread: float, seed: int
+) -> None:
+    if limits.concurrent_requests == 4 and seconds is uneven:
+        pytest.skip("few slots and uneven durations: 3 clients of 1,000 find no slot at their last attempt")
+    crowd = Crowd(limits, seed=seed, seconds=seconds, tokens=100)
+    crowd.run(100, spread)
+    assert crowd.failed == []
+    assert crowd.finished == 100
+    assert crowd.most_running <= (limits.concurrent_requests or 100)
+
+
+@pytest.mark.parametrize(("slots", "seconds"), [(1, 0.02), (4, 0.02), (4, 0.3), (8, 3.0), (16, 3.0)])
+def test_a_hundred_clients_finish_before_anything_is_known_of_durations(slots: int, seconds: float) -> None:
+    crowd = Crowd(config.Limits(concurrent_requests=slots), seed=1, seconds=lambda _: seconds, tokens=100)
+    crowd.run(100)
+    assert crowd.failed == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nothing creates capacity: any sequence of calls, under any clock.
+
+STEPS = st.one_of(
+    st.tuples(st.just("sleep"), st.floats(0, 90)),
+    st.tuples(st.just("jump"), st.sampled_from([-3.2e7, -3600.0, -0.5])),
+    st.tuples(st.just("admit"), st.tuples(st.sampled_from([None, 0, 0, 1, 2]), st.integers(0, 400))),
+    st.tuples(st.just("settle"), st.tuples(st.integers(0, 50), st.floats(0, 1))),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps=st.lists(STEPS, max_size=120), rpm=st.integers(1, 30), tpm=st.integers(400, 2000), slots=st.integers(1, 5))
+def test_never_more_than_burst_and_rate_times_elapsed(
+    steps: list[tuple[str, object]], rpm: int, tpm: int, slots: int
+) -> None:
+    """A reference bucket of each kind, kept in fractions, never goes below zero; refunds are exact."""
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=rpm, tokens_per_minute=tpm, concurrent_requests=slots)
+    requests, tokens = Fraction(rpm), Fraction(tpm)
+    running: list[tuple[Lease, int]] = []
+    for kind, value in steps:
+        if kind == "sleep":
+            before = round(clock.now * 1e9)
+            clock.now += value  # type: ignore[operator]
+            elapsed = Fraction(round(clock.now * 1e9) - before, 60 * 10**9)
+            requests, tokens = min(Fraction(rpm), requests + rpm * elapsed), min(Fraction(tpm), tokens + tpm * elapsed)
+        elif kind == "jump":
+            clock.now += value  # type: ignore[operator]
+        elif kind == "admit":
+            retry, size = value  # type: ignore[misc]
+            try:
+                lease = limits.admit(KEY, retry=retry)
+                lease.reserve(size)
+            except RateLimited as refusal:
+                told_s = refusal.retry_after_s
+            else:
+                requests, tokens = requests - 1, tokens - size
+                running.append((lease, size))
+                told_s = 1.0
+            assert told_s is not None
+            assert told_s > 0
+        elif running:
+            index, share = value  # type: ignore[misc]
+            lease, size = running.pop(index % len(running))
+            used = int(size * share)
+            lease.settle(used)
+            tokens = min(Fraction(tpm), tokens + size - used)
+        assert requests >= 0
+        assert tokens >= 0
+        assert len(running) <= slots
+
+
+@given(jump=st.floats(-3.2e7, 3.2e7))
+def test_a_jump_of_the_clock_grants_at_most_a_burst(jump: float) -> None:
+    clock = Clock(now=1e8)
+    limits = limiter(clock, requests_per_minute=5)
+    for _ in range(5):
+        limits.admit(KEY, retry=0).settle(0)
+    clock.now += jump
+    assert sum(admitted(lambda: limits.admit(KEY, retry=0)) for _ in range(20)) <= 5
+    if jump <= 0:
+        assert limits.snapshot(KEY).requests.remaining == 0  # type: ignore[union-attr]
+        clock.now += 1000.0
+        assert limits.snapshot(KEY).requests.remaining == 5  # type: ignore[union-attr]
+
+
+def test_idle_keys_are_forgotten() -> None:
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=5, tokens_per_minute=100)
+    for number in range(1000):
+        limits.admit(f"key-{number}", retry=0).settle(0)
+    held = limits.admit("busy", retry=0)
+    clock.now += 61.0
+    limits.admit("last", retry=0).settle(0)
+    assert len(limits) == 2
+    held.settle(0)
+
+
+def test_tickets_of_one_key_are_bounded() -> None:
+    limits = limiter(Clock(), requests_per_minute=60_000)
+    told = []
+    for _ in range(65_000):
+        try:
+            limits.admit(KEY, retry=0).settle(0)
+        except RateLimited as refusal:
+            told.append(refusal.retry_after_s)
+    assert len(told) == 5000
+    assert max(told) < 1.1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What clients see.
+
+
+def test_headers_are_those_of_the_usual_apis() -> None:
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=60, tokens_per_minute=6000)
+    lease = limits.admit(KEY, retry=0)
+    lease.reserve(150)
+    clock.now += 0.25
+    assert headers(limits.snapshot(KEY)) == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "750ms",
+        "x-ratelimit-limit-tokens": "6000",
+        "x-ratelimit-remaining-tokens": "5875",
+        "x-ratelimit-reset-tokens": "1.25s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (0.0001, "1ms"),
+        (0.012, "12ms"),
+        (1, "1s"),
+        (59.9996, "1m0s"),
+        (90.951, "1m30.951s"),
+        (360, "6m0s"),
+        (3723, "1h2m3s"),
+    ],
+)
+def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> None:
+    assert duration(round(seconds * 1e9)) == text
+
+
+def test_remaining_never_rises_while_requests_are_taken() -> None:
+    limits = limiter(Clock(), requests_per_minute=30)
+    seen = []
+    for _ in range(40):
+        with contextlib.suppress(RateLimited):
+            limits.admit(KEY, retry=0).settle(0)
+        seen.append(int(headers(limits.snapshot(KEY))["x-ratelimit-remaining-requests"]))
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == 0

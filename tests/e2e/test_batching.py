@@ -1,0 +1,82 @@
+"""Must-show: concurrent streams share decode steps, abandoned ones free their cells, and throughput holds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import openai
+
+from tests.e2e.daemon import RunningDaemon, daemon
+from tests.e2e.throughput import measure, stream
+
+
+def test_eight_streams_share_their_decode_steps_and_all_are_counted(server: RunningDaemon) -> None:
+    async def eight() -> list[tuple[float, float, int]]:
+        async with openai.AsyncOpenAI(base_url=server.base_url, api_key="x", max_retries=0) as client:
+            return await asyncio.gather(*(stream(client, 40, "!" * index) for index in range(8)))
+
+    before = server.health()["engine"]["stats"]["steps_by_sequences"]
+    assert [completion for _, _, completion in asyncio.run(eight())] == [40] * 8
+    time.sleep(1.2)  # counters travel with the heartbeat
+    after = server.health()["engine"]["stats"]["steps_by_sequences"]
+    assert after[8] - before[8] >= 20
+
+
+def test_an_abandoned_stream_frees_its_cells_within_a_step(server: RunningDaemon) -> None:
+    async def abandon() -> None:
+        async with openai.AsyncOpenAI(base_url=server.base_url, api_key="x", max_retries=0) as client:
+            for phase_s in (0.0, 0.05, 0.4):  # queued, prefilling, decoding
+                answer = asyncio.create_task(
+                    client.completions.create(
+                        model="default", prompt="word " * 600, max_tokens=1000, extra_body={"logit_bias": {"0": -100}}
+                    )
+                )
+                await asyncio.sleep(phase_s)
+                answer.cancel()
+                await asyncio.wait([answer])
+
+    asyncio.run(abandon())
+    deadline = time.monotonic() + 6
+    while True:
+        stats = server.health()["engine"]["stats"]
+        if stats["cells_used"] == 0 and stats["running"] == 0 and server.health()["active"] == 0:
+            return
+        assert time.monotonic() < deadline, stats
+        time.sleep(0.3)
+
+
+def test_throughput_over_http_against_the_bare_loop(smollm2: Path, full: bool) -> None:
+    """At one decode thread on two cores; the README quotes the full run. The short run allows for a noisy machine."""
+    rates = measure(smollm2, threads=1, tokens=96, rounds=5 if full else 2)
+    assert rates.widest_step == 8
+    assert rates.http_over_bare >= (0.90 if full else 0.75), rates
+    assert rates.eight_over_one >= (1.4 if full else 1.1), rates
+
+
+def test_sequences_beyond_the_pool_are_preempted_and_all_finish(tiny_model: Path) -> None:
+    """Eight sequences that together outgrow the pool: none fails, and greedy answers equal those given alone."""
+    settings = {"OCSERVE_ENGINE_POOL_TOKENS": "512", "OCSERVE_ENGINE_PARALLEL": "8"}
+    bias = {"0": -100, "2": -100}
+
+    async def ask(client: openai.AsyncOpenAI, index: int) -> str:
+        answer = await client.completions.create(
+            model="default", prompt=[30 + index] * 50, max_tokens=150, temperature=0, extra_body={"logit_bias": bias}
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 150
+        return answer.choices[0].text
+
+    async def all_at_once(url: str) -> tuple[list[str], list[str]]:
+        async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
+            together = await asyncio.gather(*(ask(client, index) for index in range(8)))
+            return list(together), [await ask(client, index) for index in range(8)]
+
+    with daemon(str(tiny_model), env=settings) as server:
+        together, alone = asyncio.run(all_at_once(server.base_url))
+        time.sleep(1.2)
+        stats = server.health()["engine"]["stats"]
+    assert together == alone
+    assert stats["preemptions"] > 0
+    assert stats["cells_used"] == 0

@@ -1,0 +1,229 @@
+"""The front's side of an engine, against a real process that speaks the real wire from a script."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ocserve.engine.handle import EngineHandle, LoadError, Supervision
+from ocserve.engine.wire import EngineSpec
+from ocserve.errors import ApiError, EngineCrashed, InvalidRequest, RequestQuarantined
+from ocserve.generation import (
+    Failed,
+    Finished,
+    GenerateEvent,
+    GenerateRequest,
+    Sampling,
+    Started,
+    TextDelta,
+    TextPrompt,
+)
+
+SCRIPT = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
+SPEC = EngineSpec(
+    path="scripted",
+    context=None,
+    parallel=8,
+    pool_tokens=None,
+    gpu_layers=0,
+    require_gpu=False,
+    threads_decode=None,
+    threads_prefill=None,
+    batch_tokens=256,
+)
+
+
+@asynccontextmanager
+async def handle(
+    heartbeat_timeout_s: float = 5.0, told: list[str] | None = None, path: str = "scripted"
+) -> AsyncIterator[EngineHandle]:
+    events = told if told is not None else []
+    engine = EngineHandle(
+        EngineSpec(**{name: getattr(SPEC, name) for name in SPEC.__struct_fields__} | {"path": path}),
+        dict(os.environ),
+        Supervision(
+            heartbeat_timeout_s=heartbeat_timeout_s,
+            restart_wait_s=20,
+            on_event=lambda name, **facts: events.append(name),
+        ),
+        argv=SCRIPT,
+    )
+    await engine.open()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+_count = 0
+
+
+def request(text: str) -> GenerateRequest:
+    global _count
+    _count += 1
+    return GenerateRequest(
+        request_id=f"req_{_count}", model="m", prompt=TextPrompt(text=text), sampling=Sampling(), max_tokens=500
+    )
+
+
+async def run(engine: EngineHandle, asked: GenerateRequest) -> list[GenerateEvent]:
+    await engine.prepare(asked)
+    return [event async for event in engine.start(asked.request_id)]
+
+
+async def test_a_generation_arrives_in_order() -> None:
+    async with handle() as engine:
+        events = await run(engine, request("emit 5"))
+    assert isinstance(events[0], Started)
+    assert [type(event) for event in events[1:-1]] == [TextDelta] * 5
+    assert isinstance(events[-1], Finished)
+    assert events[-1].usage.completion_tokens == 5
+
+
+async def test_a_refusal_is_raised_and_leaves_nothing() -> None:
+    async with handle() as engine:
+        with pytest.raises(ApiError) as refusal:
+            await engine.prepare(request("refuse"))
+        assert (refusal.value.status, refusal.value.param) == (400, "prompt")
+        assert not engine._flights
+
+
+async def test_a_failed_load_says_why() -> None:
+    with pytest.raises(LoadError, match="no such model"):
+        async with handle(path="load-fails"):
+            pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+async def test_every_stream_in_flight_ends_with_a_structured_error_when_the_engine_dies(number: int) -> None:
+    async with handle() as engine:
+        streams = [asyncio.create_task(run(engine, request(f"emit 100000 {index}"))) for index in range(16)]
+        await asyncio.sleep(0.2)
+        assert engine.pid is not None
+        os.kill(engine.pid, number)
+        killed = time.monotonic()
+        for events in await asyncio.gather(*streams):
+            assert isinstance(events[-1], Failed)
+            assert events[-1].error.code == "engine_crashed"
+        assert time.monotonic() - killed < 2
+        assert isinstance((await run(engine, request("emit 3")))[-1], Finished)
+        assert engine.restarts == 1
+
+
+async def test_a_stopped_engine_is_noticed_by_its_missing_heartbeat_and_replaced() -> None:
+    told: list[str] = []
+    async with handle(heartbeat_timeout_s=1.0, told=told) as engine:
+        stream = asyncio.create_task(run(engine, request("emit 100000")))
+        await asyncio.sleep(0.2)
+        assert engine.pid is not None
+        stopped = engine.pid
+        os.kill(stopped, signal.SIGSTOP)
+        begun = time.monotonic()
+        assert isinstance((await stream)[-1], Failed)
+        assert time.monotonic() - begun < 2.5
+        assert isinstance((await run(engine, request("emit 3")))[-1], Finished)
+        assert not psutil.pid_exists(stopped)
+    assert told[:2] == ["engine_died", "engine_restarted"]
+
+
+async def test_a_request_that_arrives_while_the_engine_restarts_waits_and_succeeds() -> None:
+    async with handle() as engine:
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        while engine.ready:
+            await asyncio.sleep(0.01)
+        assert isinstance((await run(engine, request("emit 1")))[-1], Finished)
+
+
+async def test_a_poison_request_crashes_the_engine_twice_and_is_then_refused() -> None:
+    async with handle() as engine:
+        for _ in range(2):
+            assert isinstance((await run(engine, request("emit 2 crash")))[-1], Failed)
+        with pytest.raises(RequestQuarantined):
+            await engine.prepare(request("emit 2 crash"))
+        assert engine.restarts == 2
+        assert isinstance((await run(engine, request("emit 2")))[-1], Finished)
+
+
+async def test_a_crash_while_preparing_is_a_structured_error_too() -> None:
+    async with handle() as engine:
+        with pytest.raises(EngineCrashed):
+            await engine.prepare(request("crash-in-prepare"))
+
+
+async def test_a_bystander_of_two_crashes_that_completes_in_between_is_not_refused() -> None:
+    async with handle() as engine:
+        for _ in range(2):
+            bystander = asyncio.create_task(run(engine, request("emit 300")))
+            await asyncio.sleep(0.05)
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGSEGV)
+            assert isinstance((await bystander)[-1], Failed)
+            assert isinstance((await run(engine, request("emit 300")))[-1], Finished)
+
+
+async def test_cancel_ends_a_stream_and_forgets_a_prepared_request() -> None:
+    async with handle() as engine:
+        asked = request("emit 100000")
+        await engine.prepare(asked)
+        events = engine.start(asked.request_id)
+        await anext(events)
+        engine.cancel(asked.request_id)
+        *_, last = [event async for event in events]
+        assert isinstance(last, Finished)
+        assert last.reason == "cancelled"
+        waiting = request("emit 1")
+        await engine.prepare(waiting)
+        engine.cancel(waiting.request_id)
+        assert not engine._flights
+
+
+async def test_fail_all_ends_every_request_with_the_given_error() -> None:
+    async with handle() as engine:
+        streams = [asyncio.create_task(run(engine, request(f"emit 100000 {index}"))) for index in range(4)]
+        await asyncio.sleep(0.1)
+        engine.fail_all(InvalidRequest("enough"))
+        assert {events[-1].error.message for events in await asyncio.gather(*streams)} == {"enough"}
+
+
+async def test_closing_leaves_no_process() -> None:
+    async with handle() as engine:
+        pid = engine.pid
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+
+
+def test_an_engine_ends_when_its_front_is_killed(tmp_path: Path) -> None:
+    """No orphan, even when the front dies without a chance to clean up."""
+    front = tmp_path / "front.py"
+    front.write_text(
+        "import asyncio, os, sys\n"
+        "from ocserve.engine.handle import EngineHandle\n"
+        "from tests.engine.test_handle import SCRIPT, SPEC\n"
+        "async def main():\n"
+        "    engine = EngineHandle(SPEC, dict(os.environ), argv=SCRIPT)\n"
+        "    await engine.open()\n"
+        "    print(engine.pid, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    import subprocess
+
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, str(front)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}
+    )
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the engine outlived its front"
+        time.sleep(0.02)

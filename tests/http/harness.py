@@ -1,0 +1,249 @@
+"""A real server in a thread, over a scripted engine, and a client that speaks raw bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec.structs import replace
+
+from ocserve import config
+from ocserve.accounts.keys import KeyRing
+from ocserve.accounts.limits import Limiter
+from ocserve.http.application import build
+from ocserve.http.server import Stop, serve
+from ocserve.modelcard import ModelCard, SamplingDefaults, ServedModel
+from ocserve.service import Service
+from tests.scripted import ScriptedEngine
+
+KEY = "sk-test-0123456789abcdef"
+MODEL = ServedModel(
+    id="tiny",
+    aliases=("default", "org/tiny:135m"),
+    card=ModelCard(
+        name="tiny",
+        title="Tiny",
+        family="llama",
+        parameters=135_000_000,
+        license="Apache-2.0",
+        context_length=8192,
+        variants=(),
+    ),
+    quantisation="Q4_1",
+    created=1_790_000_000,
+    context_length=8192,
+    max_output_tokens=4096,
+    default_output_tokens=256,
+    wall_clock_s=60.0,
+    parallel=8,
+    sampling=SamplingDefaults(temperature=0.2, top_k=40),
+)
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+COMPLETION: dict[str, Any] = {"model": "tiny", "prompt": "Hi"}
+
+
+@dataclass
+class Answer:
+    """One HTTP answer, taken apart."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    raw: bytes = field(repr=False, default=b"")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object, after checking that it is one in OpenAI's shape."""
+        assert self.headers["content-type"] == "application/json", self
+        assert self.headers["x-request-id"]
+        error: dict[str, Any] = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}, error
+        assert isinstance(error["message"], str)
+        assert error["message"]
+        assert isinstance(error["type"], str)
+        assert isinstance(error["code"], str)
+        assert error["param"] is None or isinstance(error["param"], str)
+        return error
+
+    @property
+    def events(self) -> list[str]:
+        """The `data:` payloads of an event stream."""
+        return [
+            block.removeprefix("data: ") for block in self.body.decode().split("\n\n") if block.startswith("data: ")
+        ]
+
+
+def parse(raw: bytes) -> Answer:
+    """The first answer in `raw`; chunked bodies are joined."""
+    head, _, rest = raw.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+    if headers.get("transfer-encoding") == "chunked":
+        body = b""
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            if not size or int(size, 16) == 0:
+                break
+            body += rest[: int(size, 16)]
+            rest = rest[int(size, 16) + 2 :]
+    else:
+        body = rest[: int(headers["content-length"])] if "content-length" in headers else rest
+    return Answer(int(lines[0].split()[1]), headers, body, raw)
+
+
+class Served:
+    """A running server."""
+
+    def __init__(self, engine: ScriptedEngine, service: Service, port: int, stop: Callable[[], None]) -> None:
+        self.engine = engine
+        self.service = service
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.stop = stop
+        self.thread: threading.Thread | None = None
+
+    def connect(self, timeout: float = 5.0) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout)
+
+    def raw(self, data: bytes, timeout: float = 5.0) -> bytes:
+        """Send bytes and read until the server closes."""
+        with self.connect(timeout) as peer:
+            try:
+                peer.sendall(data)
+            except OSError:
+                pass
+            return read_all(peer)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | list[tuple[str, str]] | None = None,
+        timeout: float = 5.0,
+    ) -> Answer:
+        """One request on a connection of its own. A body that is not bytes is sent as JSON."""
+        return parse(self.raw(self.compose(method, path, body, headers), timeout))
+
+    def compose(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | list[tuple[str, str]] | None = None,
+    ) -> bytes:
+        given = list(headers.items()) if isinstance(headers, dict) else list(headers or [])
+        names = {name.lower() for name, _ in given}
+        data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        if "host" not in names:
+            given.insert(0, ("Host", f"127.0.0.1:{self.port}"))
+        if body is not None:
+            if "content-type" not in names:
+                given.append(("Content-Type", "application/json"))
+            if "content-length" not in names and "transfer-encoding" not in names:
+                given.append(("Content-Length", str(len(data))))
+        given.append(("Connection", "close"))
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in given if value != "(none)")]
+        return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + data
+
+    def chat(self, timeout: float = 5.0, headers: dict[str, str] | None = None, **fields: Any) -> Answer:
+        return self.request("POST", "/v1/chat/completions", {**CHAT, **fields}, headers, timeout)
+
+
+def read_all(peer: socket.socket) -> bytes:
+    data = b""
+    try:
+        while piece := peer.recv(65536):
+            data += piece
+    except (ConnectionResetError, TimeoutError):
+        pass
+    return data
+
+
+def read_one(peer: socket.socket) -> Answer:
+    """The next answer on a connection that may stay open."""
+    data = b""
+    while piece := peer.recv(65536):
+        data += piece
+        head, separator, rest = data.partition(b"\r\n\r\n")
+        if separator and len(rest) >= int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0] or 0):
+            break
+    return parse(data)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Poll until `condition` holds; fails the test if it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was never met"
+        time.sleep(0.002)
+
+
+@contextmanager
+def serving(
+    make_engine: Callable[[], ScriptedEngine] = ScriptedEngine,
+    *,
+    key: str | None = None,
+    auth: config.Auth | None = None,
+    limits: config.Limits | None = None,
+    model: ServedModel = MODEL,
+    **settings: Any,
+) -> Iterator[Served]:
+    """A server on a free port, in a thread with its own loop."""
+    server = replace(config.Server(), port=0, **settings)
+    keys = KeyRing(key, auth or config.Auth())
+    ready = threading.Event()
+    found: list[Served] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        engine = make_engine()
+        branch = limits or config.Limits()
+        service = Service(engine, (model,), Limiter(branch), branch)
+        stop = Stop()
+
+        def on_ready(url: str) -> None:
+            port = int(url.rpartition(":")[2])
+            found.append(Served(engine, service, port, lambda: loop.call_soon_threadsafe(stop.ask)))
+            ready.set()
+
+        await serve(build(service, keys, server), server, on_ready, service.drain, stop=stop)
+
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:  # the test must see it
+            failures.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    if failures:
+        raise failures[0]
+    served = found[0]
+    served.thread = thread
+    try:
+        yield served
+    finally:
+        if thread.is_alive():
+            served.stop()
+            served.stop()
+            thread.join(10)
+        assert not thread.is_alive(), "the server did not stop"
+        if failures:
+            raise failures[0]

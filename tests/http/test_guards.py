@@ -1,0 +1,251 @@
+"""P26: no route escapes a guard. Every route of the list, and paths that are none, against every attack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from ocserve import config
+from ocserve.http.route_table import Route
+from ocserve.http.routes import routes
+from tests.http.harness import CHAT, COMPLETION, KEY, Answer, Served, serving
+
+PUBLIC = {("GET", "/health"), ("GET", "/ready")}  # reviewed: nothing else answers without a caller
+BODIES = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETION}
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Served]:
+    """A server with a key, and no anonymous callers."""
+    with serving(key=KEY, auth=config.Auth(anonymous=False), max_body_bytes=10_000) as server:
+        yield server
+
+
+def walk(served: Served) -> list[tuple[Route, str]]:
+    """Every route with a concrete path, in both spellings."""
+    found = []
+    for route in routes(served.service, config.Server()):
+        path = route.path.replace("{id:path}", "tiny")
+        for spelling in {path, path + "/", path.removeprefix("/v1")}:
+            found.append((route, spelling))
+    return found
+
+
+def ask(served: Served, route: Route, path: str, **headers: str) -> Answer:
+    given = {"Authorization": f"Bearer {KEY}", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return served.request(route.method, path, BODIES.get(route.path), given)
+
+
+def test_the_public_routes_are_the_reviewed_ones(locked: Served) -> None:
+    listed = routes(locked.service, config.Server())
+    assert {(route.method, route.path) for route in listed if route.public} == PUBLIC
+
+
+def test_every_route_answers_an_honest_caller(locked: Served) -> None:
+    for route, path in walk(locked):
+        assert ask(locked, route, path).status == 200, path
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "localhost.evil.example:80"}, 421),
+        ({"Host": ""}, 400),
+        ({"Host": "a/..;/x?"}, 400),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "same-site"}, 403),
+    ],
+)
+def test_no_route_answers_a_rebound_name_or_a_foreign_page(
+    locked: Served, headers: dict[str, str], status: int
+) -> None:
+    before = len(locked.engine.runs)
+    for route, path in walk(locked):
+        answer = ask(locked, route, path, **headers)
+        assert (answer.status, bool(answer.error)) == (status, True), path
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert len(locked.engine.runs) == before
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("Authorization", "Bearer wrong")],
+        [("Authorization", f"Basic {KEY}")],
+        [("x-api-key", "wrong")],
+        [("Authorization", f"Bearer {KEY}"), ("x-api-key", "wrong")],
+        [("Authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {KEY}")],
+        [("x-goog-api-key", KEY), ("x-goog-api-key", "wrong")],
+    ],
+    ids=["none", "wrong", "basic", "x-api-key", "conflict", "twice", "twice google"],
+)
+def test_no_route_answers_without_a_valid_key(locked: Served, headers: list[tuple[str, str]]) -> None:
+    for route, path in [*walk(locked), (Route("GET", "/nope", walk(locked)[0][0].endpoint), "/nope")]:
+        if route.public:
+            continue
+        body = b'{"model": "wrong", broken' if route.method == "POST" else None
+        answer = locked.request(route.method, path, body, headers)
+        assert answer.status == 401, path
+        assert answer.error["code"] == "invalid_api_key"
+        assert "www-authenticate" in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Authorization", f"Bearer {KEY}"),
+        ("authorization", f"bearer {KEY}"),
+        ("Authorization", f"Bearer  {KEY} "),
+        ("x-api-key", KEY),
+        ("X-Goog-Api-Key", KEY),
+    ],
+)
+def test_a_key_is_found_wherever_a_client_puts_it(locked: Served, name: str, value: str) -> None:
+    assert locked.request("GET", "/v1/models", None, {name: value}).status == 200
+
+
+def test_health_shows_figures_to_callers_only(locked: Served) -> None:
+    assert locked.request("GET", "/health").json == {"status": "ok"}
+    assert locked.request("GET", "/health", None, {"x-api-key": KEY}).json["engine"]["description"] == "scripted"
+
+
+def test_no_body_passes_its_limits(locked: Served) -> None:
+    for route, path in walk(locked):
+        if route.method != "POST":
+            continue
+        for body, headers, status in [
+            (b"x" * 10_001, {}, 413),
+            (b"{}", {"Content-Length": "10001"}, 413),
+            (b"2800\r\n" + b"x" * 0x2800 + b"\r\n0\r\n\r\n", {"Transfer-Encoding": "chunked"}, 413),
+            (b"[" * 65 + b"]" * 65, {}, 400),
+            (b"{}", {"Content-Type": "text/plain"}, 415),
+            (b"{}", {"Content-Type": "application/x-www-form-urlencoded"}, 415),
+            (b"{}", {"Content-Type": "multipart/form-data; boundary=x"}, 415),
+            (b"{}", {"Content-Type": "application/json; charset=utf-16"}, 415),
+            (b"{}", {"Content-Type": "(none)"}, 415),
+            (b"{}", {"Content-Encoding": "gzip"}, 415),
+        ]:
+            answer = locked.request("POST", path, body, {"x-api-key": KEY, **headers})
+            assert answer.status == status, (path, headers, answer)
+            assert answer.error
+
+
+def test_json_with_a_charset_is_json(served: Served) -> None:
+    body = json.dumps(CHAT).encode()
+    for kind in ("application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"'):
+        assert served.request("POST", "/v1/chat/completions", body, {"Content-Type": kind}).status == 200
+
+
+def test_unknown_routes_methods_and_options(served: Served) -> None:
+    assert served.request("GET", "/nope").error["code"] == "not_found"
+    assert served.request("POST", "/v1/embeddings", {}).status == 404
+    assert served.request("GET", "/v1/models/no/such/model").error["code"] == "model_not_found"
+    wrong = served.request("DELETE", "/v1/chat/completions")
+    assert (wrong.status, wrong.error["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "POST, OPTIONS")
+    assert served.request("GET", "/v1/completions").status == 405
+    assert served.request("BREW", "/health").status == 405
+    options = served.request("OPTIONS", "/v1/models")
+    assert (options.status, options.headers["allow"], options.body) == (204, "GET, HEAD, OPTIONS", b"")
+    head = served.request("HEAD", "/v1/models")
+    assert (head.status, head.body) == (200, b"")
+    assert int(head.headers["content-length"]) > 100
+
+
+def test_ids_with_slashes_and_aliases_find_the_model(served: Served) -> None:
+    for spelling in ("tiny", "default", "org/tiny:135m", "org%2Ftiny:135m"):
+        assert served.request("GET", f"/v1/models/{spelling}").json["id"] == "tiny"
+    assert served.chat(model="default").json["model"] == "tiny"
+    unknown = served.chat(model="gpt-5")
+    assert (unknown.status, unknown.error["code"], unknown.error["param"]) == (404, "model_not_found", "model")
+
+
+def test_the_model_list_has_what_listings_ask_for(served: Served) -> None:
+    (model,) = served.request("GET", "/v1/models").json["data"]
+    assert model["object"] == "model"
+    assert (model["context_length"], model["max_output_tokens"], model["quantization"]) == (8192, 4096, "int4")
+    assert model["defaults"] == {
+        "temperature": 0.2,
+        "top_p": 1.0,
+        "top_k": 40,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "max_tokens": 256,
+        "wall_clock_s": 60.0,
+    }
+    assert "temperature" in model["supported_sampling_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("abc-1._Z", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("a\tb", False), ("é", False)],
+)
+def test_every_answer_has_a_request_id(served: Served, sent: str, kept: bool) -> None:
+    for path in ("/v1/models", "/nope"):
+        given = served.request("GET", path, None, {"X-Request-Id": sent}).headers["x-request-id"]
+        assert (given == sent) is kept
+    two = served.request("GET", "/nope", None, [("X-Request-Id", "a"), ("X-Request-Id", "b")])
+    assert two.headers["x-request-id"].startswith("req_")
+
+
+def test_answers_do_not_name_the_server_software(served: Served) -> None:
+    answer = served.request("GET", "/health")
+    assert "server" not in answer.headers
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_proxy_without_a_key_is_noticed(served: Served) -> None:
+    for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-IP"):
+        answer = served.request("GET", "/v1/models", None, {name: "for=1.2.3.4"})
+        assert (answer.status, answer.error["code"]) == (403, "proxy_without_key")
+        assert "key" in answer.error["message"]
+
+
+def test_a_forwarded_request_is_never_the_anonymous_one() -> None:
+    with serving(key=KEY, public_hosts=("api.example",), trusted_proxies=("10.0.0.1",)) as served:
+        assert served.request("GET", "/v1/models").status == 200  # loopback may be anonymous
+        assert served.request("GET", "/v1/models", None, {"X-Forwarded-For": "127.0.0.1"}).status == 401
+        assert served.request("GET", "/v1/models", None, {"Host": "api.example"}).status == 401
+        honest = {"Host": "API.example:443", "Via": "1.1 x", "x-api-key": KEY}
+        assert served.request("GET", "/v1/models", None, honest).status == 200
+
+
+def test_without_a_key_any_credential_is_anonymous(served: Served) -> None:
+    for value in ("Bearer sk-whatever", "Bearer", "Basic xyz", "nonsense"):
+        assert served.request("GET", "/v1/models", None, {"Authorization": value}).status == 200
+
+
+def test_listed_origins_may_call_and_others_may_not() -> None:
+    with serving(cors_origins=("https://app.example", "vscode-webview://abc", "*", "null")) as served:
+        ask = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+        preflight = served.request("OPTIONS", "/v1/chat/completions", None, ask)
+        assert preflight.status == 204
+        assert preflight.headers["access-control-allow-origin"] == "https://app.example"
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        assert "access-control-allow-credentials" not in preflight.headers
+        assert "access-control-allow-private-network" not in preflight.headers
+        assert preflight.headers["x-request-id"]
+        for origin in ("https://app.example", "vscode-webview://abc"):
+            for answer in (
+                served.chat(headers={"Origin": origin, "Sec-Fetch-Site": "cross-site"}),
+                served.chat(headers={"Origin": origin}, temperature=9),
+            ):
+                assert answer.headers["access-control-allow-origin"] == origin
+                assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        hostile = ("https://app.example.evil", "http://app.example", "https://app.example:444", "null", "*", "",
+                   "http://localhost.evil", "http://localhost:3000", "file://", "https://APP.example@evil")  # fmt: skip
+        for origin in hostile:
+            for method in ("OPTIONS", "POST"):
+                answer = served.request(method, "/v1/chat/completions", CHAT, {**ask, "Origin": origin})
+                assert answer.status == 403, origin
+                assert "access-control-allow-origin" not in answer.headers
+
+
+def test_the_servers_own_pages_may_call(served: Served) -> None:
+    own = {"Origin": f"http://127.0.0.1:{served.port}", "Sec-Fetch-Site": "same-origin"}
+    assert served.chat(headers=own).status == 200

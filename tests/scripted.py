@@ -1,0 +1,217 @@
+"""An engine that plays a script: what it emits, how fast and how it fails is written in the test.
+
+It counts steps as the real loop does, so a test can say how many were computed after a client had gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from ocserve.engine.wire import EngineFacts, EngineStats, Prepared
+from ocserve.errors import ApiError, ContextLengthExceeded, EngineCrashed, ErrorInfo
+from ocserve.generation import (
+    Failed,
+    FinishReason,
+    Finished,
+    GenerateEvent,
+    GenerateRequest,
+    Started,
+    TextDelta,
+    Usage,
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """One generation. Delays are seconds; `crash_at` is the token at which the engine dies."""
+
+    tokens: tuple[str, ...] = ("Hello", ",", " world", "!")
+    prompt_tokens: int = 7
+    cached_tokens: int = 0
+    reason: FinishReason = "stop"
+    prepare_s: float = 0.0
+    prefill_s: float = 0.0
+    step_s: float = 0.0
+    crash_at: int | None = None
+    refuse: ApiError | None = None
+
+
+@dataclass
+class Run:
+    """What happened to one request in the engine."""
+
+    request: GenerateRequest
+    script: Script
+    phase: str = "prepared"
+    steps: int = 0
+    steps_at_cancel: int | None = None
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    error: ErrorInfo | None = None
+    events: asyncio.Queue[GenerateEvent] = field(default_factory=asyncio.Queue)
+    cancelled: bool = False
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.script.prompt_tokens,
+            cached_tokens=self.script.cached_tokens,
+            completion_tokens=self.steps,
+        )
+
+
+class ScriptedEngine:
+    """An `engine.handle.Engine` without an engine."""
+
+    def __init__(
+        self,
+        script: Script | Callable[[GenerateRequest], Script] = Script(),  # noqa: B008 - frozen
+        *,
+        parallel: int = 8,
+        context: int = 8192,
+    ) -> None:
+        self.script = script
+        self.ready = True
+        self.restarts = 0
+        self.context = context
+        self.steps = 0
+        self.runs: dict[str, Run] = {}
+        self._slots = asyncio.Semaphore(parallel)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def facts(self) -> EngineFacts:
+        return EngineFacts(
+            architecture="llama",
+            description="scripted",
+            context=self.context,
+            trained_context=self.context,
+            parallel=8,
+            pool_tokens=self.context,
+            vocabulary=49152,
+            parameters=1,
+            threads_decode=1,
+            threads_prefill=1,
+            gpu_layers=0,
+            devices=(),
+            llama_cpp="scripted",
+            has_chat_template=True,
+            load_s=0.0,
+        )
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(steps=self.steps)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a slot."""
+        return sum(run.phase in ("prefill", "decode") for run in self.runs.values())
+
+    async def prepare(self, request: GenerateRequest) -> Prepared:
+        script = self.script if isinstance(self.script, Script) else self.script(request)
+        run = Run(request, script, phase="preparing")
+        self.runs[request.request_id] = run
+        try:
+            await asyncio.sleep(script.prepare_s)
+        except asyncio.CancelledError:
+            run.cancelled, run.phase = True, "gone"
+            raise
+        if script.refuse is not None:
+            raise script.refuse
+        if script.prompt_tokens >= self.context:
+            raise ContextLengthExceeded(limit=self.context, prompt_tokens=script.prompt_tokens, param="messages")
+        run.phase = "prepared"
+        most = min(request.max_tokens, self.context - script.prompt_tokens)
+        return Prepared(request_id=request.request_id, prompt_tokens=script.prompt_tokens, max_tokens=most)
+
+    def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
+        run = self.runs[request_id]
+        run.phase = "queued"
+        task = asyncio.create_task(self._play(run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return _Events(run)
+
+    def cancel(self, request_id: str) -> None:
+        run = self.runs.get(request_id)
+        if run is not None and run.phase != "done":
+            run.cancelled = True
+            if run.steps_at_cancel is None:
+                run.steps_at_cancel = run.steps
+            run.stopped.set()
+
+    def fail_all(self, error: ApiError) -> None:
+        for run in self.runs.values():
+            if run.phase != "done":
+                run.error = error.info
+                run.stopped.set()
+
+    async def _play(self, run: Run) -> None:
+        try:
+            if not await self._slot(run):
+                return
+            try:
+                await self._decode(run)
+            finally:
+                self._slots.release()
+        finally:
+            run.phase = "done"
+
+    async def _slot(self, run: Run) -> bool:
+        """Wait for a slot; a request cancelled in the queue never gets one."""
+        slot = asyncio.ensure_future(self._slots.acquire())
+        stop = asyncio.ensure_future(run.stopped.wait())
+        await asyncio.wait({slot, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if slot.done():
+            return True
+        slot.cancel()
+        run.events.put_nowait(self._ending(run))
+        return False
+
+    async def _decode(self, run: Run) -> None:
+        run.phase = "prefill"
+        script = run.script
+        run.events.put_nowait(Started(prompt_tokens=script.prompt_tokens, cached_tokens=script.cached_tokens))
+        if await self._stopped(run, script.prefill_s):
+            run.events.put_nowait(self._ending(run))
+            return
+        run.phase = "decode"
+        for number, text in enumerate(script.tokens[: run.request.max_tokens]):
+            if await self._stopped(run, script.step_s):
+                run.events.put_nowait(self._ending(run))
+                return
+            if script.crash_at == number:
+                run.events.put_nowait(Failed(error=EngineCrashed("The engine process died under this request.").info))
+                return
+            run.steps += 1
+            self.steps += 1
+            run.events.put_nowait(TextDelta(text=text, tokens=1))
+        reason: FinishReason = "length" if len(script.tokens) > run.request.max_tokens else script.reason
+        run.events.put_nowait(Finished(reason=reason, usage=run.usage))
+
+    async def _stopped(self, run: Run, seconds: float) -> bool:
+        if seconds:
+            try:
+                await asyncio.wait_for(run.stopped.wait(), seconds)
+            except TimeoutError:
+                return False
+        return run.stopped.is_set()
+
+    def _ending(self, run: Run) -> GenerateEvent:
+        if run.error is not None:
+            return Failed(error=run.error, usage=run.usage)
+        return Finished(reason="cancelled", usage=run.usage)
+
+
+class _Events:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __aiter__(self) -> _Events:
+        return self
+
+    async def __anext__(self) -> GenerateEvent:
+        return await self._run.events.get()
