@@ -87,8 +87,13 @@ class Auth(_Branch, frozen=True):
 class Limits(_Branch, frozen=True):
     """Limits of each key; None is unlimited. `queue` is over all keys."""
 
-    requests_per_minute: Annotated[Positive | None, Meta(description="requests of a key per minute")] = None
-    tokens_per_minute: Annotated[Positive | None, Meta(description="prompt and answer tokens per minute")] = None
+    requests_per_minute: Annotated[
+        Positive | None, Meta(description="requests of a key per minute; a minute's worth may come at once")
+    ] = None
+    tokens_per_minute: Annotated[
+        Positive | None,
+        Meta(description="prompt and answer tokens of a key per minute; a minute's worth may come at once"),
+    ] = None
     concurrent_requests: Annotated[Positive | None, Meta(description="requests of a key at the same time")] = None
     queue: Annotated[Natural, Meta(description="requests that may wait for a slot, over all keys")] = 64
 

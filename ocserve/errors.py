@@ -13,6 +13,7 @@
     ├── PayloadTooLarge           413
     ├── UnsupportedMediaType      415
     ├── MisdirectedRequest        421  the Host header names another machine
+    ├── HeadersTooLarge           431  the request line and headers together
     ├── RateLimited               429  a limit of this key; `retry_after_s` is honest
     ├── Overloaded                429  no room at all; early rather than queued
     ├── InternalError             500  our mistake
@@ -178,6 +179,14 @@ class MisdirectedRequest(ApiError):
     status = 421
     type = "invalid_request_error"
     code = "misdirected_request"
+
+
+class HeadersTooLarge(ApiError):
+    """The request line and headers exceed what is read of them."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class RateLimited(ApiError):

@@ -13,8 +13,8 @@ from ocserve.engine.wire import EngineFacts, EngineStats, Prepared
 from ocserve.errors import ApiError, ContextLengthExceeded, EngineCrashed, ErrorInfo
 from ocserve.generation import (
     Failed,
-    FinishReason,
     Finished,
+    FinishReason,
     GenerateEvent,
     GenerateRequest,
     Started,
@@ -66,7 +66,7 @@ class ScriptedEngine:
 
     def __init__(
         self,
-        script: Script | Callable[[GenerateRequest], Script] = Script(),  # noqa: B008 - frozen
+        script: Script | Callable[[GenerateRequest], Script] = Script(),
         *,
         parallel: int = 8,
         context: int = 8192,

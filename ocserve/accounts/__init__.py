@@ -1,1 +1,1 @@
-
+"""Who may, how much, what was used."""

@@ -193,15 +193,18 @@ class _Account:
         ages = [self._now_ns - started for started in self.running.values()]
         caution = _CAUTION if refusals == 1 else _CAUTION_AGAIN
         lasts = int(self._durations.mean_ns(ages)) * caution
-        turns = sorted(
+        rivals = [ticket for ticket in self.tickets if ticket.refusals >= refusals and not ticket.lapsed(self._now_ns)]
+        turns = sorted(max(0, ticket.due_ns - self._now_ns) for ticket in rivals)
+        # Clients that do not number their attempts come when they like: for them a slot is kept only when it is due.
+        kept = sorted(
             max(0, ticket.due_ns - self._now_ns)
-            for ticket in self.tickets
-            if ticket.refusals >= refusals and not ticket.lapsed(self._now_ns)
+            for ticket in rivals
+            if ticket.attempt is not None or ticket.due_ns <= self._now_ns
         )
         # A request that outlasts the plan is taken to go on for a quarter of its age.
         free_in = [max(lasts - age, age // 4, 1) for age in ages]
         unused = self.slots - len(ages)
-        if unused and _served_in_time(turns, [lasts, *[0] * (unused - 1), *free_in], lasts):
+        if unused and _served_in_time(kept, [lasts, *[0] * (unused - 1), *free_in], lasts):
             return 0
         free_in += [0] * unused
         heapq.heapify(free_in)

@@ -23,7 +23,7 @@ from typing import BinaryIO
 import msgspec
 
 from ocserve.catalog import transport
-from ocserve.catalog.errors import ChecksumMismatch, DiskFull, SourceRefused, SourceUnreachable
+from ocserve.catalog.errors import ChecksumMismatch, DiskFull, SourceRefused, SourceUnreachable, StoreUnwritable
 from ocserve.catalog.hub import RemoteFile
 from ocserve.catalog.progress import OnProgress, Progress
 
@@ -76,7 +76,7 @@ class Download:
         """Bring the file to `target`. Raises `DiskFull`, `ChecksumMismatch`, `SourceUnreachable` or `SourceRefused`."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(RESTARTS + 1):
-            with _disk_full_as_error(self.target.name), self._open_partial() as file:
+            with self._open_partial() as file:
                 digest = self._hash_existing(file)
                 self._check_space(self.remote.size - file.tell())
                 self._fetch(file, digest)
@@ -232,14 +232,16 @@ def _sync(file: BinaryIO) -> None:
 
 
 @contextmanager
-def _disk_full_as_error(name: str) -> Iterator[None]:
-    """Turns the operating system's "no space left" into `DiskFull`."""
+def disk_errors(name: str) -> Iterator[None]:
+    """Turns what the operating system says while `name` is written into `DiskFull` or `StoreUnwritable`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(
-            f"the disk is full while {name} is downloaded",
-            hint="free some space, then pull again: it resumes",
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"the disk is full while {name} is pulled", hint="free some space, then pull again: it resumes"
+            ) from error
+        raise StoreUnwritable(
+            f"{name} cannot be written: {error.strerror or type(error).__name__}",
+            hint=f"check the permissions of {error.filename}, or set store.directory",
         ) from error

@@ -9,7 +9,8 @@
     ├── ChecksumMismatch    the bytes are not the ones that were announced
     ├── DiskFull            the download would eat into the reserve of free space
     ├── GgufInvalid         the file is not a GGUF file that native code may see
-    └── StoreDamaged        a manifest or a card cannot be read
+    ├── StoreDamaged        a manifest or a card cannot be read
+    └── StoreUnwritable     the operating system refuses to write where models are kept
 
 Every error has a sentence for the user and, where one helps, a hint.
 """
@@ -60,3 +61,7 @@ class GgufInvalid(CatalogError):
 
 class StoreDamaged(CatalogError):
     """A manifest of the store or a card of the catalogue exists and cannot be decoded."""
+
+
+class StoreUnwritable(CatalogError):
+    """The operating system refuses a write below the store's directory, for another reason than a full disk."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocserve import config
-from ocserve.catalog.errors import CatalogError, SourceRefused, SourceUnreachable
+from ocserve.catalog.errors import SourceRefused, SourceUnreachable
 from ocserve.catalog.references import HubReference, is_safe_path
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _first_file(reference: HubReference, names: list[str]) -> tuple[str, str]:
     for quantisation in wanted:
         matches = [name for name in heads if _has_quantisation(name, quantisation)]
         if len(matches) == 1:
-            return matches[0], quantisation.upper()
+            return matches[0], quantisation
         if len(matches) > 1:
             raise SourceRefused(f"{repo} has several files for {quantisation}", hint=_offer(matches))
     if reference.quantisation is None and len(heads) == 1:
@@ -199,12 +199,3 @@ def _remote(name: str, siblings: Mapping[str, object], repo: str, commit: str, s
         raise SourceRefused(f"the hub states no checksum for {name}, so it could not be verified")
     url = hf_hub_url(repo, name, revision=commit, endpoint=settings.hub_endpoint.rstrip("/"))
     return RemoteFile(name.rsplit("/", 1)[-1], url, size, sha256)
-
-
-def reachable(reference: HubReference, settings: config.Store) -> bool:
-    """Whether the hub offers `reference` right now."""
-    try:
-        resolve(reference, settings)
-    except CatalogError:
-        return False
-    return True

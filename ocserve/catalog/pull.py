@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ocserve import config
 from ocserve.catalog import cards, gguf, hub, index
-from ocserve.catalog.download import Download
+from ocserve.catalog.download import Download, disk_errors
 from ocserve.catalog.errors import ChecksumMismatch, GgufInvalid, NotInstalled, SourceRefused, SourceUnreachable
 from ocserve.catalog.progress import OnProgress, notice
 from ocserve.catalog.references import CatalogueReference, FileReference, HubReference, IndexReference, parse
@@ -57,7 +58,7 @@ def pull(reference: str, settings: config.Store, on_progress: OnProgress) -> Ins
     folder = store.folder(wanted.canonical)
     if (model := store.read(folder)) is not None:
         return model
-    with store.lock(folder, on_progress):
+    with disk_errors(wanted.name), store.lock(folder, on_progress):
         if (model := store.read(folder)) is not None:  # the process we waited for has done it
             return model
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,16 +173,18 @@ def _fetch_from_hub(model: hub.HubModel, folder: Path, settings: config.Store, o
         if not (target.is_file() and target.stat().st_size == remote.size):
             Download(remote, target, headers, settings.reserve_bytes, on_progress).run()
         stored.append(StoredFile(name=remote.name, size_bytes=remote.size, sha256=remote.sha256))
-    return _Fetched(tuple(stored), "hub", f"{settings.hub_endpoint}/{model.repo}@{model.commit}", model.quantisation)
+    return _Fetched(
+        tuple(stored), "hub", f"{settings.hub_endpoint.rstrip('/')}/{model.repo}@{model.commit}", model.quantisation
+    )
 
 
 def _fetch_from_index(
     wanted: _Wanted, reference: IndexReference, folder: Path, settings: config.Store, on_progress: OnProgress
 ) -> _Fetched:
     name = reference.path.rsplit("/", 1)[-1]
-    scratch = folder / "fetch"
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed pull left
-    scratch.mkdir()
+    for left in folder.glob("fetch-*"):  # by a pull that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix="fetch-", dir=folder))
     try:
         sha256 = index.fetch(
             reference,

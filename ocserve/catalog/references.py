@@ -95,7 +95,8 @@ def parse(text: str) -> Reference:
             raise ReferenceInvalid(
                 f"{text} is not a hub reference", hint="use hf:owner/repo[:QUANT][/file.gguf][@revision]"
             )
-        return HubReference(match["repo"], match["quant"], match["file"], match["revision"])
+        quantisation = match["quant"].upper() if match["quant"] else None
+        return HubReference(match["repo"], quantisation, match["file"], match["revision"])
     if text.startswith("pypi:"):
         match = _INDEX.fullmatch(text)
         if match is None or ".." in match["path"]:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from ocserve import config
 from ocserve.catalog import cards, hub
+from ocserve.catalog.errors import CatalogError
 from ocserve.catalog.gguf import GgufHeader
 from ocserve.catalog.references import HubReference
 from ocserve.catalog.store import Store
@@ -114,10 +115,13 @@ def choose_default(settings: config.Store, say: Callable[[str], None]) -> str:
         return max(fitting, key=lambda model: model.header.parameters).name
     if best.name != cards.DEFAULT_NAME and variant.hub is not None:
         place = HubReference(variant.hub.repo, variant.quantisation, variant.hub.file, variant.hub.revision)
-        if hub.reachable(place, settings):  # 3
+        try:
+            hub.resolve(place, settings)
+        except CatalogError as error:
+            say(error.message)
+        else:  # 3
             say(f"{best.title} fits this machine; {variant.size_bytes / 1e9:.2f} GB will be downloaded from the hub")
             return best.name
-        say(f"the hub does not answer within {settings.hub_timeout_s:g} s")
     small = next(card for card in cards.load_cards() if card.name == cards.DEFAULT_NAME)  # 4
     say(f"{small.title}, {small.variants[0].size_bytes / 1e6:.0f} MB, will be downloaded")
     return small.name

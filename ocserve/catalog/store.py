@@ -23,7 +23,7 @@ import platformdirs
 
 from ocserve import config
 from ocserve.catalog import cards, locks, references
-from ocserve.catalog.download import sync_directory, write_durably
+from ocserve.catalog.download import disk_errors, sync_directory, write_durably
 from ocserve.catalog.errors import CatalogError, NotInstalled, ReferenceInvalid, StoreDamaged
 from ocserve.catalog.gguf import GgufHeader
 from ocserve.catalog.progress import OnProgress, Progress
@@ -163,11 +163,23 @@ class Store:
         if model is None:
             raise NotInstalled(f"{reference} is not installed", hint="`ocserve list` shows what is")
         folder = Path(model.directory)
-        with self.lock(folder, _ignore_progress):
-            (folder / MANIFEST).unlink(missing_ok=True)  # first: from here on it is not installed, whatever happens
+        with disk_errors(model.name), self.lock(folder, _ignore_progress):
+            if self.read(folder) is None:
+                raise NotInstalled(f"{reference} was removed by another process")
+            (folder / MANIFEST).unlink()  # first: from here on it is not installed, whatever happens
             sync_directory(folder)
             shutil.rmtree(folder)
         return model
+
+    def discard_partial(self, reference: str) -> int:
+        """Delete what an unfinished pull of `reference` left; the bytes freed, 0 where there was nothing."""
+        folder = self.folder(self.canonical(reference))
+        if not folder.is_dir() or self.read(folder) is not None:
+            return 0
+        with disk_errors(reference), self.lock(folder, _ignore_progress):
+            freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            shutil.rmtree(folder)
+        return freed
 
     def _read(self, manifest: Path) -> Installed:
         try:

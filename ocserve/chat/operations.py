@@ -39,6 +39,8 @@ _MAX_PADDING = 1000
 _MAX_INDENT = 64
 _MAX_NUMBER_CHARS = 64
 _MAX_TIME_FORMAT_CHARS = 64
+# One character can become ten when it is escaped, and the pieces exist beside the whole.
+_ESCAPED_GROWTH = 12
 # A short str object with its slot in a list.
 _PIECE_BYTES = 64
 
@@ -82,13 +84,13 @@ def binary(budget: Budget, symbol: str, left: Any, right: Any) -> Any:
 
 
 def _percent_format(budget: Budget, template: str, values: Any) -> str:
-    for width, precision in _PERCENT_FIELD.findall(template):
-        for number in (width, precision):
-            if number == "*" or (number and int(number[:9]) > _MAX_PADDING):
-                raise ValueError("padding too wide")
     size = budget.charge_text(values)
     fields = template.count("%")
-    budget.need(sys.getsizeof(template) + fields * (6 * size + _MAX_PADDING))
+    budget.need(sys.getsizeof(template) + fields * (_ESCAPED_GROWTH * size + _MAX_PADDING))
+    for field in _PERCENT_FIELD.finditer(template):
+        for number in field.groups():
+            if number == "*" or (number and int(number[:9]) > _MAX_PADDING):
+                raise ValueError("padding too wide")
     result: str = template % values
     budget.charge_value(result)
     return result
@@ -96,14 +98,24 @@ def _percent_format(budget: Budget, template: str, values: Any) -> str:
 
 def check_format(spec: str) -> None:
     """Refuse a format specification that pads beyond reason."""
-    if any(len(number) > 9 or int(number) > _MAX_PADDING for number in _NUMBER.findall(spec)):
+    if len(spec) > _MAX_INDENT or any(int(number) > _MAX_PADDING for number in _NUMBER.findall(spec)):
         raise ValueError("padding too wide")
 
 
 def text(budget: Budget, value: object) -> str:
     """The text form of plain data, as Jinja writes it."""
-    budget.charge_text(value)
-    return value if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        budget.charge_text(value)
+        return value
+    check_written(budget, value)
+    result = str(value)
+    budget.charge_value(result)
+    return result
+
+
+def check_written(budget: Budget, value: object) -> None:
+    """Ask for the memory that writing a container takes: its strings are quoted and escaped."""
+    budget.need(_ESCAPED_GROWTH * budget.charge_text(value))
 
 
 def operand(budget: Budget, value: object) -> object:
@@ -196,8 +208,7 @@ def _tojson(
         raise ValueError("indent too wide")
     if separators is not None and len("".join(separators)) > _MAX_INDENT:
         raise ValueError("separators too long")
-    # One control character becomes six, and the pieces exist beside the whole.
-    budget.need(12 * budget.charge_text(value))
+    check_written(budget, value)
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii,
         indent=indent,

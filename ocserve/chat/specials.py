@@ -97,7 +97,7 @@ class SpecialTokens:
         self.ids = {token.text: token.id for token in reversed(self.tokens)}
         self._never_from_text = frozenset(token.id for token in self.tokens if token.kind != "unknown")
         folded = {_fold(token.text) for token in self.tokens} - {""}
-        self._anywhere = re.compile("|".join(map(re.escape, sorted(folded, key=len, reverse=True))) or r"(?!)")
+        self._anywhere = re.compile(_any_of(folded))
         self._every_start = re.compile(f"(?={self._anywhere.pattern})")
         self._longest = max(map(len, folded), default=0)
         self._heads = frozenset(text[:end] for text in folded for end in range(1, len(text)))
@@ -196,6 +196,22 @@ class Guard:
             return text
         edges = [0, *offsets, len(text)]
         return self.nonce.join(text[a:b] for a, b in pairwise(edges))
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern that matches where one of the texts begins; shared beginnings are tried once.
+
+    Some vocabularies have hundreds of specials that begin alike, and text is full of that beginning.
+    """
+    by_first: dict[str, list[str]] = {}
+    for text in texts:
+        if not text:
+            return ""
+        by_first.setdefault(text[0], []).append(text[1:])
+    branches = [re.escape(first) + _any_of(rest) for first, rest in sorted(by_first.items())]
+    if not branches:
+        return "(?!)"
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
 def _fold(text: str) -> str:

@@ -298,11 +298,14 @@ class _BudgetedFormatter(SandboxedFormatter):
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         operations.check_format(format_spec)
-        self._budget.charge_text(value)
+        if isinstance(value, str):
+            self._budget.charge_text(value)
+        else:
+            operations.check_written(self._budget, value)
         return Formatter.format_field(self, value, format_spec)
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        self._budget.charge_text(value)
+        operations.check_written(self._budget, value)
         return Formatter.convert_field(self, value, conversion)
 
 

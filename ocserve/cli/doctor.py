@@ -78,14 +78,24 @@ def command(as_json: bool) -> None:
 
 def examine() -> list[Verdict]:
     """All checks, in the order of reading."""
-    settings, verdicts = _settings()
+    settings, settings_verdicts = _settings()
     with ThreadPoolExecutor() as pool:
         llama = pool.submit(check_llama)
         hub = pool.submit(check_hub, settings.store)
         index = pool.submit(check_index, settings.store.hub_timeout_s)
-        verdicts = check_versions() + verdicts
-        after = check_memory() + check_store(settings.store) + check_model(settings) + check_address(settings)
-        return verdicts + llama.result() + [hub.result(), index.result()] + after
+        model = pool.submit(check_model, settings)
+        return [
+            *check_versions(),
+            *settings_verdicts,
+            *llama.result(),
+            *check_memory(),
+            *check_store(settings.store),
+            hub.result(),
+            index.result(),
+            *model.result(),
+            *check_sources(settings.store, hub.result(), index.result()),
+            *check_address(settings),
+        ]
 
 
 def _settings() -> tuple[config.Config, list[Verdict]]:
@@ -206,6 +216,26 @@ def check_index(timeout_s: float) -> Verdict:
     return Verdict("package index", "warn", message, "models can still come from the hub or a file")
 
 
+def check_sources(store: config.Store, hub: Verdict, index: Verdict) -> list[Verdict]:
+    """Whether there is any way to a model: one that is here, or a source that answers."""
+    from ocserve.catalog.errors import CatalogError
+    from ocserve.catalog.store import Store
+
+    try:
+        count = len(Store(store).installed())
+    except CatalogError as error:
+        return [Verdict("sources", "fail", error.message, error.hint)]
+    answering = [each.check for each in (hub, index) if each.verdict == "ok"]
+    if answering:
+        return [
+            Verdict("sources", "ok", f"{count} models are installed, more come from the {' and the '.join(answering)}")
+        ]
+    if count:
+        return [Verdict("sources", "warn", f"{count} models are installed, no source of more answers")]
+    hint = "check the network and proxy settings, or serve a GGUF file of yours: ocserve run ./model.gguf"
+    return [Verdict("sources", "fail", "no model is installed and no source of models answers", hint)]
+
+
 def check_memory() -> list[Verdict]:
     """Main memory and cores that this process may use."""
     from ocserve.catalog.sizing import host_memory
@@ -238,30 +268,18 @@ def check_store(settings: config.Store) -> list[Verdict]:
 
 def check_model(settings: config.Config) -> list[Verdict]:
     """The model that `ocserve run` would serve: is it here, how large, which context, does it fit."""
-    from ocserve.catalog import cards, references, sizing
+    from ocserve.catalog import sizing
     from ocserve.catalog.errors import CatalogError
-    from ocserve.catalog.store import Store
 
-    memory = sizing.host_memory()
     try:
-        wanted = settings.model.default or sizing.best_for_this_machine(cards.load_cards(), memory)[0].name
-        installed = Store(settings.store).find(wanted)
-        if installed is not None:
-            name, size, context = installed.name, installed.size_bytes, installed.context_length
-            card, shape, state = installed.card, installed.header, "installed"
-        else:
-            parsed = references.parse(wanted)
-            if not isinstance(parsed, references.CatalogueReference):
-                return [Verdict("model", "warn", f"{wanted} is not installed", f"ocserve pull {wanted}")]
-            card, variant = cards.find(parsed)
-            name, size, context = card.name, variant.size_bytes, card.context_length
-            shape, state = card, "not installed, `ocserve run` brings it"
+        wanted = settings.model.default or sizing.choose_default(settings.store, say=_say_nothing)
+        served = _served(wanted, settings)
     except CatalogError as error:
         return [Verdict("model", "fail", error.message, error.hint)]
-    context = min(context, settings.engine.context or card.defaults.context)
-    pool = settings.engine.pool_tokens or sizing.pool_tokens_of(card)
-    needed = sizing.memory_needed(shape, size, max(pool, context))
-    facts = f"{name} ({state}), {_gigabytes(size)}, context {context}, needs about {_gigabytes(needed)} of memory"
+    if served is None:
+        return [Verdict("model", "warn", f"{wanted} is not installed", f"ocserve pull {wanted}")]
+    facts, needed = served
+    memory = sizing.host_memory()
     if needed > memory.total_bytes:
         return [Verdict("model", "fail", f"{facts}: more than this machine has", "choose a smaller one: ocserve list")]
     if needed > memory.available_bytes:
@@ -269,6 +287,32 @@ def check_model(settings: config.Config) -> list[Verdict]:
             Verdict("model", "warn", f"{facts}: more than is free now", "close other programs or lower the context")
         ]
     return [Verdict("model", "ok", facts)]
+
+
+def _served(wanted: str, settings: config.Config) -> tuple[str, int] | None:
+    """Facts in words and the memory that is needed; None for what is neither installed nor in the catalogue."""
+    from ocserve.catalog import cards, references, sizing
+    from ocserve.catalog.store import Store
+
+    installed = Store(settings.store).find(wanted)
+    if installed is not None:
+        name, size, trained, card = installed.name, installed.size_bytes, installed.context_length, installed.card
+        state = "installed"
+    else:
+        parsed = references.parse(wanted)
+        if not isinstance(parsed, references.CatalogueReference):
+            return None
+        card, variant = cards.find(parsed)
+        name, size, trained, state = card.name, variant.size_bytes, card.context_length, "not installed yet"
+    context = min(trained, settings.engine.context or card.defaults.context)
+    pool = max(context, settings.engine.pool_tokens or sizing.pool_tokens_of(card))
+    needed = sizing.memory_needed(installed.header if installed is not None else card, size, pool)
+    text = f"{name} ({state}), {_gigabytes(size)}, context {context}, needs about {_gigabytes(needed)} of memory"
+    return text, needed
+
+
+def _say_nothing(_: str) -> None:
+    """`choose_default` explains itself to `ocserve run`; the verdict says the same here."""
 
 
 def check_address(settings: config.Config) -> list[Verdict]:

@@ -17,14 +17,12 @@ def command(everything: bool, as_json: bool) -> None:
     """List the models on this machine."""
     from ocserve import config
     from ocserve.catalog.store import Store
-    from ocserve.cli.model_output import failures_shown
 
-    with failures_shown():
-        store = Store(config.load().config.store)
-        if everything:
-            _show_catalogue(store, as_json)
-        else:
-            _show_installed(store, as_json)
+    store = Store(config.load().config.store)
+    if everything:
+        _show_catalogue(store, as_json)
+    else:
+        _show_installed(store, as_json)
 
 
 def _show_installed(store: Store, as_json: bool) -> None:

@@ -1,41 +1,15 @@
-"""How models and what goes wrong with them are shown by the commands that handle model files."""
+"""How models are shown by the commands that handle model files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, Any
+from collections.abc import Sequence
 
 import click
 import msgspec
 
-from ocserve.catalog.errors import CatalogError
 from ocserve.catalog.store import Installed
-from ocserve.config import ConfigError
 
 SOURCES = {"hub": "the hub", "index": "the Python package index", "file": "a file of yours"}
-
-
-class Failure(click.ClickException):
-    """Exit status 1, with what happened and what helps on stderr."""
-
-    def __init__(self, message: str, hint: str | None) -> None:
-        super().__init__(message)
-        self.hint = hint
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.message}", file=file, err=True)
-        if self.hint:
-            click.echo(f"hint: {self.hint}", file=file, err=True)
-
-
-@contextmanager
-def failures_shown() -> Iterator[None]:
-    """Turns what the layers below raise into a failure of the command."""
-    try:
-        yield
-    except (CatalogError, ConfigError) as error:
-        raise Failure(error.message, error.hint) from error
 
 
 class InstalledView(msgspec.Struct, frozen=True, kw_only=True):

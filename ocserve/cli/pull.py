@@ -28,12 +28,11 @@ def command(model: str, as_json: bool) -> None:
     """
     from ocserve import config
     from ocserve.catalog.pull import pull
-    from ocserve.cli.model_output import SOURCES, failures_shown, print_json, size_text, view
+    from ocserve.cli.model_output import SOURCES, print_json, size_text, view
 
-    with failures_shown():
-        settings = config.load().config.store
-        with progress(as_json=as_json) as on_progress:
-            installed = pull(model, settings, on_progress)
+    settings = config.load().config.store
+    with progress(as_json=as_json) as on_progress:
+        installed = pull(model, settings, on_progress)
     if as_json:
         print_json({"event": "installed", "model": view(installed)})
         return

@@ -9,13 +9,19 @@ import click
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, as_json: bool) -> None:
-    """Delete MODEL from this machine. A file of your own is never touched."""
+    """Delete MODEL, or what an unfinished pull of it left, from this machine. A file of your own is never touched."""
     from ocserve import config
     from ocserve.catalog.store import Store
-    from ocserve.cli.model_output import failures_shown, print_json, size_text, view
+    from ocserve.cli.model_output import print_json, size_text, view
 
-    with failures_shown():
-        removed = Store(config.load().config.store).remove(model)
+    store = Store(config.load().config.store)
+    if store.find(model) is None and (freed := store.discard_partial(model)):
+        if as_json:
+            print_json({"event": "discarded", "reference": model, "freed_bytes": freed})
+        else:
+            click.echo(f"the unfinished download of {model} is removed: {size_text(freed)} freed")
+        return
+    removed = store.remove(model)
     if as_json:
         print_json({"event": "removed", "model": view(removed)})
     else:

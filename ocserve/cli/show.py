@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 def command(model: str, as_json: bool) -> None:
     """Show what is known of MODEL: card, variants, defaults, licence, and the installed file."""
     from ocserve import config
-    from ocserve.cli.model_output import failures_shown, print_json, view
+    from ocserve.cli.model_output import print_json, view
 
-    with failures_shown():
-        card, installed = _look_up(model, config.load().config.store)
+    card, installed = _look_up(model, config.load().config.store)
     if as_json:
         print_json({"card": card, "installed": view(installed) if installed else None})
         return

@@ -148,28 +148,31 @@ def _token_kind(attributes: int) -> Literal["control", "unknown", "user_defined"
     return "user_defined" if attributes & _TOKEN_USER_DEFINED else None
 
 
+# Lives as long as the process: llama.cpp calls a hook whenever it likes, and a collected one is a crash.
+_SILENT = _api.llama_log_callback(lambda level, text, data: None)
+
+
 class LoadLog:
     """Keeps llama.cpp's warnings and errors while a model loads, and nothing afterwards.
 
-    The hook is process-global in llama.cpp, so there is one object per process. After `close` all of llama.cpp's text
-    is dropped: from then on it could only speak about requests.
+    The hook is process-global in llama.cpp, so there is one object per process. `close` puts a silent hook in its place:
+    from then on llama.cpp could only speak about requests.
     """
 
     LINES = 40
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self._open = True
-        self._callback = _api.llama_log_callback(self._write)  # referenced here: ctypes does not keep it alive
+        self._callback = _api.llama_log_callback(self._write)  # ctypes does not keep it alive, llama.cpp will call it
         _api.llama_log_set(self._callback, None)
 
     def _write(self, level: int, text: bytes, _: object) -> None:
-        if self._open and level in (_LOG_WARN, _LOG_ERROR) and len(self.lines) < self.LINES:
+        if level in (_LOG_WARN, _LOG_ERROR) and len(self.lines) < self.LINES:
             self.lines.append(text.decode(errors="replace").strip())
 
     def close(self) -> None:
-        """Drop everything from now on."""
-        self._open = False
+        """Drop everything from now on; this object may go."""
+        _api.llama_log_set(_SILENT, None)
 
 
 class Vocab:
@@ -305,7 +308,7 @@ class Context:
         parameters.swa_full = False  # nothing rolls back, so sliding-window layers keep only their window
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.no_perf = True
-        self._pointer = _api.llama_init_from_model(model.pointer, parameters)
+        self._pointer: ctypes.c_void_p = _api.llama_init_from_model(model.pointer, parameters)
         if not self._pointer:
             raise LlamaError(f"llama.cpp could not create a context of {pool_tokens} tokens (not enough memory?)")
         self._memory = _api.llama_get_memory(self._pointer)

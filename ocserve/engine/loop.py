@@ -109,9 +109,13 @@ class EngineLoop:
             self._expire(self.step_started)
             self._step()
             self.step_started = None
-            if self._events:
-                events, self._events = self._events, []
-                self._emit(Step(events=tuple(events)))
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what became visible, as one frame."""
+        if self._events:
+            events, self._events = self._events, []
+            self._emit(Step(events=tuple(events)))
 
     def _receive(self) -> None:
         """Take every message that is there; wait for one only if there is nothing to compute."""
@@ -158,6 +162,8 @@ class EngineLoop:
             self._preempt(sequence)
         for sequence in step.admit:
             self._admit(sequence)
+        if step.admit:
+            self._flush()  # a client learns that its prompt is being computed, not that it has been
         if not step.decode and not step.prefill:
             return
         rows, sampled_from = self._rows(step)

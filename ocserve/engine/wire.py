@@ -144,8 +144,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
 EngineMessage = Ready | LoadFailed | Prepared | Refused | Step | Heartbeat
 
 _encoder = msgspec.msgpack.Encoder()
-_front_decoder = msgspec.msgpack.Decoder(FrontMessage)
-_engine_decoder = msgspec.msgpack.Decoder(EngineMessage)
+_front_decoder: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)
+_engine_decoder: msgspec.msgpack.Decoder[EngineMessage] = msgspec.msgpack.Decoder(EngineMessage)
 
 
 class FrameError(Exception):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import sys
 from typing import Any, cast
 
@@ -20,7 +19,7 @@ from uvicorn.server import ServerState
 
 from ocserve import config
 from ocserve.api import openai_wire
-from ocserve.errors import ApiError, InvalidRequest, RequestTimeout
+from ocserve.errors import ApiError, HeadersTooLarge, InvalidRequest, RequestTimeout
 from ocserve.telemetry import logs
 
 # nginx allows 4 x 8 KiB, node.js 16 KiB, h11's own default is 16 KiB.
@@ -34,17 +33,12 @@ MIN_BYTES_PER_S = 150
 # How long a refused client may take to read its answer while the rest of its body is thrown away. Closing at once would
 # reset the connection, and the answer would be lost with it.
 _LINGER_S = 2.0
+_LINGER_BODY_BYTES = 16 * 1024 * 1024
+_LINGER_HEADER_BYTES = 256 * 1024
 _CHECKS_PER_DEADLINE = 4
 # uvicorn's warning about each malformed request says less than the event that is logged here.
 _LOGGER = logging.getLogger("ocserve.http.connection")
 _LOGGER.setLevel(logging.ERROR)
-
-
-class HeadersTooLarge(InvalidRequest):
-    """The request line and headers exceed `MAX_HEADER_BYTES`."""
-
-    status = 431
-    code = "headers_too_large"
 
 
 class EdgeConfig(uvicorn.Config):
@@ -85,6 +79,7 @@ class Connection(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._pipelined = bytearray()
         self._lingering = False
+        self._linger_bytes = 0
         self.idle_since = self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -101,6 +96,9 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """1. Refused: thrown away. 2. Behind a request being answered: kept, within a bound. 3. Else: to h11."""
         if self._lingering:  # 1
+            self._linger_bytes -= len(data)
+            if self._linger_bytes < 0:
+                self.transport.abort()
             return
         if self._answering and self.conn.their_state is h11.DONE:  # 2
             self._pipelined += data
@@ -213,7 +211,7 @@ class Connection(H11Protocol):
             if started:
                 self.transport.abort()
                 return
-        request_id = f"req_{secrets.token_hex(12)}"
+        request_id = logs.request_id(None)
         logs.event("malformed_request", request_id=request_id, status=error.status, code=error.code)
         body = openai_wire.error_body(error.info)
         headers = [
@@ -248,6 +246,8 @@ class Connection(H11Protocol):
         if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
             return False
         self._lingering = True
+        in_body = self.conn.their_state is h11.SEND_BODY
+        self._linger_bytes = _LINGER_BODY_BYTES if in_body else _LINGER_HEADER_BYTES
         self.flow.resume_reading()
         self.loop.call_later(_LINGER_S, self.transport.close)
         return True

@@ -43,7 +43,7 @@ class Generate:
         if parsed.ignored:
             names = ", ".join(dict.fromkeys(parsed.ignored[:_MAX_IGNORED]))
             exchange.headers.append((b"x-ocserve-ignored", names.encode()))
-        attempt = _attempt(scope)
+        attempt = _attempt(header_values(scope, b"x-stainless-retry-count"))
         await self._unless_gone(receive, self._answer(exchange, parsed, send, attempt))
 
     async def _unless_gone(self, receive: Receive, answer: Coroutine[None, None, None]) -> None:
@@ -106,12 +106,9 @@ async def _frames(encoder: Encoder, generation: Generation) -> AsyncIterator[Seq
         raise
 
 
-def _attempt(scope: Scope) -> int | None:
-    """How often the client says it has tried before; SDKs count in a header. None if it does not say."""
-    values = header_values(scope, b"x-stainless-retry-count")
-    if len(values) == 1 and values[0].isdigit() and len(values[0]) <= 3:
-        return int(values[0])
-    return None
+def _attempt(counts: list[bytes]) -> int | None:
+    """How often the client has tried before, if it says so in a way that can be believed."""
+    return int(counts[0]) if len(counts) == 1 and counts[0].isdigit() and len(counts[0]) <= 4 else None
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -1,7 +1,7 @@
 """Listening, serving and stopping: uvicorn as a library, with the order of a stop that does not break streams.
 
 A first SIGTERM or SIGINT: readiness goes and new work is refused while the listener still answers, accepted work
-finishes, then the listener closes. A second one: at once.
+finishes, finishes, then the listener closes. A second one: whatever still runs is ended at once, with an error.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _bind(family: int, address: tuple[object, ...]) -> socket.socket:
-    # The protocol is named because asyncio sets TCP_NODELAY only on sockets that say they are TCP; without it every answer
-    # on a kept-alive connection waits 40 ms for a delayed acknowledgement.
+    # The protocol is named because asyncio sets TCP_NODELAY only on sockets that say they are TCP; without it every
+    # answer on a kept-alive connection waits 40 ms for a delayed acknowledgement.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if hasattr(socket, "SO_REUSEPORT"):  # on Windows SO_REUSEADDR would let two servers share the port
@@ -109,7 +109,9 @@ async def serve(
             await _first(serving, stop.wanted.wait())
             draining = asyncio.ensure_future(drain(settings.drain_s))
             await _first(draining, stop.at_once.wait())
-            draining.cancel()
+            if stop.at_once.is_set():
+                draining.cancel()
+                await drain(0.0)  # what still runs ends with an error that its client can read
         finally:
             server.should_exit = True
             server.force_exit = stop.at_once.is_set()

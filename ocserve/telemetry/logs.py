@@ -27,53 +27,15 @@ from ocserve.generation import RequestRecord
 
 # Every field that a line may have. Text under these names is a name, a place or a state, never content.
 FIELDS = frozenset(
-    {
-        # one request
-        *(
-            "request_id",
-            "route",
-            "method",
-            "status",
-            "stream",
-            "key_id",
-            "model",
-            "finish_reason",
-            "error_code",
-            "code",
-        ),
-        *("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"),
-        *("queue_ms", "ttft_ms", "total_ms", "retry_after_s"),
-        # the server's and the engine's life
-        *(
-            "url",
-            "host",
-            "port",
-            "version",
-            "pid",
-            "exit_code",
-            "signal",
-            "reason",
-            "detail",
-            "state",
-            "attempt",
-            "wait_s",
-        ),
-        *(
-            "duration_s",
-            "load_s",
-            "deadline_s",
-            "active",
-            "waiting",
-            "draining",
-            "quantisation",
-            "source",
-            "size_bytes",
-        ),
-        *("context", "parallel", "pool_tokens", "threads_decode", "threads_prefill", "gpu_layers", "device", "devices"),
-        *("memory_bytes", "needed_bytes", "path", "sha256", "hint", "setting", "origin", "count", "steps"),
-        # exceptions and other libraries
-        *("exception", "places", "where", "logger", "place", "thread"),
-    }
+    """
+    request_id route method status stream key_id model finish_reason error_code code retry_after_s
+    prompt_tokens cached_tokens completion_tokens reasoning_tokens queue_ms ttft_ms total_ms
+    url host port version pid exit_code signal reason detail state attempt count steps
+    wait_s retry_s duration_s load_s deadline_s active waiting draining
+    quantisation source path sha256 size_bytes memory_bytes needed_bytes device devices gpu_layers
+    context parallel pool_tokens threads_decode threads_prefill hint setting origin
+    exception places where logger place thread
+    """.split()  # noqa: SIM905 - a table is easier to read
 )
 
 _LONGEST_TEXT = 500
@@ -83,12 +45,13 @@ _MOST_PLACES = 12
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 # Libraries whose messages may be written (the constant part); of others only the place is.
 _TRUSTED_LOGGERS = ("uvicorn.error", "asyncio", "huggingface_hub", "concurrent")
 # These log requests and their content, and we have a line of our own for that.
-_SILENT_LOGGERS = ("uvicorn.access", "httpcore", "httpx", "httpx2", "h11", "urllib3", "markdown_it")
+_SILENT_LOGGERS = ("uvicorn.access", "httpcore", "httpx", "httpx2", "h11", "urllib3")
 
 
 def configure(settings: config.Log, stream: TextIO | None = None) -> None:

@@ -7,14 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-import ocserve.http.connection  # its error class is part of the tree
 from ocserve import errors
 from ocserve.api import openai_chat, openai_completions
 from ocserve.api.dialect import Reply
 from ocserve.errors import ApiError
 from ocserve.generation import Failed
-
-assert ocserve.http.connection
 
 
 def leaves(cls: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:

@@ -126,7 +126,15 @@ def test_messages_become_turns() -> None:
 
 
 def test_what_an_sdk_sends_back_as_history_is_accepted() -> None:
-    dumped = {"role": "assistant", "content": "Hi", "refusal": None, "annotations": [], "audio": None, "function_call": None,
-              "tool_calls": None, "reasoning_content": "hm"}  # fmt: skip
+    dumped = {
+        "role": "assistant",
+        "content": "Hi",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+        "reasoning_content": "hm",
+    }
     parsed = parse(messages=[{"role": "user", "content": "Hi"}, dumped, {"role": "user", "content": "Bye"}])
     assert parsed.ignored == ("messages[1].annotations", "messages[1].reasoning_content")

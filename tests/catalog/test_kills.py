@@ -69,7 +69,8 @@ def test_random_kills_and_wrong_bytes_cost_at_most_16_mib_each(tmp_path: Path, f
     chance = random.Random(25)
     began = time.monotonic()
     with serving({REPO: {"bulk-F32.gguf": content}}) as hub:
-        hub.faults.bytes_per_s = len(content) * 0.9 / (kills * 0.75 * 0.15)  # so that the kills span most of the file
+        # A killed pull had bytes flowing for 0.16 s on average; the kills are to span most of the file and not end it.
+        hub.faults.bytes_per_s = len(content) * 0.6 / (kills * 0.16)
         killed = sum(kill_somewhere(start(hub, tmp_path), hub, chance) for _ in range(kills))
         hub.faults.bytes_per_s = 0
         starts_before_wrong_bytes = len(hub.sent)
@@ -87,7 +88,7 @@ def test_random_kills_and_wrong_bytes_cost_at_most_16_mib_each(tmp_path: Path, f
         f"in all {sum(repeated) / 2**20:.1f} MiB of {len(content) / 2**20:.0f}, {time.monotonic() - began:.0f} s"
     )
     assert sha256 == hashlib.sha256(content).hexdigest() == result["model"]["sha256"]
-    assert killed >= kills * 0.8
+    assert killed >= kills * 0.9
     assert max(repeated) <= MOST_REFETCHED
     assert [each.name for each in path.parent.iterdir() if each.name != path.name] == ["manifest.json"]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import random
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -23,12 +25,13 @@ from ocserve.catalog.errors import (
     GgufInvalid,
     SourceRefused,
     SourceUnreachable,
+    StoreUnwritable,
 )
 from ocserve.catalog.progress import Progress
 from ocserve.catalog.pull import pull
 from ocserve.catalog.store import Installed, Store
 from tests import tiny
-from tests.catalog.fake_hub import COMMIT, FakeHub, serving
+from tests.catalog.fake_hub import COMMIT, FakeHub, Faults, serving
 
 REPO = "acme/tiny-GGUF"
 REFERENCE = f"hf:{REPO}:F32"
@@ -411,3 +414,82 @@ def test_the_manifest_is_plain_json_without_the_token(server: FakeHub, settings:
     text = (Path(model.directory) / "manifest.json").read_text()
     assert json.loads(text)["name"] == REFERENCE
     assert "hf_secret" not in text
+
+
+def test_a_store_that_cannot_be_written_is_said(settings: config.Store, server: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    blocked = config.Store(directory=tmp_path / "file" / "models", hub_endpoint=server.host)
+    with pytest.raises(StoreUnwritable):
+        pull(REFERENCE, blocked, quiet)
+
+
+def test_what_an_unfinished_pull_left_can_be_discarded(server: FakeHub, settings: config.Store) -> None:
+    give_up_after_a_megabyte(server, settings)
+    store = Store(settings)
+    assert store.discard_partial(REFERENCE) > 1_000_000
+    assert not list(store.directory.glob("*/*"))[1:]  # the lock alone
+    assert store.discard_partial(REFERENCE) == 0
+
+
+def random_faults(chance: random.Random, size: int) -> Faults:
+    """One to three things that go wrong, some for a while and some for good."""
+    faults = Faults()
+    for kind in chance.sample(
+        ["status", "cut", "wrong", "range", "etag", "redirect", "long", "api"], chance.randint(1, 3)
+    ):
+        lasting = chance.random() < 0.2
+        if kind == "status":
+            faults.status = chance.choice([403, 404, 429, 500, 503])
+            faults.good_answers_left, faults.statuses_left = (
+                chance.randint(0, 2),
+                -1 if lasting else chance.randint(1, 5),
+            )
+        elif kind == "cut":
+            faults.cut_after, faults.cuts_left = chance.randint(1, size), -1 if lasting else chance.randint(1, 4)
+        elif kind == "wrong":
+            faults.wrong_bytes_left = -1 if lasting else 1
+        elif kind == "range":
+            faults.ignore_range, faults.wrong_range = chance.choice([(True, False), (False, True)])
+        elif kind == "etag" and lasting:
+            faults.etag = "e" * 64
+        elif kind == "redirect" and lasting:
+            faults.redirect_to = chance.choice(["file:///x", "http://169.254.1.1/x", "http://127.0.0.1:9/x"])
+        elif kind == "long" and lasting:
+            faults.too_long = True
+        elif kind == "api" and lasting:
+            faults.api_status = chance.choice([401, 403, 404, 500, 503])
+    return faults
+
+
+def test_random_faults_leave_the_right_file_or_none(
+    tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 faulty pulls (80 in the short form), each followed by a good one that must succeed with what is left."""
+    content = model_file(tmp_path, 1)
+    chance = random.Random(500)
+    write, installed, full_disks = download._write, 0, 0
+
+    def write_or_fill(file: BinaryIO, data: bytes) -> None:
+        nonlocal full_disks
+        if chance.random() < 0.01:
+            full_disks += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, data)
+
+    with serving({REPO: {"tiny-F32.gguf": content}}) as server:
+        for number in range(500 if full else 80):
+            settings = config.Store(directory=tmp_path / str(number), hub_endpoint=server.host, reserve_bytes=1024)
+            server.faults = random_faults(chance, len(content))
+            monkeypatch.setattr(download, "_write", write_or_fill)
+            try:
+                checked(pull(REFERENCE, settings, quiet), content)
+                installed += 1
+            except CatalogError:
+                assert nothing_installed(settings)
+            server.faults = Faults()
+            monkeypatch.setattr(download, "_write", write)
+            checked(pull(REFERENCE, settings, quiet), content)
+            shutil.rmtree(settings.directory or tmp_path)
+    print(f"{installed} pulls succeeded in spite of their faults, {full_disks} disks were full")
+    assert installed > 0
+    assert full_disks > 0

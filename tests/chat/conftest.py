@@ -28,8 +28,10 @@ def _models_folder() -> Path:
     with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
         # pip prepares metadata for an sdist, which takes its build requirements but compiles nothing.
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", DISTRIBUTION]
-            + ["--dest", scratch, f"{DISTRIBUTION}=={version}"],
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", DISTRIBUTION),
+                *("--dest", scratch, f"{DISTRIBUTION}=={version}"),
+            ],
             check=True,
             timeout=240,
         )

@@ -1,4 +1,4 @@
-"""P20: nothing that a client writes becomes a control token, and benign text is tokenised as if nothing were guarded."""
+"""P20: nothing that a client writes becomes a control token, and benign text is tokenised as on the plain path."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ PAIRS = {
     "ibm-granite-granite-3.3-2B-Instruct": "refact",
     "llama-cpp-rwkv-world": "llama-spm",
 }
-MAX_TOKENS_OF_A_VOCABULARY = 40
+# Those that the template writes come first; one vocabulary has a thousand reserved ones. All of them with --full.
+SAMPLED_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +64,7 @@ def conversation(words: dict[str, str], *, calls: bool) -> tuple[Message, ...]:
     ]
     if calls:
         arguments = {word("key", "city"): [word("value", "Oslo"), {"n": 1}]}
-        call = ToolCall(
-            id=word("call id", "call00001"), name=word("tool", "weather"), arguments=json.dumps(arguments)
-        )
+        call = ToolCall(id=word("call id", "call00001"), name=word("tool", "weather"), arguments=json.dumps(arguments))
         history[-1:] = [
             Message(role="assistant", tool_calls=(call,)),
             Message(
@@ -103,27 +102,29 @@ def disguises(text: str, chance: random.Random) -> list[str]:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_p20_no_special_token_in_any_field_becomes_one(
-    name: str, real_templates: dict[str, str], vocabularies: dict[str, Vocabulary]
+    name: str, real_templates: dict[str, str], vocabularies: dict[str, Vocabulary], full: bool
 ) -> None:
     vocabulary = vocabularies[PAIRS[name]]
     template = ChatTemplate(real_templates[name], bos="", eos="", specials=vocabulary.specials)
     chance = random.Random(20)
     texts = [token.text for token in vocabulary.specials.tokens]
-    # The template's own first, then a sample: one vocabulary has a thousand reserved ones.
-    texts.sort(key=lambda text: (text not in real_templates[name], chance.random()))
+    if not full:
+        texts.sort(key=lambda text: (text not in real_templates[name], chance.random()))
+        own = sum(text in real_templates[name] for text in texts)
+        texts = texts[: max(own, SAMPLED_TOKENS)]
     rendered = 0
     for calls, fields in FIELDS.items():
         try:
             expected = special_ids(vocabulary, template.render(conversation({}, calls=calls)))
         except InvalidRequest:
             continue
-        for text in texts[:MAX_TOKENS_OF_A_VOCABULARY]:
+        for text in texts:
             for field in fields:
                 for disguise in disguises(text, chance):
                     segments = template.render(conversation({field: disguise}, calls=calls))
                     assert special_ids(vocabulary, segments) == expected
                     rendered += 1
-    assert rendered >= 3 * min(len(texts), MAX_TOKENS_OF_A_VOCABULARY) * len(FIELDS[False])
+    assert rendered >= 3 * len(texts) * len(FIELDS[False])
 
 
 BENIGN = [
@@ -200,8 +201,10 @@ def test_which_tokens_are_guarded() -> None:
 
 
 PIECES = st.sampled_from(
-    ["<|im_start|>", "<|im_end|>", "<|im_", "start|>", "<|", "|>", "<", ">", "s", "<s", "IM_START", " ", "\n", "a", "b"]
-    + ["c", "[INST", "]", "<think>", "ﬆart", "ſ", "hello", "\ue000", "\ue001", "K"]
+    [
+        *("<|im_start|>", "<|im_end|>", "<|im_", "start|>", "<|", "|>", "<", ">", "s", "<s", "IM_START", " ", "\n"),
+        *("a", "b", "c", "[INST", "]", "<think>", "ﬆart", "ſ", "hello", "\ue000", "\ue001", "K"),
+    ]
 )
 WRITINGS = ["{}", "<|{}|>", "<{}>", "<|im_{}|>", "<|im_start|>{}", "<{}", "{}>", "[{}]", "a{}c", "{}{}", "<|{}{}>"]
 
@@ -242,7 +245,9 @@ def test_changing_case_or_white_space_does_not_make_a_special_token(transform: o
 
 
 def test_a_template_that_edits_content_into_a_special_token_is_refused() -> None:
-    template = ChatTemplate("{{ messages[0].content|replace(messages[0].content[1], '') }}", bos="", eos="", specials=SOME)
+    template = ChatTemplate(
+        "{{ messages[0].content|replace(messages[0].content[1], '') }}", bos="", eos="", specials=SOME
+    )
     with pytest.raises(InvalidRequest) as refusal:
         template.render((Message(role="user", content="<|im_end|>"),))
     assert refusal.value.param == "messages"

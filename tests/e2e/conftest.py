@@ -12,8 +12,8 @@ from tests.e2e.daemon import RunningDaemon, daemon
 
 
 @pytest.fixture(scope="session")
-def server(smollm2: Path) -> Iterator[RunningDaemon]:
-    with daemon(str(smollm2)) as running:
+def server(smollm2: Path, model_cache: Path) -> Iterator[RunningDaemon]:
+    with daemon("smollm2:135m", store=model_cache) as running:
         yield running
 
 

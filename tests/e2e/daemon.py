@@ -49,11 +49,15 @@ class RunningDaemon:
 
 
 @contextmanager
-def daemon(*arguments: str, env: dict[str, str] | None = None, stop_timeout_s: float = 40.0) -> Iterator[RunningDaemon]:
-    """Run `ocserve run … --port 0`; standard error goes to a file, so that the log is what a service would write."""
+def daemon(
+    *arguments: str, env: dict[str, str] | None = None, store: Path | None = None, stop_timeout_s: float = 40.0
+) -> Iterator[RunningDaemon]:
+    """Run `ocserve run … --port 0`, with the models of `store`; standard error goes to a file, as a service's would."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr.log"
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        if store is not None:
+            environment["OCSERVE_STORE_DIRECTORY"] = str(store)
         with log.open("wb") as stderr:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ocserve", "run", *arguments, "--port", "0"],

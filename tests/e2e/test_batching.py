@@ -17,10 +17,10 @@ def test_eight_streams_share_their_decode_steps_and_all_are_counted(server: Runn
         async with openai.AsyncOpenAI(base_url=server.base_url, api_key="x", max_retries=0) as client:
             return await asyncio.gather(*(stream(client, 40, "!" * index) for index in range(8)))
 
-    before = server.health()["engine"]["stats"]["steps_by_sequences"]
+    before = server.health()["stats"]["steps_by_sequences"]
     assert [completion for _, _, completion in asyncio.run(eight())] == [40] * 8
     time.sleep(1.2)  # counters travel with the heartbeat
-    after = server.health()["engine"]["stats"]["steps_by_sequences"]
+    after = server.health()["stats"]["steps_by_sequences"]
     assert after[8] - before[8] >= 20
 
 
@@ -40,7 +40,7 @@ def test_an_abandoned_stream_frees_its_cells_within_a_step(server: RunningDaemon
     asyncio.run(abandon())
     deadline = time.monotonic() + 6
     while True:
-        stats = server.health()["engine"]["stats"]
+        stats = server.health()["stats"]
         if stats["cells_used"] == 0 and stats["running"] == 0 and server.health()["active"] == 0:
             return
         assert time.monotonic() < deadline, stats
@@ -76,7 +76,7 @@ def test_sequences_beyond_the_pool_are_preempted_and_all_finish(tiny_model: Path
     with daemon(str(tiny_model), env=settings) as server:
         together, alone = asyncio.run(all_at_once(server.base_url))
         time.sleep(1.2)
-        stats = server.health()["engine"]["stats"]
+        stats = server.health()["stats"]
     assert together == alone
     assert stats["preemptions"] > 0
     assert stats["cells_used"] == 0

@@ -130,7 +130,7 @@ def measure(model: Path, *, threads: int, tokens: int, rounds: int) -> Rates:
     """Alternate the three runs `rounds` times, after one unmeasured round."""
     bare, one, eight = [], [], []
     with (
-        daemon(str(model), "--threads", str(threads)) as server,
+        daemon(str(model), "--threads", str(threads), "--parallel", "8") as server,
         bare_loop(model, threads, tokens) as pipe,
     ):
         for round_ in range(rounds + 1):
@@ -140,7 +140,7 @@ def measure(model: Path, *, threads: int, tokens: int, rounds: int) -> Rates:
             if round_:
                 for series, rate in zip((bare, one, eight), rates, strict=True):
                     series.append(rate)
-        histogram = server.health()["engine"]["stats"]["steps_by_sequences"]
+        histogram = server.health()["stats"]["steps_by_sequences"]
     widest = max(index for index, steps in enumerate(histogram) if steps)
     return Rates(tuple(bare), tuple(one), tuple(eight), widest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from ocserve.engine.text import TextStream
 
 MULTILINGUAL = (
-    "The quick brown fox — “jumps” over 13 lazy dogs. Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. "
-    "Съешь же ещё этих мягких французских булок. いろはにほへと ちりぬるを。 我能吞下玻璃而不伤身体。 키스의 고유조건은 "
-    "צדיק הוא כי יכתוב. أبجد هوز حطي كلمن. ऋषियों को सताने वाले. 👩‍👩‍👧‍👦🏳️‍🌈🇳🇴 e\u0301 \U0010ffff\ue000\x00\n\t"
+    "The quick brown fox — “jumps” over 13 lazy dogs. Zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich. "
+    "Съешь же ещё этих мягких французских булок. いろはにほへと ちりぬるを。 我能吞下玻璃而不伤身体。 "
+    "키스의 고유조건은 צדיק הוא כי יכתוב. أبجد هوز حطي كلمن. ऋषियों को सताने वाले. 👩‍👩‍👧‍👦🏳️‍🌈🇳🇴"
+    " e\u0301 \U0010ffff\ue000\x00\n\t"
 )
 
 
@@ -25,7 +27,7 @@ def stream(pieces: list[bytes], stop: tuple[str, ...] = ()) -> tuple[str, str | 
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(cuts), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 def naive(text: str, stop: tuple[str, ...]) -> tuple[str, str | None]:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,10 +119,8 @@ class Served:
     def raw(self, data: bytes, timeout: float = 5.0) -> bytes:
         """Send bytes and read until the server closes."""
         with self.connect(timeout) as peer:
-            try:
+            with suppress(OSError):  # refused before it was all sent; the answer is there all the same
                 peer.sendall(data)
-            except OSError:
-                pass
             return read_all(peer)
 
     def request(
@@ -163,11 +161,9 @@ class Served:
 
 def read_all(peer: socket.socket) -> bytes:
     data = b""
-    try:
+    with suppress(ConnectionResetError, TimeoutError):
         while piece := peer.recv(65536):
             data += piece
-    except (ConnectionResetError, TimeoutError):
-        pass
     return data
 
 

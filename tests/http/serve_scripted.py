@@ -1,0 +1,38 @@
+"""A server over a scripted engine as a process of its own: `python -m tests.http.serve_scripted '<json>'`.
+
+Prints its port. The JSON may have `server` settings, `script` fields, and `key`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from msgspec.structs import replace
+
+from ocserve import config
+from ocserve.accounts.keys import KeyRing
+from ocserve.accounts.limits import Limiter
+from ocserve.http.application import build
+from ocserve.http.server import serve
+from ocserve.service import Service
+from ocserve.telemetry import logs
+from tests.http.harness import MODEL
+from tests.scripted import Script, ScriptedEngine
+
+
+async def main(options: dict[str, Any]) -> None:
+    script = options.get("script", {})
+    engine = ScriptedEngine(Script(**{**script, "tokens": tuple(script.get("tokens", ["Hello", "!"]))}))
+    limits = config.Limits()
+    service = Service(engine, (MODEL,), Limiter(limits), limits)
+    settings = replace(config.Server(), port=0, **options.get("server", {}))
+    app = build(service, KeyRing(options.get("key"), config.Auth()), settings)
+    await serve(app, settings, lambda url: print(url.rpartition(":")[2], flush=True), service.drain)
+
+
+if __name__ == "__main__":
+    logs.configure(config.Log(level="debug", format="json"))
+    asyncio.run(main(json.loads(sys.argv[1])))

@@ -1,0 +1,119 @@
+"""P11: slow and idle connections are cut on time, and nobody else notices them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.http.harness import CHAT, read_all, serving, wait_for
+from tests.scripted import Script, ScriptedEngine
+
+ROOT = Path(__file__).parents[2]
+REQUEST = json.dumps(CHAT).encode()
+
+
+@contextmanager
+def process(**options: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server process and its port."""
+    command = [sys.executable, "-m", "tests.http.serve_scripted", json.dumps(options)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        try:
+            assert server.stdout is not None
+            yield server, int(server.stdout.readline())
+        finally:
+            server.kill()
+
+
+def latencies(port: int, count: int) -> list[float]:
+    """Seconds per honest request, each on its own connection."""
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(REQUEST)}\r\nConnection: close\r\n\r\n"
+    )
+    found = []
+    for _ in range(count):
+        begun = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port), 10) as peer:
+            peer.sendall(head.encode() + REQUEST)
+            assert read_all(peer).startswith(b"HTTP/1.1 200")
+        found.append(time.monotonic() - begun)
+        time.sleep(0.01)
+    return found
+
+
+def p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]
+
+
+def test_slow_and_idle_connections_are_cut_on_time_and_hurt_nobody(full: bool) -> None:
+    counts = {"idle": 2000, "headers": 1000, "bodies": 500} if full else {"idle": 200, "headers": 100, "bodies": 50}
+    header_s, body_s = (10.0, 30.0) if full else (2.0, 3.0)
+    with process(server={"header_timeout_s": header_s, "body_timeout_s": body_s}) as (_, port):
+        latencies(port, 50)
+        baseline = p99(latencies(port, 600 if full else 200))
+        command = [sys.executable, "-m", "tests.http.slow_clients", str(port), *map(str, counts.values())]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as attackers:
+            time.sleep(3)  # all of them are connected
+            under_attack = p99(latencies(port, 400 if full else 150))
+            output, _ = attackers.communicate(timeout=120)
+    held: dict[str, list[tuple[float, int]]] = {kind: [] for kind in counts}
+    for kind, seconds, status in json.loads(output):
+        held[kind].append((seconds, status))
+    longest = {kind: max(seconds for seconds, _ in entries) for kind, entries in held.items()}
+    print(
+        f"{counts}: honest p99 {baseline * 1000:.1f} ms alone, {under_attack * 1000:.1f} ms under attack; "
+        f"held at most {', '.join(f'{kind} {seconds:.1f} s' for kind, seconds in longest.items())}"
+    )
+    assert {kind: len(entries) for kind, entries in held.items()} == counts
+    assert {status for _, status in held["idle"]} == {0}
+    assert {status for _, status in held["headers"]} == {408}
+    assert {status for _, status in held["bodies"]} == {408}
+    late_s = 1.0
+    assert longest["idle"] < header_s + late_s
+    assert longest["headers"] < header_s + late_s
+    assert longest["bodies"] < body_s + late_s
+    # Below 25 ms the machine's own scheduling is what is measured.
+    assert under_attack < max(2 * baseline, 0.025)
+
+
+@pytest.mark.parametrize(("step_s", "cancelled"), [(0.005, True), (0.0, False)], ids=["decoding", "decoded"])
+def test_a_client_that_reads_nothing_is_cut_and_its_work_ends(step_s: float, cancelled: bool) -> None:
+    def make() -> ScriptedEngine:
+        return ScriptedEngine(Script(tokens=("x" * 50_000,) * 4000, step_s=step_s))
+
+    with serving(make, write_timeout_s=1.0) as served, socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(("127.0.0.1", served.port))
+        most = 4000 if cancelled else 200
+        peer.sendall(served.compose("POST", "/v1/chat/completions", {**CHAT, "stream": True, "max_tokens": most}))
+        begun = time.monotonic()
+        wait_for(lambda: served.service.active == 1)
+        wait_for(lambda: served.service.active == 0, 8)
+        print(f"cut {time.monotonic() - begun:.1f} s after the request")
+        (run,) = served.engine.runs.values()
+        assert run.cancelled is cancelled
+        assert served.chat(max_tokens=1).status == 200
+
+
+def test_a_client_that_reads_slowly_but_steadily_is_served() -> None:
+    def make() -> ScriptedEngine:
+        return ScriptedEngine(Script(tokens=("x" * 10_000,) * 30))
+
+    with serving(make, write_timeout_s=0.4) as served, served.connect(20) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.sendall(served.compose("POST", "/v1/chat/completions", {**CHAT, "stream": True}))
+        data = b""
+        while piece := peer.recv(4096):
+            data += piece
+            time.sleep(0.005)
+        assert data.count(b"data: [DONE]") == 1
