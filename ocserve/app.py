@@ -15,9 +15,9 @@ from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.limits import Limiter
 from ocserve.catalog.store import Installed
 from ocserve.engine.handle import EngineHandle, Supervision
+from ocserve.engine.handle import LoadError as LoadError  # what a start can fail with, for the command line
 from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.http import application, server
-from ocserve.http.application import ASGIApp
 from ocserve.modelcard import ServedModel
 from ocserve.service import Service
 from ocserve.telemetry import logs
@@ -31,7 +31,7 @@ class Daemon:
     facts: EngineFacts
     engine: EngineHandle
     service: Service
-    asgi: ASGIApp
+    asgi: application.App
 
 
 async def serve(settings: config.Settings, installed: Installed, on_ready: Callable[[Daemon, str], None]) -> None:

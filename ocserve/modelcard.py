@@ -97,7 +97,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model as this server answers for it, after settings, card and file have been reconciled.
 
-    `id` is the name in answers; `aliases` (with `default`) are accepted in requests. `created` is a Unix time in seconds.
+    `id` is the name in answers; `aliases` (with `default`) are accepted in requests. `created` is Unix time, seconds.
     """
 
     id: str

@@ -18,7 +18,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import click
@@ -57,6 +56,7 @@ class LlamaFacts(msgspec.Struct, frozen=True):
     supports_gpu_offload: bool
     system_info: str
     devices: tuple[Device, ...]
+    gpu_makers: tuple[str, ...] = ()
 
 
 @click.command("doctor")
@@ -139,7 +139,7 @@ def check_llama(argv: Sequence[str] = (sys.executable, "-m", "ocserve.engine.pro
         lines = finished.stderr.decode(errors="replace").strip().splitlines()
         message = f"does not load: {_ending(finished.returncode)}" + (f", {lines[-1][:200]}" if lines else "")
         return [Verdict("llama.cpp", "fail", message, _MISSING_HINT)]
-    return judge_llama(facts, gpus_present())
+    return judge_llama(facts, facts.gpu_makers)
 
 
 def judge_llama(facts: LlamaFacts, present: Sequence[str]) -> list[Verdict]:
@@ -165,18 +165,6 @@ def judge_llama(facts: LlamaFacts, present: Sequence[str]) -> list[Verdict]:
     else:
         verdicts.append(Verdict("gpu", "ok", "none found; models run on the processor"))
     return verdicts
-
-
-def gpus_present(root: Path = Path("/")) -> list[str]:
-    """Makers of the GPUs whose drivers are loaded, whether or not anything can use them."""
-    found = []
-    if (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvidia0").exists():
-        found.append("NVIDIA")
-    if (root / "dev/kfd").exists():
-        found.append("AMD")
-    if sys.platform == "darwin" and platform.machine() == "arm64":
-        found.append("Apple")
-    return found
 
 
 def check_hub(store: config.Store) -> Verdict:

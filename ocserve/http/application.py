@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,6 +24,7 @@ from ocserve.http.route_table import RouteTable
 from ocserve.http.routes import routes
 from ocserve.service import Service
 
+App: TypeAlias = ASGIApp
 Guard = Callable[[ASGIApp], ASGIApp]
 
 

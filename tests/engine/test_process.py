@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from ocserve.engine.process import spawn, usable_cores
+from ocserve.engine.process import gpu_makers, spawn, usable_cores
 
 REPORT = """
 import os, resource, signal, socket, sys
@@ -43,3 +44,13 @@ async def test_an_engine_process_is_confined_and_inherits_only_its_socket() -> N
 
 def test_at_least_one_core_is_usable() -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [("proc/driver/nvidia/version", "NVIDIA"), ("dev/nvidia0", "NVIDIA"), ("dev/kfd", "AMD"), ("dev/null", None)],
+)
+def test_gpus_are_found_by_their_drivers(tmp_path: Path, file: str, found: str | None) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    assert (found in gpu_makers(tmp_path)) == (found is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import pytest
@@ -59,7 +60,5 @@ def test_an_oversized_length_is_refused_before_it_is_buffered() -> None:
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_never_raise_anything_else(body: bytes) -> None:
     for decode in (wire.decode_front, wire.decode_engine):
-        try:
+        with contextlib.suppress(wire.FrameError):
             decode(body)
-        except wire.FrameError:
-            pass

@@ -16,6 +16,7 @@ def test_one_clients_request_id_does_not_reach_anothers_generation() -> None:
             wait_for(lambda: len(served.engine.runs) == 2)
             second.close()
             answer = parse(read_all(first))
+        assert len(set(served.engine.runs)) == 2
         assert answer.headers["x-request-id"] == "same"
         assert answer.events[-1] == "[DONE]"
         assert "".join(answer.events).count('"content":"x"') == 40

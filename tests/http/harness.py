@@ -236,10 +236,10 @@ def serving(
     try:
         yield served
     finally:
-        if thread.is_alive():
+        with suppress(RuntimeError):  # its loop may have closed already
             served.stop()
             served.stop()
-            thread.join(10)
+        thread.join(10)
         assert not thread.is_alive(), "the server did not stop"
         if failures:
             raise failures[0]
