@@ -40,7 +40,10 @@ class CancelSequence:
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """Compute threads for steps that only decode and for steps that prefill."""
+    """Compute threads for a step that decodes one sequence, and for steps of several rows.
+
+    One row is bound by memory bandwidth, which few threads use up; several rows are bound by arithmetic.
+    """
 
     decode: int
     prefill: int
@@ -168,7 +171,7 @@ class EngineLoop:
             return
         rows, sampled_from = self._rows(step)
         prefill_tokens = sum(chunk.count for chunk in step.prefill)
-        self._context.use_threads(self._threads.prefill if prefill_tokens else self._threads.decode)
+        self._context.use_threads(self._threads.prefill if len(rows) > 1 else self._threads.decode)
         begun = time.monotonic()
         status = self._context.decode(rows)
         if status is not DecodeStatus.OK:
