@@ -16,6 +16,7 @@ from ocserve.accounts.limits import Limiter
 from ocserve.catalog.store import Installed
 from ocserve.engine.handle import EngineHandle, Supervision
 from ocserve.engine.handle import LoadError as LoadError  # what a start can fail with, for the command line
+from ocserve.engine.process import raise_descriptor_limit
 from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.http import application, server
 from ocserve.modelcard import ServedModel
@@ -36,6 +37,7 @@ class Daemon:
 
 async def serve(settings: config.Settings, installed: Installed, on_ready: Callable[[Daemon, str], None]) -> None:
     """Serve `installed` until a signal asks to stop. `on_ready` gets the base URL once requests are answered."""
+    raise_descriptor_limit()
     async with running(settings, installed) as daemon:
         await server.serve(
             daemon.asgi,
@@ -113,6 +115,7 @@ def served_model(tree: config.Config, installed: Installed, facts: EngineFacts) 
         wall_clock_s=defaults.wall_clock_s,
         parallel=facts.parallel,
         sampling=defaults.sampling,
+        capabilities=("chat", "completion") if facts.has_chat_template else ("completion",),
     )
 
 

@@ -98,6 +98,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model as this server answers for it, after settings, card and file have been reconciled.
 
     `id` is the name in answers; `aliases` (with `default`) are accepted in requests. `created` is Unix time, seconds.
+    `capabilities` and modalities are what this server does with the model, which may be less than its card says.
     """
 
     id: str
@@ -111,6 +112,9 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     wall_clock_s: float
     parallel: int
     sampling: SamplingDefaults = SamplingDefaults()
+    capabilities: tuple[Capability, ...] = ("chat", "completion")
+    input_modalities: tuple[Modality, ...] = ("text",)
+    output_modalities: tuple[Modality, ...] = ("text",)
 
     def answers_to(self, name: str) -> bool:
         """Whether a request for `name` means this model."""

@@ -9,6 +9,7 @@ Every refusal happens before `Service.generation` yields, so the HTTP layer can 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -173,7 +174,8 @@ class Service:
         lease = self.limiter.admit(caller.key_id, retry=attempt)
         self._enter(task)
         try:
-            stamped = replace(request, request_id=trace.request_id, salt=caller.salt)
+            # The engine's id is ours: clients choose theirs, and two of them may choose the same.
+            stamped = replace(request, request_id=secrets.token_hex(12), salt=caller.salt)
             generation = await self._start(stamped, lease, trace)
             begun = time.monotonic()
             try:

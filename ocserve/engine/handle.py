@@ -219,6 +219,9 @@ class EngineHandle:
         match first:
             case wire.Ready(facts=facts):
                 self._facts = facts
+                self._stats = wire.EngineStats(
+                    steps_by_sequences=(0,) * (facts.parallel + 1), cells_total=facts.pool_tokens
+                )
                 self._ready.set()
                 return connection, facts
             case wire.LoadFailed(error=error):

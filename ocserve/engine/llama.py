@@ -312,6 +312,8 @@ class Context:
         if not self._pointer:
             raise LlamaError(f"llama.cpp could not create a context of {pool_tokens} tokens (not enough memory?)")
         self._memory = _api.llama_get_memory(self._pointer)
+        if not self._memory or _api.llama_model_has_encoder(model.pointer):
+            raise LlamaError("this model cannot generate text token by token (an embedding or encoder model)")
         self.pool_tokens: int = _api.llama_n_ctx(self._pointer)
         self._capacity = batch_tokens
         self._sequences = sequences

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_MOST_DESCRIPTORS = 16_384
 _OOM_SCORE = "500"  # under memory pressure the kernel ends the engine, not the front process
 
 # libgomp's threads spin at barriers. When another process takes a core, unbounded spinning turned a step of 10 ms into
@@ -86,6 +87,18 @@ def confine() -> None:
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         with contextlib.suppress(OSError):  # not allowed in some containers, and only advice to the kernel
             Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process hold as many connections as the system allows it; the usual soft limit is 1,024 files."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = min(hard, _MOST_DESCRIPTORS) if hard != resource.RLIM_INFINITY else _MOST_DESCRIPTORS
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            with contextlib.suppress(ValueError, OSError):  # macOS refuses more than its own maximum
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def usable_cores() -> int:

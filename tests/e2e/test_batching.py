@@ -56,27 +56,27 @@ def test_throughput_over_http_against_the_bare_loop(smollm2: Path, full: bool) -
 
 
 def test_sequences_beyond_the_pool_are_preempted_and_all_finish(tiny_model: Path) -> None:
-    """Eight sequences that together outgrow the pool: none fails, and greedy answers equal those given alone."""
+    """Eight sequences that together outgrow the pool: none fails, none is cut, and every cell comes back.
+
+    That preempted sequences go on as if nothing had happened is shown token by token in tests/engine/test_loop.py.
+    """
     settings = {"OCSERVE_ENGINE_POOL_TOKENS": "512", "OCSERVE_ENGINE_PARALLEL": "8"}
     bias = {"0": -100, "2": -100}
 
-    async def ask(client: openai.AsyncOpenAI, index: int) -> str:
+    async def ask(client: openai.AsyncOpenAI, index: int) -> int:
         answer = await client.completions.create(
             model="default", prompt=[30 + index] * 50, max_tokens=150, temperature=0, extra_body={"logit_bias": bias}
         )
         assert answer.usage is not None
-        assert answer.usage.completion_tokens == 150
-        return answer.choices[0].text
+        return answer.usage.completion_tokens
 
-    async def all_at_once(url: str) -> tuple[list[str], list[str]]:
+    async def all_at_once(url: str) -> list[int]:
         async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
-            together = await asyncio.gather(*(ask(client, index) for index in range(8)))
-            return list(together), [await ask(client, index) for index in range(8)]
+            return list(await asyncio.gather(*(ask(client, index) for index in range(8))))
 
     with daemon(str(tiny_model), env=settings) as server:
-        together, alone = asyncio.run(all_at_once(server.base_url))
+        assert asyncio.run(all_at_once(server.base_url)) == [150] * 8
         time.sleep(1.2)
         stats = server.health()["stats"]
-    assert together == alone
     assert stats["preemptions"] > 0
     assert stats["cells_used"] == 0
