@@ -48,6 +48,9 @@ _DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
 _LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
 _NO_TOKEN = -1
 
+KvType = Literal["f32", "f16"]
+_KV_TYPES: dict[KvType, int] = {"f32": 0, "f16": 1}  # enum ggml_type
+
 
 class DecodeStatus(Enum):
     """Outcome of one `Context.decode`. After ABORTED and FATAL part of the batch may stay in memory."""
@@ -296,7 +299,16 @@ class Model:
 class Context:
     """Computes batches over a pool of KV cells that all sequences share (unified KV)."""
 
-    def __init__(self, model: Model, *, pool_tokens: int, sequences: int, batch_tokens: int, threads: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        pool_tokens: int,
+        sequences: int,
+        batch_tokens: int,
+        threads: int,
+        kv_type: KvType = "f16",
+    ) -> None:
         parameters = _api.llama_context_default_params()
         parameters.n_ctx = pool_tokens
         parameters.n_batch = batch_tokens
@@ -307,6 +319,7 @@ class Context:
         parameters.kv_unified = True
         parameters.swa_full = False  # nothing rolls back, so sliding-window layers keep only their window
         parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.type_k = parameters.type_v = _KV_TYPES[kv_type]
         parameters.no_perf = True
         self._pointer: ctypes.c_void_p = _api.llama_init_from_model(model.pointer, parameters)
         if not self._pointer:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ocserve.engine import llama
+from ocserve.engine import llama, scheduler
 from ocserve.engine.loop import EngineLoop, Threads
 from ocserve.engine.slots import Sequence
 from ocserve.engine.wire import Step
@@ -41,7 +41,9 @@ class Bench:
         log = llama.LoadLog()
         self.model = llama.Model(str(path), gpu_layers=0, log=log)
         log.close()
-        context = llama.Context(self.model, pool_tokens=pool_tokens, sequences=parallel, batch_tokens=64, threads=1)
+        context = llama.Context(
+            self.model, pool_tokens=pool_tokens, sequences=parallel, batch_tokens=64, threads=1, kv_type="f32"
+        )
         self.events: dict[str, list[GenerateEvent]] = defaultdict(list)
         self.loop = EngineLoop(
             context, self.model.vocab, parallel=parallel, batch_tokens=64, threads=Threads(1, 1), emit=self._record
@@ -82,9 +84,11 @@ class Bench:
             time.sleep(0.01)
 
 
-def teacher_forced(model: llama.Model, tokens: list[int], chunk: int) -> np.ndarray:
-    """Logits after every token, computed in chunks of `chunk` by a context of their own."""
-    context = llama.Context(model, pool_tokens=512, sequences=64, batch_tokens=64, threads=1)
+def teacher_forced(model: llama.Model, tokens: list[int], chunk: int, neighbour: int = 0) -> np.ndarray:
+    """Logits after every token, computed in chunks of `chunk` beside `neighbour` cells of another sequence."""
+    context = llama.Context(model, pool_tokens=1024, sequences=64, batch_tokens=64, threads=1, kv_type="f32")
+    for position in range(neighbour):
+        context.decode([llama.Row(40, position, 1, False)])
     rows = []
     for start in range(0, len(tokens), chunk):
         part = range(start, min(start + chunk, len(tokens)))
@@ -93,21 +97,29 @@ def teacher_forced(model: llama.Model, tokens: list[int], chunk: int) -> np.ndar
     return np.array(rows)
 
 
+# With F32 weights and an F32 cache only the order of additions is left (an F16 cache rounds cells to their neighbours,
+# which was seen to move logits by 0.012). A wrong or foreign cell moves the logits of these models by whole units.
+NOISE_FLOOR = 1e-3
+
+
 def check_served(model: llama.Model, sequence: Sequence) -> None:
-    """Every token that was served is the uncached run's best, up to the noise of re-chunking."""
+    """Every token that was served is the uncached run's best, up to the noise of computing it in another order."""
     tokens = [*sequence.prompt, *sequence.generated]
     logits = teacher_forced(model, tokens, 32)
-    noise = float(np.abs(logits - teacher_forced(model, tokens, 1)).max())
+    noise = float(np.abs(logits - teacher_forced(model, tokens, 7, neighbour=100)).max())
     logits[:, list(NO_END)] = -np.inf
     first = len(sequence.prompt) - 1
     for index, token in enumerate(sequence.generated):
         row = logits[first + index]
-        assert row[token] >= row.max() - 4 * noise - 1e-5, f"token {index} of {sequence.id}"
+        assert row[token] >= row.max() - 4 * noise - NOISE_FLOOR, f"token {index} of {sequence.id}"
 
 
 @pytest.mark.parametrize("family", ["attention", "sliding", "recurrent"])
-def test_random_schedules_serve_what_the_model_says_alone(tmp_path: Path, family: tiny.Family, full: bool) -> None:
+def test_random_schedules_serve_what_the_model_says_alone(
+    tmp_path: Path, family: tiny.Family, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Arrivals, cancels and a pool that is too small for all, from a printed seed."""
+    monkeypatch.setattr(scheduler, "GROWTH_TOKENS", 2)  # admit greedily, so that sequences have to be preempted
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     choose = random.Random(seed)
@@ -116,7 +128,7 @@ def test_random_schedules_serve_what_the_model_says_alone(tmp_path: Path, family
     for index in range(120 if full else 30):
         prompt = tuple(choose.randrange(3, 260) for _ in range(choose.randrange(1, 150)))
         sequences.append(bench.submit(f"{choose.choice('abc')}{index}", prompt, choose.randrange(1, 80)))
-        time.sleep(choose.random() * 0.01)
+        time.sleep(choose.random() * 0.002)
         if choose.random() < 0.15:
             bench.loop.cancel(choose.choice(sequences).id)
     bench.wait([sequence.id for sequence in sequences])
@@ -129,8 +141,18 @@ def test_random_schedules_serve_what_the_model_says_alone(tmp_path: Path, family
         check_served(bench.model, sequence)
     stats = bench.loop.stats()
     assert (stats.running, stats.waiting, stats.cells_used) == (0, 0, 0)
-    if family != "recurrent":
-        assert stats.preemptions > 0
+    assert stats.preemptions > 0
+
+
+def test_a_planted_wrong_token_is_found(tiny_model: Path) -> None:
+    """The check itself must be able to fail."""
+    bench = Bench(tiny_model, pool_tokens=512, parallel=1)
+    sequence = bench.submit("one", (40, 50, 60), 20)
+    bench.wait(["one"])
+    check_served(bench.model, sequence)
+    sequence.generated[10] = (sequence.generated[10] + 1) % 256 + 3
+    with pytest.raises(AssertionError, match="token 10"):
+        check_served(bench.model, sequence)
 
 
 @pytest.fixture
@@ -149,13 +171,14 @@ def test_events_come_in_order_and_their_tokens_add_up(bench: Bench) -> None:
 
 
 def test_a_cancel_ends_a_sequence_in_every_phase(bench: Bench) -> None:
-    holders = [bench.submit(f"holder{index}", (40,) * 20, 400) for index in range(4)]
-    bench.submit("queued", (40,), 10)
-    time.sleep(0.005)
-    for name in ("queued", *(holder.id for holder in holders)):
-        bench.loop.cancel(name)
-    bench.wait(["queued", *(holder.id for holder in holders)])
-    for name in ("queued", "holder0"):
+    bench.submit("decoding", (40,) * 20, 480)
+    while not any(isinstance(event, TextDelta) for event in bench.events["decoding"]):
+        time.sleep(0.0005)
+    bench.loop.cancel("decoding")
+    bench.submit("queued", (40,), 480)
+    bench.loop.cancel("queued")
+    bench.wait(["decoding", "queued"])
+    for name in ("decoding", "queued"):
         end = bench.ended(name)
         assert isinstance(end, Finished)
         assert end.reason == "cancelled"
