@@ -42,7 +42,7 @@ class Bench:
         self.model = llama.Model(str(path), gpu_layers=0, log=log)
         log.close()
         context = llama.Context(
-            self.model, pool_tokens=pool_tokens, sequences=parallel, batch_tokens=64, threads=1, kv_type="f32"
+            self.model, pool_tokens=pool_tokens, sequences=parallel, batch_tokens=64, threads=1, exact=True
         )
         self.events: dict[str, list[GenerateEvent]] = defaultdict(list)
         self.loop = EngineLoop(
@@ -86,7 +86,7 @@ class Bench:
 
 def teacher_forced(model: llama.Model, tokens: list[int], chunk: int, neighbour: int = 0) -> np.ndarray:
     """Logits after every token, computed in chunks of `chunk` beside `neighbour` cells of another sequence."""
-    context = llama.Context(model, pool_tokens=1024, sequences=64, batch_tokens=64, threads=1, kv_type="f32")
+    context = llama.Context(model, pool_tokens=1024, sequences=64, batch_tokens=64, threads=1, exact=True)
     for position in range(neighbour):
         context.decode([llama.Row(40, position, 1, False)])
     rows = []
@@ -97,9 +97,8 @@ def teacher_forced(model: llama.Model, tokens: list[int], chunk: int, neighbour:
     return np.array(rows)
 
 
-# With F32 weights and an F32 cache only the order of additions is left (an F16 cache rounds cells to their neighbours,
-# which was seen to move logits by 0.012). A wrong or foreign cell moves the logits of these models by whole units.
-NOISE_FLOOR = 1e-3
+# Only the order of additions is left. A wrong or foreign cell moves the logits of these models by whole units.
+NOISE_FLOOR = 1e-4
 
 
 def check_served(model: llama.Model, sequence: Sequence) -> None:
