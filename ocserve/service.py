@@ -125,7 +125,6 @@ class Service:
         self.limiter = limiter
         self._engine = engine
         self._queue_limit = limits.queue
-        self._waiting = 0
         self._running: set[asyncio.Task[object]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -193,7 +192,6 @@ class Service:
     async def _start(self, request: GenerateRequest, lease: Lease, trace: Trace) -> Generation:
         """Prepare, reserve, start and wait for the slot. Any failure leaves nothing behind in the engine."""
         self._check_queue()
-        self._waiting += 1
         try:
             prepared = await self._engine.prepare(request)
             lease.reserve(prepared.prompt_tokens + prepared.max_tokens)
@@ -202,8 +200,6 @@ class Service:
         except BaseException:
             self._engine.cancel(request.request_id)
             raise
-        finally:
-            self._waiting -= 1
         trace.observe(first)
         if isinstance(first, Failed):
             raise ApiError.from_info(first.error)
@@ -213,10 +209,11 @@ class Service:
     def _check_queue(self) -> None:
         """Refuse early instead of queueing without bound."""
         slots = max(model.parallel for model in self.models)
-        if self._waiting >= self._queue_limit and len(self._running) > slots:
-            turns = (self._waiting + 1) / slots
+        waiting = len(self._running) - 1 - slots  # this request is among the running
+        if waiting >= self._queue_limit:
+            turns = (waiting + 1) / slots
             raise Overloaded(
-                f"{self._waiting} requests are already waiting for {slots} slots.",
+                f"{waiting} requests are already waiting for {slots} slots.",
                 retry_after_s=max(1.0, turns * self._typical_s),
             )
 

@@ -1,0 +1,158 @@
+"""The life of a generation, with a scripted engine: who is refused when, and that everything is settled in the end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ocserve import config
+from ocserve.accounts.keys import Caller
+from ocserve.accounts.limits import Limiter
+from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded, RateLimited
+from ocserve.generation import Failed, Finished, GenerateRequest, Sampling, TextPrompt
+from ocserve.service import Service, Trace
+from tests.http.harness import MODEL
+from tests.scripted import Script, ScriptedEngine
+
+CALLER = Caller(key_id="key", salt=b"salt", anonymous=False)
+REQUEST = GenerateRequest(
+    request_id="", model=MODEL.id, prompt=TextPrompt(text="hi"), sampling=Sampling(), max_tokens=20
+)
+
+
+def service(engine: ScriptedEngine, **limits: int) -> Service:
+    branch = config.Limits(**limits)  # type: ignore[arg-type]
+    return Service(engine, (MODEL,), Limiter(branch), branch)
+
+
+async def run(made: Service, trace: Trace | None = None) -> list[object]:
+    async with made.generation(REQUEST, CALLER, trace or Trace("r", "/x")) as generation:
+        return [event async for event in generation]
+
+
+def remaining_tokens(made: Service) -> int:
+    state = made.limiter.snapshot(CALLER.key_id).tokens
+    assert state is not None
+    return state.remaining
+
+
+async def test_a_generation_is_observed_and_settled_to_the_token() -> None:
+    made = service(ScriptedEngine(Script(prompt_tokens=7, tokens=("a", "b", "c"))), tokens_per_minute=1000)
+    trace = Trace("mine", "/v1/x")
+    events = await run(made, trace)
+    assert isinstance(events[-1], Finished)
+    assert remaining_tokens(made) in (1000 - 7 - 3, 1000 - 7 - 2)  # a token's refill may have come in between
+    record = trace.record(200)
+    assert (record.usage.prompt_tokens, record.usage.completion_tokens) == (7, 3)
+    assert record.queue_ms is not None
+    assert record.ttft_ms is not None
+    assert record.queue_ms <= record.ttft_ms <= record.total_ms
+    assert made.active == 0
+
+
+async def test_tokens_are_held_while_it_runs() -> None:
+    made = service(ScriptedEngine(Script(prompt_tokens=7, step_s=0.01)), tokens_per_minute=1000)
+    async with made.generation(REQUEST, CALLER, Trace("r", "/x")):
+        assert 1000 - remaining_tokens(made) in (27, 26)
+    assert remaining_tokens(made) > 990 - 7
+
+
+async def test_leaving_early_cancels_in_the_engine_and_charges_what_was_generated() -> None:
+    engine = ScriptedEngine(Script(tokens=("x",) * 1000, step_s=0.001))
+    made = service(engine, tokens_per_minute=5000)
+    trace = Trace("r", "/x")
+    async with made.generation(REQUEST, CALLER, trace) as generation:
+        async for _ in generation:
+            if trace.ttft_ms:
+                break
+    assert trace.finish_reason == "cancelled"
+    assert 0 < trace.usage.completion_tokens < 1000
+    assert made.active == 0
+
+
+@pytest.mark.parametrize("refusal", [InvalidRequest("no", param="prompt"), EngineUnavailable("gone")])
+async def test_a_refusal_while_preparing_costs_nothing(refusal: ApiError) -> None:
+    made = service(ScriptedEngine(Script(refuse=refusal)), tokens_per_minute=1000, concurrent_requests=1)
+    for _ in range(3):
+        with pytest.raises(ApiError) as raised:
+            await run(made)
+        assert raised.value is refusal
+    assert remaining_tokens(made) == 1000
+
+
+async def test_an_engine_crash_is_an_event_and_settles() -> None:
+    made = service(ScriptedEngine(Script(crash_at=2)), concurrent_requests=1)
+    for _ in range(2):
+        events = await run(made)
+        assert isinstance(events[-1], Failed)
+    assert made.active == 0
+
+
+async def test_the_limiter_refuses_before_the_engine_hears_of_it() -> None:
+    engine = ScriptedEngine()
+    made = service(engine, requests_per_minute=1)
+    await run(made)
+    with pytest.raises(RateLimited):
+        await run(made)
+    assert len(engine.runs) == 1
+
+
+async def test_beyond_the_queue_requests_are_refused_early_with_an_estimate() -> None:
+    engine = ScriptedEngine(Script(tokens=("x",) * 200, step_s=0.05), parallel=MODEL.parallel)
+    made = service(engine, queue=2)
+    running = [asyncio.create_task(run(made)) for _ in range(MODEL.parallel + 2)]
+    await asyncio.sleep(0.05)
+    with pytest.raises(Overloaded) as refusal:
+        await run(made)
+    assert refusal.value.retry_after_s is not None
+    assert refusal.value.retry_after_s >= 1
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running)
+    assert made.active == 0
+
+
+async def test_draining_refuses_new_ones_and_lets_accepted_ones_finish() -> None:
+    made = service(ScriptedEngine(Script(tokens=("x",) * 20, step_s=0.005)))
+    accepted = asyncio.create_task(run(made))
+    await asyncio.sleep(0.02)
+    draining = asyncio.create_task(made.drain(5))
+    await asyncio.sleep(0)
+    assert not made.ready
+    with pytest.raises(EngineUnavailable):
+        await run(made)
+    await draining
+    assert isinstance((await accepted)[-1], Finished)
+
+
+async def test_at_the_drain_deadline_the_rest_ends_with_an_error() -> None:
+    made = service(ScriptedEngine(Script(tokens=("x",) * 10_000, step_s=0.005)))
+    accepted = asyncio.create_task(run(made))
+    await asyncio.sleep(0.02)
+    await made.drain(0.05)
+    last = (await accepted)[-1]
+    assert isinstance(last, Failed)
+    assert last.error.code == "shutting_down"
+
+
+async def test_two_requests_with_the_same_id_do_not_meet_in_the_engine() -> None:
+    engine = ScriptedEngine()
+    made = service(engine)
+    await asyncio.gather(run(made, Trace("same", "/x")), run(made, Trace("same", "/x")))
+    assert len({each.request.request_id for each in engine.runs.values()}) == 2
+
+
+async def test_the_tenants_salt_reaches_the_engine() -> None:
+    engine = ScriptedEngine()
+    await run(service(engine))
+    assert next(iter(engine.runs.values())).request.salt == b"salt"
+
+
+def test_only_served_names_find_a_model() -> None:
+    made = service(ScriptedEngine())
+    assert made.model(MODEL.id) is MODEL
+    with pytest.raises(ModelNotFound) as refusal:
+        made.model("secret-name")
+    assert "secret-name" not in refusal.value.message
+    assert refusal.value.param == "model"
