@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ocserve.app import Daemon
 
 
 @click.command("run")
@@ -37,6 +41,7 @@ def command(
     from ocserve import app, config
     from ocserve.catalog.pull import pull
     from ocserve.catalog.sizing import choose_default
+    from ocserve.cli.model_output import SOURCES
     from ocserve.cli.pull import progress
     from ocserve.telemetry import logs
 
@@ -53,36 +58,48 @@ def command(
         }
     )
     tree = settings.config
+    logs.configure(tree.log)
+    logs.catch_uncaught()
     app.refuse_exposure(tree.server, has_key=config.resolve_key(tree.auth) is not None)
     reference = model or tree.model.default or choose_default(tree.store, say=_say)
     with progress() as on_progress:
         installed = pull(reference, tree.store, on_progress)
-    _say(f"{installed.name} ({installed.quantisation}, {installed.size_bytes / 1e6:.0f} MB) from {installed.source}")
-    logs.configure(tree.log)
-    logs.catch_uncaught()
+    size = f"{installed.size_bytes / 1e6:.0f} MB"
+    _say(f"{installed.name}: {installed.quantisation}, {size}, from {SOURCES[installed.source]}")
     try:
         asyncio.run(app.serve(settings, installed, _announce))
     except app.LoadError as error:
         raise click.ClickException(f"{installed.name} could not be loaded: {error}") from None
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+def _say(line: str, level: str = "info") -> None:
+    """A sentence for whoever started the server: as it is on a terminal, as a log line elsewhere."""
+    from ocserve.telemetry import logs
+
+    if sys.stderr.isatty():
+        click.echo(line, err=True)
+    else:
+        logs.event("notice", level=level, detail=line)
 
 
-def _announce(daemon: object, url: str) -> None:
+def _announce(daemon: Daemon, url: str) -> None:
     """The ready line: where to point a client."""
-    from ocserve.app import Daemon
+    from ocserve.telemetry import logs
 
-    assert isinstance(daemon, Daemon)
     facts = daemon.facts
     if facts.unused_gpus:
         _say(
             f"WARNING: this machine has a GPU ({', '.join(facts.unused_gpus)}) that this build of llama.cpp does not "
-            "use. `ocserve doctor` says how to change that."
+            "use. `ocserve doctor` says how to change that.",
+            level="warning",
         )
     if facts.chat_template_problem:
-        _say(f"WARNING: the model's chat template cannot be used, so it only completes: {facts.chat_template_problem}")
+        _say(
+            f"WARNING: the model's chat template cannot be used, so it only completes: {facts.chat_template_problem}",
+            level="warning",
+        )
+    if not sys.stderr.isatty():
+        logs.event("ready", url=url, model=daemon.model.id, context=facts.context, load_s=round(facts.load_s, 2))
     where = f"{facts.gpu_layers} layers on a GPU" if facts.gpu_layers else "CPU"
     click.echo(
         f"ready: {url}/v1  model {daemon.model.id}  context {facts.context}  {facts.parallel} at once  "

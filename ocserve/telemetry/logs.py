@@ -64,8 +64,8 @@ def configure(settings: config.Log, stream: TextIO | None = None) -> None:
         processors=[
             _allowed,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=on_terminal) if readable else _as_json,
+            structlog.processors.TimeStamper(*(("%H:%M:%S", False) if readable else ("iso", True))),
+            _for_people if readable else _as_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _Lines(stream),
@@ -184,6 +184,34 @@ def _value(value: object) -> object:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [_value(item) for item in value[:_MOST_ITEMS]]
     return type(value).__name__
+
+
+def _for_people(_: Any, __: str, facts: Mapping[str, Any]) -> str:
+    """One short line: time, what, and for a request what it cost; level only where it matters."""
+    rest = dict(facts)
+    head = [rest.pop("timestamp")]
+    level, event_name = rest.pop("level"), rest.pop("event")
+    if level in ("warning", "error", "critical"):
+        head.append(level.upper())
+    if event_name == "request":
+        head += _request_for_people(rest)
+    else:
+        head.append(event_name)
+    return " ".join([*map(str, head), *(f"{name}={value}" for name, value in rest.items())])
+
+
+def _request_for_people(rest: dict[str, Any]) -> list[object]:
+    """Takes from `rest` what every request has; times of whole milliseconds."""
+    for name in ("stream", "queue_ms", "key_id"):
+        rest.pop(name, None)
+    prompt, cached, completion = (rest.pop(f"{kind}_tokens") for kind in ("prompt", "cached", "completion"))
+    line = [rest.pop("status"), rest.pop("route"), rest.pop("model", "")]
+    if prompt:
+        line.append(f"{prompt}{f' ({cached} cached)' if cached else ''}+{completion} tokens")
+    if (first := rest.pop("ttft_ms", None)) is not None:
+        line.append(f"first {first:.0f} ms")
+    line.append(f"total {rest.pop('total_ms'):.0f} ms")
+    return [word for word in line if word != ""]
 
 
 def _as_json(_: Any, __: str, facts: Mapping[str, Any]) -> str:
