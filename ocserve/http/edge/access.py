@@ -23,32 +23,21 @@ class Access:
     def __init__(self, app: ASGIApp, table: RouteTable) -> None:
         self._app = app
         self._table = table
-        self._in_use: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         match = self._table.match(scope["method"], scope["path"])
-        request_id = self._unused_id(scope)
+        given = header_values(scope, b"x-request-id")
+        request_id = logs.request_id(given[0].decode("latin-1") if len(given) == 1 else None)
         trace = Trace(request_id, match.route.path if match.route else "-")
         exchange = Exchange(trace, match, local=_from_this_machine(scope))
         exchange.bind(scope)
         answer = _Answer(exchange, scope, send)
-        self._in_use.add(request_id)
         try:
             await self._run(exchange, scope, receive, answer)
         finally:
-            self._in_use.discard(request_id)
             logs.request_line(trace.record(answer.status))
-
-    def _unused_id(self, scope: Scope) -> str:
-        """The client's id if it is harmless and no request in flight has it.
-
-        Ids name generations in the engine: a second client with the same one would reach the first one's.
-        """
-        given = header_values(scope, b"x-request-id")
-        chosen = logs.request_id(given[0].decode("latin-1") if len(given) == 1 else None)
-        return logs.request_id(None) if chosen in self._in_use else chosen
 
     async def _run(self, exchange: Exchange, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
