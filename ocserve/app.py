@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from ocserve import config
 from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.limits import Limiter
@@ -77,11 +79,13 @@ async def running(settings: config.Settings, installed: Installed) -> AsyncItera
 def engine_spec(engine: config.Engine, installed: Installed) -> EngineSpec:
     """What the engine process is told: the settings where they speak, the model's card elsewhere."""
     defaults = installed.card.defaults
+    if engine.context is not None:
+        defaults = replace(defaults, context=engine.context, pool_tokens=None)
     return EngineSpec(
         path=installed.path,
-        context=engine.context or defaults.context,
+        context=defaults.context,
         parallel=engine.parallel or defaults.parallel,
-        pool_tokens=engine.pool_tokens or (None if engine.context else defaults.pool_tokens),
+        pool_tokens=engine.pool_tokens or defaults.pool,
         gpu_layers=engine.gpu_layers,
         require_gpu=engine.require_gpu,
         threads_decode=engine.threads_decode,

@@ -39,6 +39,11 @@ class Defaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     wall_clock_s: float = 600.0
     sampling: SamplingDefaults = SamplingDefaults()
 
+    @property
+    def pool(self) -> int:
+        """KV cells to allocate: two full contexts where the card does not say."""
+        return self.pool_tokens or 2 * self.context
+
 
 class HubFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a variant lies on the hub. A split file is named by its first part (`…-00001-of-0000N.gguf`)."""

@@ -36,6 +36,8 @@ from ocserve.modelcard import ServedModel
 # How long a cancelled generation may take to report its exact usage. It needs one decode step; a hung engine is the
 # supervisor's business.
 _CANCEL_WAIT_S = 2.0
+_FIRST_GUESS_S = 1.0  # of a generation's duration while none has ended
+_LONGEST_RETRY_S = 119.0  # the usual SDKs give up when told to wait more than 120 s
 
 
 class Trace:
@@ -129,7 +131,8 @@ class Service:
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
-        self._typical_s = 5.0  # moving average of a generation's time in its slot, for Retry-After
+        self._typical_s: float | None = None  # moving average of a generation's time in its slot
+        self._promised = 0.0  # the last moment that an overloaded client was told, so that the next one is told a later
 
     @property
     def ready(self) -> bool:
@@ -170,6 +173,7 @@ class Service:
         task = asyncio.current_task()
         assert task is not None
         trace.model = request.model
+        self._check_queue()
         lease = self.limiter.admit(caller.key_id, retry=attempt)
         self._enter(task)
         try:
@@ -184,14 +188,13 @@ class Service:
                     self._engine.cancel(stamped.request_id)
                     with suppress(TimeoutError):
                         await asyncio.wait_for(generation.cancelled(), _CANCEL_WAIT_S)
-                self._typical_s += 0.1 * (time.monotonic() - begun - self._typical_s)
+                self._learn(time.monotonic() - begun)
         finally:
             self._leave(task)
             lease.settle(trace.usage.total_tokens)
 
     async def _start(self, request: GenerateRequest, lease: Lease, trace: Trace) -> Generation:
         """Prepare, reserve, start and wait for the slot. Any failure leaves nothing behind in the engine."""
-        self._check_queue()
         try:
             prepared = await self._engine.prepare(request)
             lease.reserve(prepared.prompt_tokens + prepared.max_tokens)
@@ -207,15 +210,22 @@ class Service:
         return Generation(trace, first, events)
 
     def _check_queue(self) -> None:
-        """Refuse early instead of queueing without bound."""
+        """Refuse early instead of queueing without bound, each client with a moment of its own to come back."""
         slots = max(model.parallel for model in self.models)
-        waiting = len(self._running) - 1 - slots  # this request is among the running
-        if waiting >= self._queue_limit:
-            turns = (waiting + 1) / slots
-            raise Overloaded(
-                f"{waiting} requests are already waiting for {slots} slots.",
-                retry_after_s=max(1.0, turns * self._typical_s),
-            )
+        waiting = len(self._running) - slots
+        if waiting < self._queue_limit:
+            return
+        turn_s = (self._typical_s or _FIRST_GUESS_S) / slots
+        now = time.monotonic()
+        self._promised = max(now + (waiting + 1) * turn_s, self._promised + turn_s)
+        raise Overloaded(
+            f"{waiting} requests are already waiting for {slots} slots.",
+            retry_after_s=min(self._promised - now, _LONGEST_RETRY_S),
+        )
+
+    def _learn(self, seconds: float) -> None:
+        """A generation held its slot for `seconds`."""
+        self._typical_s = seconds if self._typical_s is None else self._typical_s + 0.1 * (seconds - self._typical_s)
 
     def _enter(self, task: asyncio.Task[object]) -> None:
         self._running.add(task)

@@ -62,14 +62,9 @@ def cache_bytes_per_token(model: GgufHeader | ModelCard) -> int:
     return int(80_000 * (model.parameters / 1e9) ** 0.45)
 
 
-def pool_tokens_of(card: ModelCard) -> int:
-    """KV cells that the card's defaults ask for."""
-    return card.defaults.pool_tokens or card.defaults.context * card.defaults.parallel
-
-
 def fits(card: ModelCard, variant: Variant, memory: HostMemory) -> bool:
     """Whether the variant, served by the card's defaults, leaves the machine usable."""
-    needed = memory_needed(card, variant.size_bytes, pool_tokens_of(card))
+    needed = memory_needed(card, variant.size_bytes, card.defaults.pool)
     return needed <= memory.available_bytes * MEMORY_SHARE
 
 
@@ -109,7 +104,7 @@ def choose_default(settings: config.Store, say: Callable[[str], None]) -> str:
     fitting = [
         model
         for model in installed
-        if memory_needed(model.header, model.size_bytes, pool_tokens_of(model.card)) <= memory.available_bytes
+        if memory_needed(model.header, model.size_bytes, model.card.defaults.pool) <= memory.available_bytes
     ]
     if fitting:  # 2
         return max(fitting, key=lambda model: model.header.parameters).name

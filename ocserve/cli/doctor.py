@@ -293,7 +293,7 @@ def _served(wanted: str, settings: config.Config) -> tuple[str, int] | None:
         card, variant = cards.find(parsed)
         name, size, trained, state = card.name, variant.size_bytes, card.context_length, "not installed yet"
     context = min(trained, settings.engine.context or card.defaults.context)
-    pool = max(context, settings.engine.pool_tokens or sizing.pool_tokens_of(card))
+    pool = max(context, settings.engine.pool_tokens or card.defaults.pool)
     needed = sizing.memory_needed(installed.header if installed is not None else card, size, pool)
     text = f"{name} ({state}), {_gigabytes(size)}, context {context}, needs about {_gigabytes(needed)} of memory"
     return text, needed

@@ -76,12 +76,11 @@ def _print_card(card: ModelCard) -> None:
 
 
 def _print_defaults(card: ModelCard) -> None:
-    from ocserve.catalog.sizing import pool_tokens_of
 
     defaults, sampling = card.defaults, card.defaults.sampling
     click.echo("\ndefaults")
     _row("context", f"{defaults.context:,} tokens")
-    _row("parallel", f"{defaults.parallel} sequences sharing {pool_tokens_of(card):,} cells")
+    _row("parallel", f"{defaults.parallel} sequences sharing {defaults.pool:,} cells")
     _row("max output", f"{defaults.max_output_tokens or defaults.context:,} tokens")
     _row("output", f"{defaults.default_output_tokens:,} tokens where a request names none")
     _row("wall clock", f"{defaults.wall_clock_s:g} s")
@@ -90,7 +89,7 @@ def _print_defaults(card: ModelCard) -> None:
 
 
 def _print_installed(model: Installed) -> None:
-    from ocserve.catalog.sizing import memory_needed, pool_tokens_of
+    from ocserve.catalog.sizing import memory_needed
     from ocserve.cli.model_output import SOURCES, size_text
 
     click.echo("\ninstalled")
@@ -101,7 +100,7 @@ def _print_installed(model: Installed) -> None:
     _row("since", model.installed_at.isoformat(timespec="seconds"))
     _row("architecture", model.architecture)
     _row("chat template", "in the file" if model.has_chat_template else "none in the file")
-    needed = memory_needed(model.header, model.size_bytes, pool_tokens_of(model.card))
+    needed = memory_needed(model.header, model.size_bytes, model.card.defaults.pool)
     _row("memory", f"about {size_text(needed)} with these defaults")
 
 

@@ -20,12 +20,12 @@ _LENGTH = struct.Struct(">I")
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All that an engine process is told: the file, the sizes, the threads. None means: the engine decides."""
+    """All that an engine process is told: the file, the sizes, the threads (None: the engine decides)."""
 
     path: str
-    context: int | None
+    context: int
     parallel: int
-    pool_tokens: int | None
+    pool_tokens: int
     gpu_layers: int
     require_gpu: bool
     threads_decode: int | None

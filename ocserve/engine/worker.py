@@ -25,7 +25,6 @@ from ocserve.errors import EngineFailed
 
 HEARTBEAT_S = 1.0
 EXIT_BROKEN = 70
-_DEFAULT_CONTEXT = 8192  # tokens, for a model whose card does not say
 _MOST_DECODE_THREADS = 8  # decoding is bound by memory bandwidth; more threads only wait for each other
 
 
@@ -67,8 +66,8 @@ class Worker:
         self._connection = connection
         log = llama.LoadLog()
         model = llama.Model(spec.path, gpu_layers=spec.gpu_layers, log=log)
-        context_tokens = min(spec.context or _DEFAULT_CONTEXT, model.trained_context)
-        pool_tokens = max(spec.pool_tokens or 2 * context_tokens, context_tokens)
+        context_tokens = min(spec.context, model.trained_context)
+        pool_tokens = max(spec.pool_tokens, context_tokens)  # alone, any sequence must fit
         threads = _threads(spec)
         context = llama.Context(
             model,

@@ -31,9 +31,9 @@ from ocserve.generation import (
 SCRIPT = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
 SPEC = EngineSpec(
     path="scripted",
-    context=None,
+    context=1000,
     parallel=8,
-    pool_tokens=None,
+    pool_tokens=8000,
     gpu_layers=0,
     require_gpu=False,
     threads_decode=None,
