@@ -9,7 +9,7 @@ from ocserve.api.dialect import Frame, Models, Parsed, Reply
 from ocserve.api.fields import Field
 from ocserve.api.openai_messages import MAX_MESSAGES, MessageReader
 from ocserve.api.openai_wire import error_body
-from ocserve.generation import ChatPrompt, Failed, Finished, GenerateEvent, GenerateRequest, TextDelta
+from ocserve.generation import ChatPrompt, GenerateRequest
 
 __all__ = ["PARAMETERS", "encoder", "error_body", "parse"]
 
@@ -67,60 +67,22 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
     )
 
 
-class ChatEncoder:
-    """One reply. Role once, text, finish reason, usage with no choices, `[DONE]`; nothing follows an error."""
+class ChatEncoder(openai_wire.ReplyEncoder):
+    """A chat reply: the role once, then text."""
 
-    def __init__(self, reply: Reply) -> None:
-        self._head: dict[str, object] = {
-            "id": f"chatcmpl-{reply.id}",
-            "object": "chat.completion.chunk",
-            "created": reply.created,
-            "model": reply.model,
-        }
-        self._tail: dict[str, object] = {"usage": None} if reply.include_usage else {}
+    id_prefix = "chatcmpl"
+    chunk_object = "chat.completion.chunk"
+    whole_object = "chat.completion"
 
     def open(self) -> Sequence[Frame]:
         """The chunk that carries the role: SDKs concatenate a repeated one."""
-        return (self._chunk({"role": "assistant", "content": "", "refusal": None}, None),)
+        return (self._chunk({"delta": {"role": "assistant", "content": "", "refusal": None}}, None),)
 
-    def event(self, event: GenerateEvent) -> Sequence[Frame]:
-        """The chunks of one event."""
-        match event:
-            case TextDelta(text=text) if text:
-                return (self._chunk({"content": text}, None, event.index),)
-            case Finished(reason=reason, usage=usage, index=index):
-                counts = {**self._head, "choices": [], "usage": openai_wire.usage(usage)}
-                return (
-                    self._chunk({}, openai_wire.FINISH_REASONS[reason], index),
-                    Frame(openai_wire.dumps(counts)),
-                    Frame(openai_wire.DONE),
-                )
-            case Failed(error=error):
-                return (Frame(error_body(error)),)
-            case _:
-                return ()
+    def _piece(self, text: str) -> dict[str, object]:
+        return {"delta": {"content": text} if text else {}}
 
-    def complete(self, events: Sequence[GenerateEvent]) -> bytes:
-        """The whole answer."""
-        finished = events[-1]
-        assert isinstance(finished, Finished)
-        message = {
-            "role": "assistant",
-            "content": "".join(event.text for event in events if isinstance(event, TextDelta)),
-            "refusal": None,
-        }
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": None,
-            "finish_reason": openai_wire.FINISH_REASONS[finished.reason],
-        }
-        answer = {"object": "chat.completion", "choices": [choice], "usage": openai_wire.usage(finished.usage)}
-        return openai_wire.dumps({**self._head, **answer})
-
-    def _chunk(self, delta: dict[str, object], finish_reason: str | None, index: int = 0) -> Frame:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return Frame(openai_wire.dumps({**self._head, "choices": [choice], **self._tail}))
+    def _whole(self, text: str) -> dict[str, object]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
 
 def encoder(reply: Reply) -> ChatEncoder:

@@ -10,12 +10,8 @@ from ocserve.api.fields import Field
 from ocserve.api.openai_wire import error_body
 from ocserve.errors import InvalidRequest
 from ocserve.generation import (
-    Failed,
-    Finished,
-    GenerateEvent,
     GenerateRequest,
     Prompt,
-    TextDelta,
     TextPrompt,
     TokenPrompt,
 )
@@ -89,55 +85,20 @@ def _tokens(values: list[object], path: str) -> TokenPrompt:
     return TokenPrompt(tokens=tokens)
 
 
-class CompletionEncoder:
-    """One reply: text pieces, then the finish reason, the usage with no choices, `[DONE]`."""
+class CompletionEncoder(openai_wire.ReplyEncoder):
+    """A text completion's reply."""
 
-    def __init__(self, reply: Reply) -> None:
-        self._head: dict[str, object] = {
-            "id": f"cmpl-{reply.id}",
-            "object": "text_completion",
-            "created": reply.created,
-            "model": reply.model,
-        }
-        self._tail: dict[str, object] = {"usage": None} if reply.include_usage else {}
+    id_prefix = "cmpl"
+    chunk_object = whole_object = "text_completion"
 
     def open(self) -> Sequence[Frame]:
         """Nothing: there is no role to announce."""
         return ()
 
-    def event(self, event: GenerateEvent) -> Sequence[Frame]:
-        """The chunks of one event."""
-        match event:
-            case TextDelta(text=text) if text:
-                return (self._chunk(text, None, event.index),)
-            case Finished(reason=reason, usage=usage, index=index):
-                counts = {**self._head, "choices": [], "usage": openai_wire.usage(usage)}
-                return (
-                    self._chunk("", openai_wire.FINISH_REASONS[reason], index),
-                    Frame(openai_wire.dumps(counts)),
-                    Frame(openai_wire.DONE),
-                )
-            case Failed(error=error):
-                return (Frame(error_body(error)),)
-            case _:
-                return ()
+    def _piece(self, text: str) -> dict[str, object]:
+        return {"text": text}
 
-    def complete(self, events: Sequence[GenerateEvent]) -> bytes:
-        """The whole answer."""
-        finished = events[-1]
-        assert isinstance(finished, Finished)
-        text = "".join(event.text for event in events if isinstance(event, TextDelta))
-        choice = {
-            "index": 0,
-            "text": text,
-            "logprobs": None,
-            "finish_reason": openai_wire.FINISH_REASONS[finished.reason],
-        }
-        return openai_wire.dumps({**self._head, "choices": [choice], "usage": openai_wire.usage(finished.usage)})
-
-    def _chunk(self, text: str, finish_reason: str | None, index: int) -> Frame:
-        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
-        return Frame(openai_wire.dumps({**self._head, "choices": [choice], **self._tail}))
+    _whole = _piece
 
 
 def encoder(reply: Reply) -> CompletionEncoder:

@@ -1,11 +1,16 @@
-"""What all of OpenAI's endpoints share on the wire: the error object, the usage object, the finish reasons."""
+"""What OpenAI's endpoints share on the wire: error and usage objects, finish reasons, the frames of a reply."""
 
 from __future__ import annotations
 
-import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
+import msgspec
+
+from ocserve.api.dialect import Frame, Reply
 from ocserve.errors import ErrorInfo
-from ocserve.generation import FinishReason, Usage
+from ocserve.generation import Failed, Finished, FinishReason, GenerateEvent, TextDelta, Usage
 
 # A cancelled generation has no reader left; its answer is never sent, and `stop` keeps the mapping total.
 FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "cancelled": "stop"}
@@ -15,7 +20,7 @@ DONE = b"[DONE]"
 
 def dumps(value: object) -> bytes:
     """JSON as it goes out: compact, UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return msgspec.json.encode(value)
 
 
 def error_body(info: ErrorInfo) -> bytes:
@@ -32,3 +37,67 @@ def usage(counts: Usage) -> dict[str, object]:
         "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
     }
+
+
+class ReplyEncoder(ABC):
+    """One reply as frames or as a whole: pieces, the finish reason, the usage with no choices, `[DONE]`.
+
+    Nothing follows an error. Endpoints differ in the names below and in how a choice holds its text.
+    """
+
+    id_prefix: ClassVar[str]
+    chunk_object: ClassVar[str]
+    whole_object: ClassVar[str]
+
+    def __init__(self, reply: Reply) -> None:
+        self._head: dict[str, object] = {
+            "id": f"{self.id_prefix}-{reply.id}",
+            "object": self.chunk_object,
+            "created": reply.created,
+            "model": reply.model,
+        }
+        self._tail: dict[str, object] = {"usage": None} if reply.include_usage else {}
+
+    @abstractmethod
+    def open(self) -> Sequence[Frame]:
+        """What leaves before the first text."""
+
+    @abstractmethod
+    def _piece(self, text: str) -> dict[str, object]:
+        """The part of a chunk's choice that holds `text`, which is empty in the last one."""
+
+    @abstractmethod
+    def _whole(self, text: str) -> dict[str, object]:
+        """The part of a whole answer's choice that holds `text`."""
+
+    def event(self, event: GenerateEvent) -> Sequence[Frame]:
+        """The chunks of one event."""
+        match event:
+            case TextDelta(text=text) if text:
+                return (self._chunk(self._piece(text), None, event.index),)
+            case Finished(reason=reason, usage=counts, index=index):
+                last = {**self._head, "choices": [], "usage": usage(counts)}
+                return (
+                    self._chunk(self._piece(""), FINISH_REASONS[reason], index),
+                    Frame(dumps(last)),
+                    Frame(DONE),
+                )
+            case Failed(error=error):
+                return (Frame(error_body(error)),)
+            case _:
+                return ()
+
+    def complete(self, events: Sequence[GenerateEvent]) -> bytes:
+        """The whole answer."""
+        finished = events[-1]
+        assert isinstance(finished, Finished)
+        text = "".join(event.text for event in events if isinstance(event, TextDelta))
+        choice = _choice(0, self._whole(text), FINISH_REASONS[finished.reason])
+        return dumps({**self._head, "object": self.whole_object, "choices": [choice], "usage": usage(finished.usage)})
+
+    def _chunk(self, part: dict[str, object], finish_reason: str | None, index: int = 0) -> Frame:
+        return Frame(dumps({**self._head, "choices": [_choice(index, part, finish_reason)], **self._tail}))
+
+
+def _choice(index: int, part: dict[str, object], finish_reason: str | None) -> dict[str, object]:
+    return {"index": index, **part, "logprobs": None, "finish_reason": finish_reason}
