@@ -21,6 +21,7 @@ from ocserve.engine.handle import LoadError as LoadError  # what a start can fai
 from ocserve.engine.process import raise_descriptor_limit
 from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.http import application, server
+from ocserve.http.server import CannotListen as CannotListen  # likewise
 from ocserve.modelcard import ServedModel
 from ocserve.service import Service
 from ocserve.telemetry import logs
@@ -40,13 +41,20 @@ class Daemon:
 async def serve(settings: config.Settings, installed: Installed, on_ready: Callable[[Daemon, str], None]) -> None:
     """Serve `installed` until a signal asks to stop. `on_ready` gets the base URL once requests are answered."""
     raise_descriptor_limit()
-    async with running(settings, installed) as daemon:
-        await server.serve(
-            daemon.asgi,
-            settings.config.server,
-            on_ready=lambda url: on_ready(daemon, url),
-            drain=daemon.service.drain,
-        )
+    address = settings.config.server
+    sockets = server.bind(address.host, address.port)  # before the model is loaded: a taken port is known at once
+    try:
+        async with running(settings, installed) as daemon:
+            await server.serve(
+                daemon.asgi,
+                address,
+                on_ready=lambda url: on_ready(daemon, url),
+                drain=daemon.service.drain,
+                sockets=sockets,
+            )
+    finally:
+        for bound in sockets:
+            bound.close()
 
 
 @asynccontextmanager

@@ -8,10 +8,12 @@ finding folders happens in `load`.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import stat
 import tomllib
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,11 @@ from msgspec import Meta
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
+# These cross into C as 32-bit integers; llama.cpp takes at most 256 sequences and 512 threads.
+Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+BatchTokens = Annotated[int, Meta(ge=1, le=65_536)]
+Sequences = Annotated[int, Meta(ge=1, le=256)]
+Threads = Annotated[int, Meta(ge=1, le=512)]
 Natural = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 Text = Annotated[str, Meta(min_length=1)]
@@ -57,9 +64,19 @@ class Server(_Branch, frozen=True):
     host: Annotated[Text, Meta(description="address to listen on; any other than loopback needs a key")] = "127.0.0.1"
     port: Annotated[Port, Meta(description="port to listen on; 0 takes any free one")] = 11711
     public_hosts: Annotated[
-        tuple[Text, ...], Meta(description="host names accepted in Host beside loopback and the bound address")
+        tuple[Text, ...],
+        Meta(
+            description="host names accepted in Host beside loopback and the bound address; with any, every caller "
+            "needs the key"
+        ),
     ] = ()
-    trusted_proxies: Annotated[tuple[Text, ...], Meta(description="peers whose forwarding headers are accepted")] = ()
+    trusted_proxies: Annotated[
+        tuple[Text, ...],
+        Meta(
+            description="addresses or networks of reverse proxies; with any, every caller needs the key and requests "
+            "with forwarding headers from other peers are refused; the headers' content is never used"
+        ),
+    ] = ()
     cors_origins: Annotated[tuple[Text, ...], Meta(description="browser origins that may call")] = ()
     max_body_bytes: Annotated[Positive, Meta(description="largest request body")] = 4 * 1024 * 1024
     max_json_depth: Annotated[Positive, Meta(description="deepest nesting of a JSON body")] = 64
@@ -101,14 +118,14 @@ class Limits(_Branch, frozen=True):
 class Engine(_Branch, frozen=True):
     """The engine process. None means: from the model's card, or measured."""
 
-    context: Annotated[Positive | None, Meta(description="longest sequence, in tokens")] = None
-    parallel: Annotated[Positive | None, Meta(description="sequences decoded together")] = None
-    pool_tokens: Annotated[Positive | None, Meta(description="tokens of memory that all sequences share")] = None
-    gpu_layers: Annotated[int, Meta(ge=-1, description="layers to place on a GPU; -1 is all of them")] = -1
+    context: Annotated[Tokens | None, Meta(description="longest sequence, in tokens")] = None
+    parallel: Annotated[Sequences | None, Meta(description="sequences decoded together")] = None
+    pool_tokens: Annotated[Tokens | None, Meta(description="tokens of memory that all sequences share")] = None
+    gpu_layers: Annotated[int, Meta(ge=-1, le=9999, description="layers to place on a GPU; -1 is all of them")] = -1
     require_gpu: Annotated[bool, Meta(description="whether to refuse to start without a GPU")] = False
-    threads_decode: Annotated[Positive | None, Meta(description="threads that generate")] = None
-    threads_prefill: Annotated[Positive | None, Meta(description="threads that read prompts")] = None
-    batch_tokens: Annotated[Positive, Meta(description="most tokens computed in one step")] = 256
+    threads_decode: Annotated[Threads | None, Meta(description="threads that generate")] = None
+    threads_prefill: Annotated[Threads | None, Meta(description="threads that read prompts")] = None
+    batch_tokens: Annotated[BatchTokens, Meta(description="most tokens computed in one step")] = 256
     heartbeat_timeout_s: Annotated[Seconds, Meta(description="silence after which the engine counts as hung")] = 5.0
     load_timeout_s: Annotated[Seconds, Meta(description="time for a model to load")] = 600.0
     restart_wait_s: Annotated[Seconds, Meta(description="how long a request waits for a restarting engine")] = 30.0
@@ -239,17 +256,20 @@ def load(
             raise ConfigError(f"unknown setting `{name}`", _nearest(name, known))
         if value is not None:
             values[name] = (_converted(known[name], value, "the command line", strict=False), "flag")
+    _check_meaning(values)
     return Settings(_tree(values), MappingProxyType({name: origin for name, (_, origin) in values.items()}), file)
 
 
 def resolve_key(auth: Auth) -> str | None:
     """The key that callers must present, or None when there is none. Raises `ConfigError` for one that is not safe."""
     if auth.api_key is not None:
-        key, origin = auth.api_key, "auth.api_key"
-    elif auth.key_file is not None:
-        key, origin = _key_from_file(auth.key_file), f"auth.key_file ({auth.key_file})"
-    else:
-        return None
+        return _safe_key(auth.api_key, "auth.api_key")
+    if auth.key_file is not None:
+        return _safe_key(_key_from_file(auth.key_file), f"auth.key_file ({auth.key_file})")
+    return None
+
+
+def _safe_key(key: str, origin: str) -> str:
     hint = "make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
     if len(key) < MIN_KEY_LENGTH:
         raise ConfigError(f"{origin}: a key needs at least {MIN_KEY_LENGTH} characters", hint)
@@ -261,6 +281,8 @@ def resolve_key(auth: Auth) -> str | None:
 def _key_from_file(file: Path) -> str:
     try:
         mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"auth.key_file: {file} is not a file")
         if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(f"auth.key_file: others may read {file}", f"chmod 600 {file}")
         with file.open(encoding="utf-8") as lines:
@@ -269,6 +291,23 @@ def _key_from_file(file: Path) -> str:
         raise ConfigError(f"auth.key_file: cannot read {file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"auth.key_file: {file} is not text") from None
+
+
+def _check_meaning(values: Mapping[str, tuple[object, str]]) -> None:
+    """Refuse what has the right type and cannot be used, while its origin is known."""
+    key, origin = values["auth.api_key"]
+    if isinstance(key, str):
+        _safe_key(key, f"auth.api_key from {origin}")
+    proxies, origin = values["server.trusted_proxies"]
+    assert isinstance(proxies, tuple)
+    for proxy in proxies:
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            raise ConfigError(
+                f"server.trusted_proxies from {origin}: expected IP addresses or networks",
+                "for example 127.0.0.1, ::1 or 10.0.0.0/8",
+            ) from None
 
 
 def _default_path() -> Path:
@@ -331,9 +370,9 @@ def _converted(setting: Setting, value: object, origin: str, *, strict: bool) ->
     """`value` as the setting's type. `strict` False takes text for numbers and truth values."""
     try:
         converted: object = msgspec.convert(value, setting.type, strict=strict, dec_hook=_path)
-    except msgspec.ValidationError as error:
+    except msgspec.ValidationError:
         raise ConfigError(
-            f"{setting.name} from {origin}: {_expectation(setting, error)}", setting.description
+            f"{setting.name} from {origin}: expected {_expected(setting.type)}", setting.description
         ) from None
     if isinstance(converted, float) and not math.isfinite(converted):
         raise ConfigError(f"{setting.name} from {origin}: expected a finite number", setting.description)
@@ -346,13 +385,27 @@ def _path(kind: type, value: object) -> object:
     raise ValueError("Expected `str`")
 
 
-def _expectation(setting: Setting, error: msgspec.ValidationError) -> str:
-    """What was expected, without the value: it may be a secret in the wrong place."""
-    choices = get_args(get_args(setting.type)[0])
-    if get_origin(get_args(setting.type)[0]) is Literal:
-        return "expected one of " + ", ".join(choices)
-    text = str(error).replace(", got `str`", "")  # all of the environment is text
-    return text[:1].lower() + text[1:]
+def _expected(annotation: Any) -> str:
+    """The values of a type in words; never the value that was refused, which may be a secret in the wrong place."""
+    kind, *metas = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if types.NoneType in get_args(kind):
+        return _expected(get_args(kind)[0])
+    if get_origin(kind) is tuple:
+        return "a list of texts, none of them empty"
+    if kind not in (int, float):
+        return {bool: "true or false", Path: "a path"}.get(kind, "text that is not empty")
+    word = "a whole number" if kind is int else "a number"
+    least, above, most = (
+        next((value for meta in metas if (value := getattr(meta, name)) is not None), None)
+        for name in ("ge", "gt", "le")
+    )
+    if most is not None:
+        return f"{word} from {least} to {most}"
+    if above is not None:
+        return f"{word} above {above}"
+    return f"{word} of at least {least}"
 
 
 def _tree(values: Mapping[str, tuple[object, str]]) -> Config:

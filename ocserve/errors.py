@@ -96,11 +96,12 @@ class ContextLengthExceeded(InvalidRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, *, limit: int, prompt_tokens: int, param: str) -> None:
+    def __init__(self, *, limit: int, prompt_tokens: int, param: str, at_least: bool = False) -> None:
         # Clients search for "maximum context length is N tokens", so the wording of the counts is fixed.
+        counted = f"{'at least ' if at_least else ''}{prompt_tokens} tokens"
         super().__init__(
             f"This model's maximum context length is {limit} tokens. However, your {param} resulted in "
-            f"{prompt_tokens} tokens, which leaves no room for an answer. Please reduce the length of the {param}.",
+            f"{counted}, which leaves no room for an answer. Please reduce the length of the {param}.",
             param=param,
         )
 

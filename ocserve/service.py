@@ -66,14 +66,16 @@ class Trace:
             case Started(prompt_tokens=prompt, cached_tokens=cached):
                 self.queue_ms = self.elapsed_ms()
                 self.usage = Usage(prompt_tokens=prompt, cached_tokens=cached)
-            case TextDelta():
+            case TextDelta(tokens=tokens):
                 if self.ttft_ms is None:
                     self.ttft_ms = self.elapsed_ms()
+                # What was delivered counts even if the engine never gets to say its own total.
+                self.usage = replace(self.usage, completion_tokens=self.usage.completion_tokens + tokens)
             case Finished(reason=reason, usage=usage):
                 self.finish_reason, self.usage = reason, usage
             case Failed(error=error, usage=usage):
                 self.finish_reason, self.error_code = "error", error.code
-                if usage.prompt_tokens:  # an engine that died could not say what it had used
+                if usage.prompt_tokens:  # else the engine died and could not say what it had used
                     self.usage = usage
 
     def record(self, status: int) -> RequestRecord:

@@ -35,6 +35,7 @@ _MINUTE = 60 * _SECOND
 _LONGEST_TOLD = 119 * _SECOND  # the usual SDKs give up when told to wait more than 120 s
 _GRACE = 5 * _SECOND
 _KEPT_LAPSED = _MINUTE
+_USUAL_RETRIES = 2
 _MOST_TICKETS = 1000  # of one key; beyond it waits are told and not promised
 
 # Requests end at random. Someone who comes when on average a slot is free finds none about every second time, so the
@@ -196,10 +197,11 @@ class _Account:
         rivals = [ticket for ticket in self.tickets if ticket.refusals >= refusals and not ticket.lapsed(self._now_ns)]
         turns = sorted(max(0, ticket.due_ns - self._now_ns) for ticket in rivals)
         # Clients that do not number their attempts come when they like: for them a slot is kept only when it is due.
+        # Most clients never make a further attempt than the usual: kept slots would idle, and have others refused.
         kept = sorted(
             max(0, ticket.due_ns - self._now_ns)
             for ticket in rivals
-            if ticket.attempt is not None or ticket.due_ns <= self._now_ns
+            if ticket.refusals <= _USUAL_RETRIES and (ticket.attempt is not None or ticket.due_ns <= self._now_ns)
         )
         # A request that outlasts the plan is taken to go on for a quarter of its age.
         free_in = [max(lasts - age, age // 4, 1) for age in ages]

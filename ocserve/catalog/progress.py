@@ -7,13 +7,14 @@ from typing import Literal
 
 import msgspec
 
-Phase = Literal["waiting", "note", "checking", "downloading"]
+Phase = Literal["waiting", "note", "checking", "downloading", "unpacking"]
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """One step. `note` is a sentence for the user (phases `waiting` and `note`); the numbers belong to `file`.
 
-    `checking` is the re-hash of what an earlier pull left; `bytes_per_s` counts only what this process received.
+    `checking` is the re-hash of what an earlier pull left, `unpacking` the way out of a wheel that has come.
+    `bytes_per_s` counts only what this process received. `total_bytes` is 0 where nobody has said it.
     """
 
     phase: Phase

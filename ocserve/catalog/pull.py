@@ -6,6 +6,7 @@ import datetime
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +58,17 @@ def pull(reference: str, settings: config.Store, on_progress: OnProgress) -> Ins
     wanted = _wanted(parsed)
     folder = store.folder(wanted.canonical)
     if (model := store.read(folder)) is not None:
-        return model
+        return _still_sound(model)
     with disk_errors(wanted.name), store.lock(folder, on_progress):
         if (model := store.read(folder)) is not None:  # the process we waited for has done it
-            return model
+            return _still_sound(model)
         folder.mkdir(parents=True, exist_ok=True)
-        fetched = _fetch(wanted, folder, settings, on_progress)
+        try:
+            fetched = _fetch(wanted, folder, settings, on_progress)
+        except BaseException:
+            with suppress(OSError):  # it holds bytes to go on with
+                folder.rmdir()
+            raise
         return _install(wanted, fetched, folder, store)
 
 
@@ -70,12 +76,15 @@ def describe_file(path: str) -> Installed:
     """A file of the user's own as a model. Raises `NotInstalled` or `GgufInvalid`."""
     located = Path(os.path.abspath(os.path.expanduser(path)))
     if not located.exists():
-        raise NotInstalled(f"there is no file {path}", hint="a name of the catalogue has no .gguf at its end")
-    header = _usable_header(located)
+        raise NotInstalled(f"{path}: no such file", hint="check the path; `ocserve list --all` shows models to pull")
+    header = _usable_header(located, "it may be cut off or no model at all; get the file again")
     names = _part_names(located.name, header.split_count)
     missing = [name for name in names if not (located.parent / name).is_file()]
     if missing:
-        raise GgufInvalid(f"{located.name} is one of {len(names)} parts, and {missing[0]} is not beside it")
+        raise GgufInvalid(
+            f"{located.name} is one of {len(names)} parts, and {missing[0]} is not beside it",
+            hint="put all parts into one folder",
+        )
     files = tuple(StoredFile(name=name, size_bytes=(located.parent / name).stat().st_size) for name in names)
     name = located.stem
     return Installed(
@@ -191,6 +200,7 @@ def _fetch_from_index(
             folder / name,
             scratch,
             expected_sha256=wanted.sha256,
+            expected_bytes=wanted.variant.size_bytes if wanted.variant else 0,
             reserve_bytes=settings.reserve_bytes,
             on_progress=on_progress,
         )
@@ -203,9 +213,7 @@ def _fetch_from_index(
 
 def _install(wanted: _Wanted, fetched: _Fetched, folder: Path, store: Store) -> Installed:
     try:
-        header = _usable_header(folder / fetched.files[0].name)
-        for file in fetched.files[1:]:
-            gguf.read_header(folder / file.name)
+        header = _headers(folder, fetched.files, "its source offers it like this; choose another file or model")
     except GgufInvalid:
         shutil.rmtree(folder)  # the checksum was right, so another try would bring the same bytes
         raise
@@ -225,14 +233,35 @@ def _install(wanted: _Wanted, fetched: _Fetched, folder: Path, store: Store) -> 
     return store.record(model, folder)
 
 
-def _usable_header(path: Path) -> gguf.GgufHeader:
-    """The header of a file that can be served: valid, with weights, the first part if it is split."""
-    header = gguf.read_header(path)
-    if header.split_index > 0:
-        raise GgufInvalid(f"{path.name} is a later part of a split model; name its first part")
-    if not header.tensor_count or not header.context_length or not header.block_count:
-        raise GgufInvalid(f"{path.name} is a valid GGUF file and not a language model")
+def _still_sound(model: Installed) -> Installed:
+    """The installed model, whose headers are judged anew: the disk may have changed what native code will read."""
+    _headers(Path(model.directory), model.files, f"`ocserve rm {model.name}`, then pull again")
+    return model
+
+
+def _headers(folder: Path, files: tuple[StoredFile, ...], hint: str) -> gguf.GgufHeader:
+    """The header of the first file; those of the other parts are judged only."""
+    header = _usable_header(folder / files[0].name, hint)
+    for file in files[1:]:
+        _read_header(folder / file.name, hint)
     return header
+
+
+def _usable_header(path: Path, hint: str) -> gguf.GgufHeader:
+    """The header of a file that can be served: valid, with weights, the first part if it is split."""
+    header = _read_header(path, hint)
+    if header.split_index > 0:
+        raise GgufInvalid(f"{path.name} is a later part of a split model", hint="name its first part")
+    if not header.tensor_count or not header.context_length or not header.block_count:
+        raise GgufInvalid(f"{path.name} is a valid GGUF file and not a language model", hint=hint)
+    return header
+
+
+def _read_header(path: Path, hint: str) -> gguf.GgufHeader:
+    try:
+        return gguf.read_header(path)
+    except GgufInvalid as error:
+        raise GgufInvalid(f"{path}: {error.message}", hint=hint) from error
 
 
 def _part_names(name: str, count: int) -> list[str]:

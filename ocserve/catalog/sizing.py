@@ -6,6 +6,7 @@ All figures are estimates that err upward: they decide what is offered, the engi
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def host_memory() -> HostMemory:
     return HostMemory(total_bytes=min(total, memory.total), available_bytes=min(left, memory.available))
 
 
+def usable_cores(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may compute on: its affinity, capped by a container's CPU quota. The engine counts alike."""
+    if sys.platform != "linux":
+        return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+    try:
+        limit, period = (group / "cpu.max").read_text().split()
+        return cores if limit == "max" else min(cores, max(1, int(limit) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores
+
+
 def memory_needed(model: GgufHeader | ModelCard, size_bytes: int, pool_tokens: int) -> int:
     """Bytes for weights of `size_bytes`, a KV pool of `pool_tokens` and the buffers around them."""
     return size_bytes + size_bytes // 20 + cache_bytes_per_token(model) * pool_tokens + FIXED_BYTES
@@ -77,7 +90,7 @@ def best_for_this_machine(
     nothing fits, the smallest chat model is the answer.
     """
     memory = memory or host_memory()
-    most = min(MOST_WEIGHTS, WEIGHTS_PER_CORE * (cores or psutil.cpu_count(logical=False) or os.cpu_count() or 1))
+    most = min(MOST_WEIGHTS, WEIGHTS_PER_CORE * (cores or usable_cores()))
     chat = [card for card in known if "chat" in card.capabilities and card.license in OPEN_LICENSES]
     plain = [card for card in chat if not {"reasoning", "vision"} & set(card.capabilities)]
     suitable = [card for card in plain if card.parameters <= most and fits(card, card.variants[0], memory)]
@@ -107,7 +120,14 @@ def choose_default(settings: config.Store, say: Callable[[str], None]) -> str:
         if memory_needed(model.header, model.size_bytes, model.card.defaults.pool) <= memory.available_bytes
     ]
     if fitting:  # 2
-        return max(fitting, key=lambda model: model.header.parameters).name
+        chosen = max(fitting, key=lambda model: model.header.parameters)
+        if best.parameters > chosen.header.parameters:
+            size = f"{variant.size_bytes / 1e9:.2f} GB"
+            say(
+                f"serving {chosen.name}, which is installed; `ocserve run {best.name}` would fetch the best model for "
+                f"this machine ({size})"
+            )
+        return chosen.name
     if best.name != cards.DEFAULT_NAME and variant.hub is not None:
         place = HubReference(variant.hub.repo, variant.quantisation, variant.hub.file, variant.hub.revision)
         try:

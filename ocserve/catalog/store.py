@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ from ocserve.modelcard import ModelCard
 
 Source = Literal["hub", "index", "file"]
 MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"[a-z0-9-]+-[0-9a-f]{12}")
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,9 +94,18 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             try:
                 if os.stat(os.path.join(self.directory, file.name)).st_size != file.size_bytes:
                     return False
-            except FileNotFoundError:
+            except OSError:
                 return False
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A folder whose model cannot be used: its name in the store, why, and what helps."""
+
+    folder: str
+    reason: str
+    hint: str
 
 
 class Store:
@@ -104,9 +115,31 @@ class Store:
         self.directory = settings.directory or platformdirs.user_data_path("ocserve", appauthor=False) / "models"
 
     def installed(self) -> list[Installed]:
-        """Every complete model, by name. Raises `StoreDamaged` for a manifest that cannot be read."""
-        found = [self._read(path) for path in self.directory.glob(f"*/{MANIFEST}")]
-        return sorted((each for each in found if each.is_intact()), key=lambda each: each.name)
+        """Every complete model, by name. One that is damaged is passed over, so that it harms no other."""
+        found, _ = self._survey()
+        return sorted(found, key=lambda each: each.name)
+
+    def damaged(self) -> list[Damaged]:
+        """The folders that should hold a model and do not: the manifest is unreadable, or a file is not as it says."""
+        _, damaged = self._survey()
+        return sorted(damaged, key=lambda each: each.folder)
+
+    def _survey(self) -> tuple[list[Installed], list[Damaged]]:
+        found: list[Installed] = []
+        damaged: list[Damaged] = []
+        for manifest in self.directory.glob(f"*/{MANIFEST}"):
+            folder = manifest.parent.name
+            try:
+                model = self._read(manifest)
+            except StoreDamaged as error:
+                damaged.append(Damaged(folder, error.message, f"`ocserve rm {folder}`, then pull the model again"))
+                continue
+            if model.is_intact():
+                found.append(model)
+            else:
+                reason = f"a file of {model.name} is missing or has another size"
+                damaged.append(Damaged(folder, reason, f"`ocserve pull {model.name}`, or `ocserve rm {folder}`"))
+        return found, damaged
 
     def find(self, reference: str) -> Installed | None:
         """The installed model that `reference` means: its name, its reference, or a name of the catalogue for it."""
@@ -142,9 +175,9 @@ class Store:
         return locks.exclusive(self.directory / ".locks" / f"{folder.name}.lock", waiting)
 
     def read(self, folder: Path) -> Installed | None:
-        """The model in `folder`, if it is complete and intact."""
+        """The model in `folder`, if it is complete and intact. Raises `StoreDamaged` for an unreadable manifest."""
         manifest = folder / MANIFEST
-        if not manifest.is_file():
+        if not manifest.exists():
             return None
         found = self._read(manifest)
         return found if found.is_intact() else None
@@ -152,7 +185,7 @@ class Store:
     def record(self, model: Installed, folder: Path) -> Installed:
         """Declare the model in `folder` complete."""
         for file in model.files:
-            if os.path.basename(file.name) != file.name or not references.is_safe_path(file.name):
+            if not _is_plain(file.name):
                 raise ReferenceInvalid(f"{file.name} is not a plain file name")
         write_durably(folder / MANIFEST, msgspec.json.encode(msgspec.structs.replace(model, directory="")))
         return msgspec.structs.replace(model, directory=str(folder))
@@ -171,24 +204,40 @@ class Store:
             shutil.rmtree(folder)
         return model
 
-    def discard_partial(self, reference: str) -> int:
-        """Delete what an unfinished pull of `reference` left; the bytes freed, 0 where there was nothing."""
-        folder = self.folder(self.canonical(reference))
-        if not folder.is_dir() or self.read(folder) is not None:
-            return 0
+    def discard(self, reference: str) -> int | None:
+        """Delete what is of no use under `reference`, a model or a folder of the store: an unfinished pull, a damaged
+        model. Returns the bytes freed, None where there is no such thing."""
+        named = self.directory / reference if _FOLDER.fullmatch(reference) else None
+        folder = named if named is not None and named.is_dir() else self.folder(self.canonical(reference))
+        if not folder.is_dir():
+            return None
         with disk_errors(reference), self.lock(folder, _ignore_progress):
-            freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            if not folder.is_dir() or self._is_complete(folder):  # by the process we waited for
+                return None
+            freed = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
             shutil.rmtree(folder)
         return freed
+
+    def _is_complete(self, folder: Path) -> bool:
+        try:
+            return self.read(folder) is not None
+        except StoreDamaged:
+            return False
 
     def _read(self, manifest: Path) -> Installed:
         try:
             model = msgspec.json.decode(manifest.read_bytes(), type=Installed)
-        except (OSError, msgspec.DecodeError) as error:
-            raise StoreDamaged(
-                f"the manifest {manifest} cannot be read: {error}", hint="remove its folder and pull the model again"
-            ) from error
+            if not model.files or any(not _is_plain(file.name) for file in model.files):
+                raise ValueError("it names no usable file")
+        except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+            hint = f"`ocserve rm {manifest.parent.name}`, then pull the model again"
+            raise StoreDamaged(f"the manifest {manifest} cannot be read: {error}", hint=hint) from error
         return msgspec.structs.replace(model, directory=str(manifest.parent), card=_current_card(model))
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file of this name lies in the model's own folder."""
+    return os.path.basename(name) == name and references.is_safe_path(name)
 
 
 def _current_card(model: Installed) -> ModelCard:

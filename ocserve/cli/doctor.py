@@ -18,12 +18,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 import msgspec
 
 from ocserve import __version__, config
+
+if TYPE_CHECKING:
+    from ocserve.catalog.store import Damaged, Store
 
 PROBE_TIMEOUT_S = 60.0
 _DEPENDENCIES = ("llama-cpp-python", "starlette", "uvicorn", "h11", "msgspec", "jinja2", "huggingface_hub")
@@ -206,6 +209,7 @@ def check_index(timeout_s: float) -> Verdict:
 
 def check_sources(store: config.Store, hub: Verdict, index: Verdict) -> list[Verdict]:
     """Whether there is any way to a model: one that is here, or a source that answers."""
+    from ocserve.catalog import cards
     from ocserve.catalog.errors import CatalogError
     from ocserve.catalog.store import Store
 
@@ -213,28 +217,28 @@ def check_sources(store: config.Store, hub: Verdict, index: Verdict) -> list[Ver
         count = len(Store(store).installed())
     except CatalogError as error:
         return [Verdict("sources", "fail", error.message, error.hint)]
-    answering = [each.check for each in (hub, index) if each.verdict == "ok"]
-    if answering:
-        return [
-            Verdict("sources", "ok", f"{count} models are installed, more come from the {' and the '.join(answering)}")
-        ]
+    here = "1 model is installed" if count == 1 else f"{count} models are installed"
+    if hub.verdict == "ok":
+        return [Verdict("sources", "ok", f"{here}, every model of the catalogue comes from the hub")]
+    if index.verdict == "ok":
+        only = f"of the catalogue only {cards.DEFAULT_NAME} is on the package index"
+        return [Verdict("sources", "ok", f"{here}; the hub does not answer, and {only}")]
     if count:
-        return [Verdict("sources", "warn", f"{count} models are installed, no source of more answers")]
+        return [Verdict("sources", "warn", f"{here}, no source of more answers")]
     hint = "check the network and proxy settings, or serve a GGUF file of yours: ocserve run ./model.gguf"
     return [Verdict("sources", "fail", "no model is installed and no source of models answers", hint)]
 
 
 def check_memory() -> list[Verdict]:
     """Main memory and cores that this process may use."""
-    from ocserve.catalog.sizing import host_memory
+    from ocserve.catalog.sizing import host_memory, usable_cores
 
-    memory = host_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory, cores = host_memory(), usable_cores()
     text = f"{_gigabytes(memory.available_bytes)} available of {_gigabytes(memory.total_bytes)}"
     enough = memory.available_bytes >= 1_000_000_000
     return [
         Verdict("memory", "ok" if enough else "warn", text, None if enough else "close other programs"),
-        Verdict("processor", "ok", f"{cores} cores for this process"),
+        Verdict("processor", "ok", f"{cores} {'core' if cores == 1 else 'cores'} for this process"),
     ]
 
 
@@ -242,7 +246,8 @@ def check_store(settings: config.Store) -> list[Verdict]:
     """Where models lie, and whether there is room for more."""
     from ocserve.catalog.store import Store
 
-    directory = Store(settings).directory
+    store = Store(settings)
+    directory = store.directory
     existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         return [Verdict("models", "fail", f"{directory}: {existing} cannot be written", "set store.directory")]
@@ -251,7 +256,19 @@ def check_store(settings: config.Store) -> list[Verdict]:
     text = f"{directory}, {_gigabytes(free)} free, of which {_gigabytes(settings.reserve_bytes)} stay in reserve"
     if left < 200_000_000:
         return [Verdict("models", "warn", text, "there is no room for a model; free some space or set store.directory")]
-    return [Verdict("models", "ok", text)]
+    damaged = [
+        Verdict("models", "warn", f"damaged: {each.folder}: {each.reason}", each.hint) for each in _damaged(store)
+    ]
+    return [Verdict("models", "ok", text), *damaged]
+
+
+def _damaged(store: Store) -> list[Damaged]:
+    from ocserve.catalog.errors import CatalogError
+
+    try:
+        return store.damaged()
+    except CatalogError:  # the catalogue's own cards; another check says so
+        return []
 
 
 def check_model(settings: config.Config) -> list[Verdict]:
@@ -318,7 +335,9 @@ def check_address(settings: config.Config) -> list[Verdict]:
         socket.create_server((settings.server.host, settings.server.port), family=_family(settings.server.host)).close()
     except OSError as error:
         hint = "an ocserve may be running already; `ocserve run --port 0` takes any free port"
-        return [access, Verdict("address", "warn", f"{where} cannot be taken: {error.strerror}", hint)]
+        # Python adds "(while attempting to bind on address …)" to the system's sentence.
+        reason = (error.strerror or type(error).__name__).partition(" (while")[0]
+        return [access, Verdict("address", "warn", f"{where} cannot be taken: {reason}", hint)]
     return [access, Verdict("address", "ok", f"{where} is free")]
 
 

@@ -28,6 +28,8 @@ def command(everything: bool, as_json: bool) -> None:
 def _show_installed(store: Store, as_json: bool) -> None:
     from ocserve.cli.model_output import is_verified, print_json, print_table, size_text, view
 
+    for each in store.damaged():
+        click.echo(f"damaged: {each.folder}: {each.reason}\nhint: {each.hint}", err=True)
     models = store.installed()
     if as_json:
         print_json({"models": [view(model) for model in models]})
@@ -49,29 +51,33 @@ def _show_installed(store: Store, as_json: bool) -> None:
 
 
 def _show_catalogue(store: Store, as_json: bool) -> None:
-    from ocserve.catalog.cards import load_cards
+    from ocserve.catalog.cards import load_cards, servable, served, unserved
     from ocserve.cli.model_output import print_json, print_table, size_text
 
     installed = {model.card.name for model in store.installed()}
     cards = load_cards()
     if as_json:
-        print_json({"models": [{"card": card, "installed": card.name in installed} for card in cards]})
+        facts = [
+            {"card": card, "installed": card.name in installed, "serves": served(card), "unserved": unserved(card)}
+            for card in cards
+        ]
+        print_json({"models": facts})
         return
     rows = []
     for card in cards:
         marks = ["installed"] if card.name in installed else []
         marks += ["verified"] if any(variant.verified for variant in card.variants) else []
         first = card.variants[0]
-        does = ", ".join(each for each in card.capabilities if each != "completion")
         rows.append(
             (
                 card.name,
                 first.quantisation,
                 size_text(first.size_bytes),
                 card.license,
-                does or "completion",
+                ", ".join(served(card)) if servable(card) else "not served yet",
+                ", ".join(unserved(card)),
                 ", ".join(marks),
             )
         )
-    print_table(("NAME", "QUANT", "SIZE", "LICENCE", "DOES", ""), rows)
+    print_table(("NAME", "QUANT", "SIZE", "LICENCE", "SERVES", "NOT SERVED YET", ""), rows)
     click.echo("\nverified: this project ran this very file through its tests")

@@ -77,21 +77,14 @@ class _Bar:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._length = 0
+        self._began = time.monotonic()
 
     def __call__(self, step: Progress) -> None:
         if step.note:
             self.clear()
             click.echo(step.note, file=self._stream)
             return
-        share = step.done_bytes / step.total_bytes if step.total_bytes else 0.0
-        filled = int(share * BAR_WIDTH)
-        text = f"{step.file} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {share:4.0%} {step.done_bytes / 1e6:,.0f} MB"
-        if step.phase == "checking":
-            text += "  checking what is here"
-        elif step.bytes_per_s > 0:
-            left_s = (step.total_bytes - step.done_bytes) / step.bytes_per_s
-            text += f"  {step.bytes_per_s / 1e6:.1f} MB/s  {left_s:.0f} s left"
-        self._draw(text)
+        self._draw(_bar_text(step, time.monotonic() - self._began))
 
     def clear(self) -> None:
         """Remove the line."""
@@ -104,3 +97,18 @@ class _Bar:
         self._stream.write("\r" + text.ljust(self._length))
         self._stream.flush()
         self._length = len(text)
+
+
+def _bar_text(step: Progress, elapsed_s: float) -> str:
+    here = f"{step.done_bytes / 1e6:,.0f} MB"
+    rate = f"  {step.bytes_per_s / 1e6:.1f} MB/s" if step.bytes_per_s > 0 else ""
+    if not step.total_bytes:  # nobody has said how much is to come
+        return f"{step.file}  {here}{rate}  {elapsed_s:.0f} s so far"
+    share = step.done_bytes / step.total_bytes
+    filled = int(share * BAR_WIDTH)
+    text = f"{step.file} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {share:4.0%} {here}"
+    if step.phase == "checking":
+        return f"{text}  checking what is here"
+    if step.phase == "unpacking":
+        return f"{text}  unpacking"
+    return f"{text}{rate}  {(step.total_bytes - step.done_bytes) / step.bytes_per_s:.0f} s left" if rate else text

@@ -41,6 +41,7 @@ def command(
     from ocserve import app, config
     from ocserve.catalog.pull import pull
     from ocserve.catalog.sizing import choose_default
+    from ocserve.cli import Failure
     from ocserve.cli.model_output import SOURCES
     from ocserve.cli.pull import progress
     from ocserve.telemetry import logs
@@ -62,6 +63,7 @@ def command(
     logs.catch_uncaught()
     app.refuse_exposure(tree.server, has_key=config.resolve_key(tree.auth) is not None)
     reference = model or tree.model.default or choose_default(tree.store, say=_say)
+    refuse_unservable(reference)
     with progress() as on_progress:
         installed = pull(reference, tree.store, on_progress)
     size = f"{installed.size_bytes / 1e6:.0f} MB"
@@ -69,7 +71,24 @@ def command(
     try:
         asyncio.run(app.serve(settings, installed, _announce))
     except app.LoadError as error:
-        raise click.ClickException(f"{installed.name} could not be loaded: {error}") from None
+        raise Failure(f"{installed.name} could not be loaded: {error}") from None
+    except app.CannotListen as error:
+        raise Failure(str(error), "another server may be running there; --port 0 takes any free port") from None
+
+
+def refuse_unservable(reference: str) -> None:
+    """A catalogue model that this version cannot serve is refused before it is downloaded."""
+    from ocserve.catalog import cards
+    from ocserve.catalog.references import CatalogueReference, parse
+    from ocserve.cli import Failure
+
+    parsed = parse(reference)
+    if isinstance(parsed, CatalogueReference):
+        card, _ = cards.find(parsed)
+        if not cards.servable(card):
+            raise Failure(
+                f"{card.name} cannot be served yet: it does neither chat nor completion", "see `ocserve list`"
+            )
 
 
 def _say(line: str, level: str = "info") -> None:

@@ -50,6 +50,7 @@ def _look_up(model: str, settings: config.Store) -> tuple[ModelCard, Installed |
 
 
 def _print_card(card: ModelCard) -> None:
+    from ocserve.catalog import cards
     from ocserve.cli.model_output import size_text
 
     click.echo(f"{card.title} ({card.name})")
@@ -61,7 +62,8 @@ def _print_card(card: ModelCard) -> None:
     _row("licence", f"{card.license} {card.license_url or ''}".strip())
     _row("parameters", f"{card.parameters:,}")
     _row("context", f"{card.context_length:,} tokens")
-    _row("capabilities", ", ".join(card.capabilities))
+    _row("serves", ", ".join(cards.served(card)) or "nothing: this model is not served yet")
+    _row("not served yet", ", ".join(cards.unserved(card)))
     _row("languages", ", ".join(card.languages))
     _row("also called", ", ".join(card.aliases))
     click.echo("\nvariants")

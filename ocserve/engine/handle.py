@@ -25,7 +25,7 @@ from ocserve.generation import Failed, Finished, GenerateEvent, GenerateRequest
 WORKER = (sys.executable, "-m", "ocserve.engine.worker")
 
 _LONGEST_STEP_S = 120.0  # a single step that takes longer is a hang, even on a slow machine
-_PREPARE_TIMEOUT_S = 30.0  # rendering and tokenising at most 4 MiB of messages
+_LONGEST_PREPARATION_S = 30.0  # rendering and tokenising one request, not the time behind others
 _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.25, 30.0
 _EXIT_WAIT_S = 2.0
 _STDERR_TAIL_BYTES = 4096
@@ -85,6 +85,24 @@ class _Flight:
     prepared: asyncio.Future[wire.Prepared]
     events: asyncio.Queue[GenerateEvent] = field(default_factory=asyncio.Queue)
     started: bool = False
+
+
+class _Events:
+    """A started request's events, up to the last. A cancelled wait loses nothing: the next one goes on from there."""
+
+    def __init__(self, queue: asyncio.Queue[GenerateEvent]) -> None:
+        self._queue = queue
+        self._ended = False
+
+    def __aiter__(self) -> _Events:
+        return self
+
+    async def __anext__(self) -> GenerateEvent:
+        if self._ended:
+            raise StopAsyncIteration
+        event = await self._queue.get()
+        self._ended = isinstance(event, Finished | Failed)
+        return event
 
 
 class _Connection:
@@ -161,6 +179,7 @@ class EngineHandle:
         self._quarantine = Quarantine()
         self._ready = asyncio.Event()
         self._restarts = 0
+        self._victims = False  # whether those in flight at the coming crash are known not to be its cause
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -241,7 +260,9 @@ class EngineHandle:
             connection.writer.close()
             self._crashed()
             self._restarts += 1
-            self._limits.on_event("engine_died", status=status, reason=reason, detail=connection.last_words())
+            self._limits.on_event(
+                "engine_died", level="error", status=status, reason=reason, detail=connection.last_words()
+            )
             backoff_s = 0.0 if connection.completed else min(_BACKOFF_LAST_S, max(_BACKOFF_FIRST_S, 2 * backoff_s))
             connection, backoff_s = await self._relaunch(backoff_s)
 
@@ -253,7 +274,8 @@ class EngineHandle:
                 connection, facts = await self._launch()
             except (LoadError, OSError) as error:
                 backoff_s = min(_BACKOFF_LAST_S, max(_BACKOFF_FIRST_S, 2 * backoff_s))
-                self._limits.on_event("engine_load_failed", reason=type(error).__name__, retry_s=backoff_s)
+                reason = str(error) if isinstance(error, LoadError) else type(error).__name__
+                self._limits.on_event("engine_load_failed", level="error", reason=reason, retry_s=backoff_s)
                 continue
             self._limits.on_event("engine_restarted", load_s=round(facts.load_s, 2))
             return connection, backoff_s
@@ -295,6 +317,9 @@ class EngineHandle:
                         self._stats = stats
                         if age > _LONGEST_STEP_S:
                             return "a step did not end"
+                        if message.prepare_age_s > _LONGEST_PREPARATION_S:
+                            self._blame(message.preparing)
+                            return "a prompt could not be prepared in time"
                     case wire.Ready() | wire.LoadFailed():
                         return "an unexpected message"
         except wire.FrameError:
@@ -311,11 +336,7 @@ class EngineHandle:
         self._flights[request.request_id] = flight
         try:
             connection.send(wire.Prepare(request=request))
-            return await asyncio.wait_for(flight.prepared, _PREPARE_TIMEOUT_S)
-        except TimeoutError:
-            # The preparing thread is stuck, and with it everybody's next request.
-            await connection.kill()
-            raise EngineCrashed("The prompt could not be prepared in time.") from None
+            return await flight.prepared
         except BaseException:
             self.cancel(request.request_id)
             raise
@@ -330,18 +351,15 @@ class EngineHandle:
         assert self._connection is not None
         return self._connection
 
-    async def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
+    def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
         flight = self._flights.get(request_id)
         if flight is None or self._connection is None:
-            yield Failed(error=_crash_error().info)
-            return
-        flight.started = True
-        self._connection.send(wire.Start(request_id=request_id))
-        while True:
-            event = await flight.events.get()
-            yield event
-            if isinstance(event, Finished | Failed):
-                return
+            flight = _Flight(b"", asyncio.get_running_loop().create_future())
+            flight.events.put_nowait(Failed(error=_crash_error().info))
+        else:
+            flight.started = True
+            self._connection.send(wire.Start(request_id=request_id))
+        return _Events(flight.events)
 
     def cancel(self, request_id: str) -> None:
         flight = self._flights.get(request_id)
@@ -379,10 +397,20 @@ class EngineHandle:
             del self._flights[message.request_id]
             flight.prepared.set_exception(ApiError.from_info(message.error))
 
+    def _blame(self, request_id: str | None) -> None:
+        """One request is known to be the cause: it fails and is remembered, the others are only victims."""
+        flight = self._flights.pop(request_id, None) if request_id is not None else None
+        if flight is not None:
+            self._quarantine.crashed([flight.digest])
+            self._fail(flight, EngineCrashed("The prompt could not be prepared in time."))
+        self._victims = True
+
     def _crashed(self) -> None:
-        """Answer everything that was in flight, and remember it."""
+        """Answer everything that was in flight, and remember it unless the cause is known."""
         flights, self._flights = self._flights, {}
-        self._quarantine.crashed({flight.digest for flight in flights.values()})
+        if not self._victims:
+            self._quarantine.crashed({flight.digest for flight in flights.values()})
+        self._victims = False
         for flight in flights.values():
             self._fail(flight, _crash_error())
 

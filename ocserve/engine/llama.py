@@ -47,6 +47,7 @@ _TOKEN_LSTRIP, _TOKEN_RSTRIP = 1 << 7, 1 << 8
 _DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
 _LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
 _NO_TOKEN = -1
+_GREEDY_BELOW = 1e-3  # dividing logits by less overflows; what is left of the distribution is its top token
 
 
 class DecodeStatus(Enum):
@@ -240,6 +241,10 @@ class Vocab:
             known = self._pieces[token] = self._read_piece(token)
         return known
 
+    def longest_piece(self) -> int:
+        """Bytes of the longest token: no text of n bytes has fewer than n divided by this many tokens."""
+        return max(len(_api.llama_vocab_get_text(self._pointer, token)) for token in range(self.size))
+
     def _read_piece(self, token: int) -> bytes:
         size = 64
         while True:
@@ -403,7 +408,7 @@ class SamplerChain:
                     vocab.size, window, 1.0, sampling.frequency_penalty, sampling.presence_penalty
                 )
             )
-        if sampling.temperature == 0:
+        if sampling.temperature < _GREEDY_BELOW:
             self._add(_api.llama_sampler_init_greedy())
             return
         if sampling.top_k:

@@ -16,6 +16,7 @@ import numpy as np
 from ocserve.engine.llama import Context, DecodeStatus, Row, SamplerChain, Vocab
 from ocserve.engine.scheduler import Plan, PrefillPace, plan
 from ocserve.engine.slots import Move, Phase, Sequence
+from ocserve.engine.threads import Kind, ThreadChooser
 from ocserve.engine.wire import EngineStats, Step
 from ocserve.errors import EngineFailed, Overloaded
 from ocserve.generation import (
@@ -38,17 +39,6 @@ class CancelSequence:
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Threads:
-    """Compute threads for a step that decodes one sequence, and for steps of several rows.
-
-    One row is bound by memory bandwidth, which few threads use up; several rows are bound by arithmetic.
-    """
-
-    decode: int
-    prefill: int
-
-
 class EngineBroken(Exception):
     """The context can no longer compute; the process must end."""
 
@@ -63,7 +53,7 @@ class EngineLoop:
         *,
         parallel: int,
         batch_tokens: int,
-        threads: Threads,
+        threads: ThreadChooser,
         emit: Callable[[Step], None],
     ) -> None:
         self._context = context
@@ -171,13 +161,16 @@ class EngineLoop:
             return
         rows, sampled_from = self._rows(step)
         prefill_tokens = sum(chunk.count for chunk in step.prefill)
-        self._context.use_threads(self._threads.prefill if len(rows) > 1 else self._threads.decode)
+        kind = Kind.PREFILL if prefill_tokens else Kind.SINGLE if len(rows) == 1 else Kind.BATCH
+        self._context.use_threads(self._threads.choose(kind))
         begun = time.monotonic()
         status = self._context.decode(rows)
         if status is not DecodeStatus.OK:
             self._recover(status, step)
             return
-        self._pace.observe(prefill_tokens, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        self._threads.observe(kind, len(rows), seconds)
+        self._pace.observe(prefill_tokens, seconds)
         self._count(step, prefill_tokens)
         self._sample(sampled_from)
 

@@ -42,6 +42,7 @@ class Preparer:
         self._lock = threading.Lock()
         self._wanted: set[str] = set()
         self._ready: dict[str, _Ready] = {}
+        self._busy: tuple[str, float] | None = None  # request in work and when it was begun, monotonic seconds
 
     def submit(self, request: GenerateRequest) -> None:
         """Prepare this request after those before it."""
@@ -78,6 +79,11 @@ class Preparer:
             deadline=time.monotonic() + request.deadline_s,
         )
 
+    def busy(self) -> tuple[str | None, float]:
+        """The request in work and for how many seconds; called by the heartbeat thread."""
+        busy = self._busy
+        return (None, 0.0) if busy is None else (busy[0], time.monotonic() - busy[1])
+
     def run(self) -> None:
         """Prepare for ever; the thread's target."""
         while True:
@@ -85,7 +91,9 @@ class Preparer:
             with self._lock:
                 wanted = request.request_id in self._wanted
             if wanted:
+                self._busy = request.request_id, time.monotonic()
                 self._prepare(request)
+                self._busy = None
 
     def _prepare(self, request: GenerateRequest) -> None:
         try:

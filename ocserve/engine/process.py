@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
 import platform
 import signal
 import socket
@@ -24,19 +25,19 @@ _OOM_SCORE = "500"  # under memory pressure the kernel ends the engine, not the 
 # libgomp's threads spin at barriers. When another process takes a core, unbounded spinning turned a step of 10 ms into
 # seconds here; with a short spin and then sleep the same step took 30 ms. No debugger is started on an abort: the front
 # is told by the exit status, and a backtrace would take longer than the restart.
-_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", "GGML_NO_BACKTRACE": "1"}
+_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"}
 
 FROM_STDIN = "stdin"
 
 
 async def spawn(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Process, socket.socket]:
-    """Start `argv` plus one argument that tells `inherited_socket` where its end is; returns our end."""
+    """Start `argv` plus two arguments, our process id and where `inherited_socket` finds its end; returns our end."""
     environment = {**_ENVIRONMENT, **environment}
     ours, theirs = socket.socketpair()
     try:
         if sys.platform == "win32":
             process = await asyncio.create_subprocess_exec(
-                *argv, FROM_STDIN, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, env=environment
+                *argv, str(os.getpid()), FROM_STDIN, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, env=environment
             )
             assert process.stdin is not None
             process.stdin.write(theirs.share(process.pid))
@@ -44,6 +45,7 @@ async def spawn(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Pr
         else:
             process = await asyncio.create_subprocess_exec(
                 *argv,
+                str(os.getpid()),
                 str(theirs.fileno()),
                 stdin=DEVNULL,
                 stdout=DEVNULL,
@@ -68,11 +70,12 @@ def inherited_socket(argument: str) -> socket.socket:
     return socket.socket(fileno=int(argument))
 
 
-def confine() -> None:
+def confine(parent: int) -> None:
     """Make this process a good engine: no core file, killed with its parent, first to go when memory runs out.
 
     Interrupt and termination are the front's to act on: a terminal sends them to the whole group, and the engine has to
-    go on while accepted requests are drained.
+    go on while accepted requests are drained. `parent` is the front's process id: had it died before the signal was
+    asked for, nobody would send it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -83,6 +86,8 @@ def confine() -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(0)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         with contextlib.suppress(OSError):  # not allowed in some containers, and only advice to the kernel
@@ -104,8 +109,6 @@ def raise_descriptor_limit() -> None:
 def usable_cores() -> int:
     """Cores this process may compute on: its affinity, capped by a container's CPU quota."""
     if sys.platform == "linux":
-        import os
-
         cores = len(os.sched_getaffinity(0))
         quota = Path("/sys/fs/cgroup/cpu.max")
         if quota.exists():

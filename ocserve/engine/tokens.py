@@ -20,6 +20,7 @@ class PromptEncoder:
     def __init__(self, vocab: Vocab, template: str | None, *, context: int) -> None:
         self._vocab = vocab
         self._context = context
+        self._longest_piece = vocab.longest_piece()
         self._specials = SpecialTokens(
             SpecialToken(text=token.text, id=token.id, kind=token.kind, lstrip=token.lstrip, rstrip=token.rstrip)
             for token in vocab.marked()
@@ -42,10 +43,13 @@ class PromptEncoder:
                 field = "messages"
                 if self._template is None:
                     raise InvalidRequest("This model has no chat template; use /v1/completions.", param=field)
+                self._check_size(sum(len(message.content.encode()) for message in messages), field)
                 ids = self._with_bos(self._specials.encode(self._template.render(messages), self._plain))
             case TextPrompt(text=text):
                 field = "prompt"
-                ids = self._with_bos(self._vocab.tokenize(text, parse_special=True))
+                # Partitioned here: llama.cpp's own search for special tokens takes quadratic time.
+                self._check_size(len(text.encode()), field)
+                ids = self._with_bos(self._specials.encode(self._specials.partition(text), self._plain))
             case TokenPrompt(tokens=tokens):
                 field = "prompt"
                 ids = self._checked(tokens)
@@ -59,6 +63,12 @@ class PromptEncoder:
                     f"Token {token} is outside this model's vocabulary of {self._vocab.size}.", param="logit_bias"
                 )
         return tuple(ids)
+
+    def _check_size(self, size_bytes: int, field: str) -> None:
+        """Refuse what cannot fit however it is tokenised, before time is spent on it."""
+        at_least = size_bytes // self._longest_piece
+        if at_least >= self._context:
+            raise ContextLengthExceeded(limit=self._context, prompt_tokens=at_least, param=field, at_least=True)
 
     def _plain(self, text: str) -> list[int]:
         return self._vocab.tokenize(text, parse_special=False)

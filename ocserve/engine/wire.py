@@ -135,11 +135,14 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
     """Sent about once a second by a thread of its own, so that a long step does not read as a hang.
 
-    `step_age_s` is how long the current step has been running, 0 between steps.
+    `step_age_s` is how long the current step has been running, 0 between steps; `prepare_age_s` likewise for the
+    request that is being rendered and tokenised, `preparing`.
     """
 
     stats: EngineStats
     step_age_s: float
+    preparing: str | None = None
+    prepare_age_s: float = 0.0
 
 
 EngineMessage = Ready | LoadFailed | Prepared | Refused | Step | Heartbeat

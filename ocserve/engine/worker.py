@@ -1,4 +1,4 @@
-"""The engine process: `python -m ocserve.engine.worker SOCKET`.
+"""The engine process: `python -m ocserve.engine.worker PARENT SOCKET`.
 
 Loads the model that the first message names, warms it up, then runs three threads beside the decode loop: one reads the
 socket, one prepares requests, one sends heartbeats. End-of-file on the socket ends the process at once, whatever it is
@@ -12,19 +12,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from ocserve.chat.template import TemplateUnusable
 from ocserve.engine import llama, wire
-from ocserve.engine.loop import EngineBroken, EngineLoop, Threads
+from ocserve.engine.loop import EngineBroken, EngineLoop
 from ocserve.engine.prepare import Preparer
 from ocserve.engine.process import confine, gpu_makers, inherited_socket, usable_cores
+from ocserve.engine.threads import ThreadChooser
 from ocserve.engine.tokens import PromptEncoder
 from ocserve.errors import EngineFailed
 
 HEARTBEAT_S = 1.0
 EXIT_BROKEN = 70
+_STACK_MEGABYTES = (1536, 512, 128, 16)
 _MOST_DECODE_THREADS = 8  # decoding is bound by memory bandwidth; more threads only wait for each other
 
 
@@ -66,15 +68,17 @@ class Worker:
         self._connection = connection
         log = llama.LoadLog()
         model = llama.Model(spec.path, gpu_layers=spec.gpu_layers, log=log)
+        if model.trained_context < 1:
+            raise llama.LlamaError("the model's header claims an impossible context length")
         context_tokens = min(spec.context, model.trained_context)
         pool_tokens = max(spec.pool_tokens, context_tokens)  # alone, any sequence must fit
-        threads = _threads(spec)
+        few, many = _threads(spec)
         context = llama.Context(
             model,
             pool_tokens=pool_tokens,
             sequences=spec.parallel,
             batch_tokens=max(spec.batch_tokens, spec.parallel),
-            threads=threads.prefill,
+            threads=many,
         )
         _warm_up(context, model.vocab)
         log.close()
@@ -84,7 +88,7 @@ class Worker:
             model.vocab,
             parallel=spec.parallel,
             batch_tokens=max(spec.batch_tokens, spec.parallel),
-            threads=threads,
+            threads=ThreadChooser(few=few, many=many),
             emit=connection.send,
         )
         self._preparer = Preparer(encoder, model.vocab, context=context_tokens, emit=connection.send)
@@ -98,8 +102,8 @@ class Worker:
             pool_tokens=context.pool_tokens,
             vocabulary=model.vocab.size,
             parameters=model.parameters,
-            threads_decode=threads.decode,
-            threads_prefill=threads.prefill,
+            threads_decode=few,
+            threads_prefill=many,
             gpu_layers=gpu_layers,
             devices=_devices(),
             llama_cpp=llama.version(),
@@ -111,8 +115,9 @@ class Worker:
 
     def run(self) -> NoReturn:
         """Start the threads and compute until the process ends."""
-        for target in (self._read, self._preparer.run, self._beat):
+        for target in (self._read, self._beat):
             threading.Thread(target=target, daemon=True, name=target.__name__).start()
+        _start_with_deep_stack(self._preparer.run)
         try:
             self._loop.run()
         except EngineBroken as error:
@@ -138,17 +143,20 @@ class Worker:
         while True:
             started = self._loop.step_started
             age = time.monotonic() - started if started is not None else 0.0
-            self._connection.send(wire.Heartbeat(stats=self._loop.stats(), step_age_s=age))
+            request_id, prepare_age = self._preparer.busy()
+            self._connection.send(
+                wire.Heartbeat(
+                    stats=self._loop.stats(), step_age_s=age, preparing=request_id, prepare_age_s=prepare_age
+                )
+            )
             time.sleep(HEARTBEAT_S)
 
 
-def _threads(spec: wire.EngineSpec) -> Threads:
-    """Prefill takes every core; decode leaves one to the front process, which it needs to keep the stream flowing."""
+def _threads(spec: wire.EngineSpec) -> tuple[int, int]:
+    """Few and many threads: many is every core, few leaves one to the front process."""
     cores = usable_cores()
-    return Threads(
-        decode=spec.threads_decode or min(max(1, cores - 1), _MOST_DECODE_THREADS),
-        prefill=spec.threads_prefill or cores,
-    )
+    few = spec.threads_decode or min(max(1, cores - 1), _MOST_DECODE_THREADS)
+    return few, spec.threads_prefill or cores
 
 
 def _encoder(model: llama.Model, spec: wire.EngineSpec, context: int) -> tuple[PromptEncoder, str | None]:
@@ -168,6 +176,22 @@ def _warm_up(context: llama.Context, vocab: llama.Vocab) -> None:
     context.forget(0)
     if status is not llama.DecodeStatus.OK:
         raise llama.LlamaError(f"the warm-up decode failed: {status.name}")
+
+
+def _start_with_deep_stack(target: Callable[[], None]) -> None:
+    """Start a thread whose stack holds what llama.cpp's pre-tokenizers put on it.
+
+    Some of them run through `std::regex`, which recurses for every character: about 340 bytes each were seen, so that
+    30 kB of digits overflowed the usual 8 MiB. The address space is only reserved; memory is used as far as needed.
+    """
+    for megabytes in _STACK_MEGABYTES:
+        try:
+            threading.stack_size(megabytes * 1024 * 1024)
+            threading.Thread(target=target, daemon=True, name="prepare").start()
+            return
+        except (ValueError, RuntimeError):  # more than this system or its limits allow
+            continue
+    _die("no stack for the preparing thread")
 
 
 def _devices() -> tuple[wire.Device, ...]:
@@ -194,8 +218,8 @@ def _die(reason: str) -> NoReturn:
     os._exit(EXIT_BROKEN)
 
 
-def main(argument: str) -> NoReturn:
-    confine()
+def main(parent: str, argument: str) -> NoReturn:
+    confine(int(parent))
     connection = Wire(inherited_socket(argument))
     first = next(connection.messages())
     if not isinstance(first, wire.Load):
@@ -212,4 +236,4 @@ def main(argument: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -36,7 +36,7 @@ def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
         Framing,
         lambda app: HostAllowlist(app, settings),
         lambda app: OriginAllowlist(app, settings.cors_origins),
-        lambda app: ProxyGuard(app, settings.trusted_proxies, has_key=keys.has_key),
+        lambda app: ProxyGuard(app, settings, has_key=keys.has_key),
         lambda app: Auth(app, keys),
         RouteExists,
         JsonOnly,

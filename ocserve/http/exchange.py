@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from typing import cast
 
@@ -10,11 +11,11 @@ from starlette.types import Scope
 from ocserve.accounts.keys import Caller
 from ocserve.api import openai_wire
 from ocserve.errors import ErrorInfo
+from ocserve.http.answers import Header
 from ocserve.http.route_table import Match
 from ocserve.service import Trace
 
 _KEY = "ocserve.exchange"
-Header = tuple[bytes, bytes]
 
 
 class ClientGone(Exception):
@@ -24,8 +25,9 @@ class ClientGone(Exception):
 class Exchange:
     """Made by the access record, filled in by the guards.
 
-    `local` starts as: the socket's peer is this machine. Guards may take it away (forwarding header, public Host) and
-    never give it. `headers` are sent with whatever answer this request gets, a refusal included.
+    `local` starts as: the socket's peer is this machine. Guards may take it away (forwarding header, proxy in the
+    settings, public Host) and never give it. `headers` are sent with whatever answer this request gets, a refusal
+    included.
     """
 
     def __init__(self, trace: Trace, match: Match, *, local: bool) -> None:
@@ -55,3 +57,15 @@ class Exchange:
 def header_values(scope: Scope, name: bytes) -> list[bytes]:
     """All values of one request header; `name` is lower-case."""
     return [value for key, value in scope["headers"] if key == name]
+
+
+def peer_address(scope: Scope) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address at the other end of the socket, an IPv4 one that was mapped into IPv6 as IPv4."""
+    peer = scope.get("client")
+    if not peer:
+        return None
+    try:
+        address = ipaddress.ip_address(peer[0].partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -61,5 +61,7 @@ class Ready:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._service.ready:
-            raise EngineUnavailable("The server is not ready: the model is loading, or the server is shutting down.")
+            raise EngineUnavailable(
+                "The server is not ready: the model is loading, or the server is shutting down.", code="not_ready"
+            )
         await answers.json(send, 200, openai_wire.dumps({"status": "ready"}))

@@ -1,15 +1,19 @@
 """What a route is, and how a request finds its own.
 
-Clients disagree about the `/v1` prefix and about trailing slashes, so both forms find the same route.
+Clients disagree about the `/v1` prefix and about slashes: a base URL that ends with one makes `//v1/models` or
+`/v1//models`. All forms find the same route. Nothing else looks at the path, so no guard can see another one.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.routing import compile_path
 from starlette.types import ASGIApp
+
+_SLASHES = re.compile(r"/{2,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class RouteTable:
     def match(self, method: str, path: str) -> Match:
         """The route for `method` on `path`; HEAD is answered by GET's."""
         wanted = "GET" if method == "HEAD" else method
-        trimmed = path.rstrip("/")
+        trimmed = _SLASHES.sub("/", path).rstrip("/")
         for candidate in (trimmed, f"/v1{trimmed}"):
             allowed: list[str] = []
             for (regex, _, convertors), route in self._compiled:

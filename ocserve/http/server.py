@@ -1,7 +1,7 @@
 """Listening, serving and stopping: uvicorn as a library, with the order of a stop that does not break streams.
 
 A first SIGTERM or SIGINT: readiness goes and new work is refused while the listener still answers, accepted work
-finishes, finishes, then the listener closes. A second one: whatever still runs is ended at once, with an error.
+finishes, then the listener closes. A second one: whatever still runs is ended at once, with an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ocserve import config
 from ocserve.http.connection import EdgeConfig
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_BACKLOG = 2048
 
 
 class Stop:
@@ -52,8 +51,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Bound sockets for `host`, all on one port; raises `OSError` if one cannot be had."""
+class CannotListen(Exception):
+    """The address cannot be had; the text names it and says why."""
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Bound sockets for `host`, all on one port, not listening yet: nobody waits while a model loads."""
     sockets: list[socket.socket] = []
     try:
         for family, _, _, _, address in socket.getaddrinfo(
@@ -61,10 +64,11 @@ def listen(host: str, port: int) -> list[socket.socket]:
         ):
             shared = sockets[0].getsockname()[1] if sockets else port
             sockets.append(_bind(family, (address[0], shared, *address[2:])))
-    except OSError:
+    except (OSError, UnicodeError) as error:  # an impossible name fails in its IDNA encoding
         for bound in sockets:
             bound.close()
-        raise
+        reason = getattr(error, "strerror", None) or "not a host name"
+        raise CannotListen(f"cannot listen on {host or 'any address'} port {port}: {reason}") from None
     return sockets
 
 
@@ -78,7 +82,6 @@ def _bind(family: int, address: tuple[object, ...]) -> socket.socket:
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(address)
-        bound.listen(_BACKLOG)
     except OSError:
         bound.close()
         raise
@@ -92,14 +95,15 @@ async def serve(
     on_ready: Callable[[str], None],
     drain: Callable[[float], Awaitable[None]],
     *,
+    sockets: list[socket.socket] | None = None,
     stop: Stop | None = None,
 ) -> None:
-    """Serve until asked to stop.
+    """Serve until asked to stop, on `sockets` from `bind`.
 
     `on_ready` gets the base URL once connections are accepted; `drain(deadline_s)` returns when accepted work is done.
     """
     stop = stop or Stop()
-    sockets = listen(settings.host, settings.port)
+    sockets = sockets or bind(settings.host, settings.port)
     server = _Server(EdgeConfig(app, settings))
     with _signals(stop):
         serving = asyncio.create_task(server.serve(sockets=sockets))

@@ -99,25 +99,34 @@ def failure(name: str, error: BaseException, /, **facts: object) -> None:
 
 
 def request_line(record: RequestRecord) -> None:
-    """Log one request, once, when it has ended."""
+    """Log one request, once, when it has ended. Token counts are those of a generation that began."""
+    usage = record.usage if record.usage.prompt_tokens else None
     event(
         "request",
-        level="error" if record.status >= 500 else "info",
+        level=_level(record),
         request_id=record.request_id,
         route=record.route,
         key_id=record.key_id,
         model=record.model,
         status=record.status,
         stream=record.stream,
-        prompt_tokens=record.usage.prompt_tokens,
-        cached_tokens=record.usage.cached_tokens,
-        completion_tokens=record.usage.completion_tokens,
+        prompt_tokens=usage and usage.prompt_tokens,
+        cached_tokens=usage and usage.cached_tokens,
+        completion_tokens=usage and usage.completion_tokens,
         finish_reason=record.finish_reason,
         error_code=record.error_code,
         queue_ms=_tenths(record.queue_ms),
         ttft_ms=_tenths(record.ttft_ms),
         total_ms=_tenths(record.total_ms),
     )
+
+
+def _level(record: RequestRecord) -> str:
+    """An error is a failure of ours, in a stream that began with 200 as well; not being ready is a state."""
+    code = record.error_code or ""
+    if record.status == 500 or code == "internal_error" or code.startswith("engine_"):
+        return "error"
+    return "warning" if record.status > 500 else "info"
 
 
 def request_id(offered: str | None) -> str:
@@ -204,7 +213,7 @@ def _request_for_people(rest: dict[str, Any]) -> list[object]:
     """Takes from `rest` what every request has; times of whole milliseconds."""
     for name in ("stream", "queue_ms", "key_id"):
         rest.pop(name, None)
-    prompt, cached, completion = (rest.pop(f"{kind}_tokens") for kind in ("prompt", "cached", "completion"))
+    prompt, cached, completion = (rest.pop(f"{kind}_tokens", None) for kind in ("prompt", "cached", "completion"))
     line = [rest.pop("status"), rest.pop("route"), rest.pop("model", "")]
     if prompt:
         line.append(f"{prompt}{f' ({cached} cached)' if cached else ''}+{completion} tokens")

@@ -280,13 +280,25 @@ def uneven(source: random.Random) -> float:
 def test_a_hundred_clients_of_one_key_all_finish(
     limits: config.Limits, seconds: Callable[[random.Random], float], spread: float, seed: int
 ) -> None:
-    if limits.concurrent_requests == 4 and seconds is uneven:
-        pytest.skip("few slots and uneven durations: about 2 clients of 100 find no slot at their last attempt")
     crowd = Crowd(limits, seed=seed, seconds=seconds, tokens=100)
     crowd.run(100, spread)
-    assert crowd.failed == []
-    assert crowd.finished == 100
+    # With few slots and uneven durations some find no slot at their last attempt: a promise of a time is a guess there.
+    lost = 5 if limits.concurrent_requests == 4 and seconds is uneven else 0
+    assert len(crowd.failed) <= lost, crowd.failed
+    assert crowd.finished == 100 - len(crowd.failed)
     assert crowd.most_running <= (limits.concurrent_requests or 100)
+
+
+@pytest.mark.parametrize(("slots", "most_lost"), [(2, 15), (4, 5), (8, 0)])
+def test_few_slots_and_uneven_durations_lose_few_clients_in_any_order(slots: int, most_lost: int) -> None:
+    """When slots become free can only be guessed; measured are at most 12, 3 and 0 of 100 over these runs.
+
+    A wrong guess must not cost more than its client: slots kept for those who gave up would have everyone refused.
+    """
+    for seed in range(40):
+        crowd = Crowd(config.Limits(concurrent_requests=slots), seed=seed, seconds=uneven, tokens=100)
+        crowd.run(100)
+        assert len(crowd.failed) <= most_lost, (seed, crowd.failed)
 
 
 @pytest.mark.parametrize(("slots", "seconds"), [(1, 0.02), (4, 0.02), (4, 0.3), (8, 3.0), (16, 3.0)])

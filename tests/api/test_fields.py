@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ocserve.api import fields, json_body, openai_chat, openai_completions
+from ocserve.api import json_body, openai_chat, openai_completions
 from ocserve.errors import ApiError, InvalidRequest
 from tests.api import mutations
 from tests.api.mutations import Case
@@ -153,12 +153,23 @@ def test_silent_sampling_fields_take_the_models_defaults() -> None:
     assert parse(top_k=0).request.sampling.top_k == 0
 
 
-def test_the_published_table_says_what_every_parameter_accepts() -> None:
-    for dialect in (openai_chat, openai_completions):
-        rows = {row.name: row for row in fields.published(dialect.PARAMETERS)}
-        assert rows["temperature"].accepted == "0 to 2"
-        assert rows["n"].accepted == "1"
-        assert {row.kind for row in rows.values()} == {"effective", "advisory", "unsupported"}
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("tools", [{}], "[] or null"),
+        ("n", 2, "1 or null"),
+        ("response_format", {"type": "json_object"}, '{"type":"text"} or null'),
+        ("tool_choice", "required", '"none" or "auto" or null'),
+        ("store", True, "false or null"),
+        ("audio", {}, "null"),
+    ],
+)
+def test_what_is_not_supported_says_so_and_what_asks_for_nothing_in_json(
+    name: str, value: object, accepted: str
+) -> None:
+    error = refused(**{name: value})
+    assert error.message == f"'{name}' is not supported yet by this server. Accepted: {accepted}."
+    assert (error.code, error.param) == ("unsupported_parameter", name)
 
 
 def test_completion_prompts_are_text_or_tokens_and_only_one() -> None:

@@ -135,3 +135,11 @@ def test_a_near_miss_is_an_error_with_the_nearest_name(typed: str, hint: str) ->
 def test_a_name_in_capitals_is_not_a_name() -> None:
     with pytest.raises(ReferenceInvalid):
         parse("SMOLLM2")
+
+
+def test_what_this_version_serves_is_told_from_what_a_model_could_do() -> None:
+    by_name = {card.name: card for card in cards.load_cards()}
+    assert [name for name, card in by_name.items() if not cards.servable(card)] == ["nomic-embed-text:v1.5"]
+    vision = by_name["qwen2.5-vl:7b"]
+    assert cards.served(vision) == ("chat", "completion")
+    assert "vision" in cards.unserved(vision)

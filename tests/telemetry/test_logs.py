@@ -19,6 +19,7 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.generation import RequestRecord, Usage
@@ -95,6 +96,38 @@ def test_a_request_is_one_line_with_its_numbers() -> None:
         "ttft_ms": 20.0,
         "total_ms": 300.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "level"),
+    [
+        (500, "internal_error", "error"),
+        (500, "engine_crashed", "error"),
+        (503, "engine_unavailable", "error"),
+        (200, "engine_crashed", "error"),  # in a stream that had begun
+        (200, "internal_error", "error"),
+        (503, "not_ready", "warning"),
+        (503, "shutting_down", "warning"),
+        (429, "rate_limit_exceeded", "info"),
+        (400, "invalid_value", "info"),
+        (499, None, "info"),
+    ],
+)
+def test_a_request_is_an_error_only_where_it_is_our_fault(status: int, code: str | None, level: str) -> None:
+    stream = configured()
+    logs.request_line(replace(RECORD, status=status, error_code=code))
+    (line,) = lines(stream)
+    assert line["level"] == level
+
+
+@pytest.mark.parametrize("fmt", ["json", "text"])
+def test_a_request_that_generated_nothing_has_no_token_counts(fmt: str) -> None:
+    stream = configured(fmt=fmt)
+    logs.request_line(replace(RECORD, route="/ready", usage=Usage()))
+    assert "/ready" in stream.getvalue()
+    assert "token" not in stream.getvalue()
+    logs.request_line(replace(RECORD, usage=Usage(prompt_tokens=1)))  # began, and failed before its first token
+    assert fmt == "text" or lines(stream)[-1]["completion_tokens"] == 0
 
 
 def test_it_is_readable_on_a_terminal_and_json_elsewhere() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocserve.errors import ApiError, EngineUnavailable, ErrorInfo, InternalError
 from ocserve.http import answers
-from ocserve.http.exchange import ClientGone, Exchange, header_values
+from ocserve.http.exchange import ClientGone, Exchange, header_values, peer_address
 from ocserve.http.route_table import RouteTable
 from ocserve.service import Trace
 from ocserve.telemetry import logs
@@ -31,7 +30,8 @@ class Access:
         given = header_values(scope, b"x-request-id")
         request_id = logs.request_id(given[0].decode("latin-1") if len(given) == 1 else None)
         trace = Trace(request_id, match.route.path if match.route else "-")
-        exchange = Exchange(trace, match, local=_from_this_machine(scope))
+        peer = peer_address(scope)  # no header has a say in it
+        exchange = Exchange(trace, match, local=peer is not None and peer.is_loopback)
         exchange.bind(scope)
         answer = _Answer(exchange, scope, send)
         try:
@@ -78,19 +78,6 @@ class _Answer:
         self._exchange.trace.error_code = info.code
         if self.status == _CLIENT_GONE:
             await answers.error(self.send, info, self._exchange.error_body)
-
-
-def _from_this_machine(scope: Scope) -> bool:
-    """Whether the socket's peer is a loopback address; no header has a say in it."""
-    peer = scope.get("client")
-    if not peer:
-        return False
-    try:
-        address = ipaddress.ip_address(peer[0].partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 def _has_body(scope: Scope) -> bool:

@@ -1,25 +1,35 @@
 """Notices a proxy in front of the server: without a key it would open the server to the world.
 
-Nothing is read from forwarding headers: limits go by key, and whether a caller is on this machine goes by the socket.
-A forwarded request never counts as coming from this machine.
+No forwarding header is ever believed: limits go by key, and whether a caller is on this machine goes by the socket.
+What such a header does is take anonymity away, and so does a configuration that speaks of a proxy: a proxy on this
+machine may add no header and send a loopback Host, and its callers must not pass for this machine.
+
+1. No key: a request with a forwarding header is refused.
+2. A key, and `public_hosts` or `trusted_proxies` is set: every caller needs the key.
+3. `trusted_proxies` is set: a request with a forwarding header is refused unless its peer is one of them.
+4. A key, and neither is set: a request with a forwarding header needs the key, and others go by the socket and Host.
 """
 
 from __future__ import annotations
 
+import ipaddress
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ocserve import config
 from ocserve.errors import Forbidden
-from ocserve.http.exchange import Exchange
+from ocserve.http.exchange import Exchange, peer_address
 
 _FORWARDING = (b"forwarded", b"via", b"x-real-ip", b"cf-connecting-ip", b"true-client-ip")
 
 
 class ProxyGuard:
-    """Refuses forwarded requests while no key is configured."""
+    """Refuses forwarded requests that nobody expects, and has the expected ones present the key."""
 
-    def __init__(self, app: ASGIApp, trusted_proxies: tuple[str, ...], *, has_key: bool) -> None:
+    def __init__(self, app: ASGIApp, settings: config.Server, *, has_key: bool) -> None:
         self._app = app
-        self._trusted = frozenset(trusted_proxies)
+        self._trusted = [ipaddress.ip_network(proxy, strict=False) for proxy in settings.trusted_proxies]
+        self._behind_proxy = has_key and bool(settings.public_hosts or settings.trusted_proxies)
         self._has_key = has_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -27,10 +37,19 @@ class ProxyGuard:
         if forwarded and not self._has_key:
             raise Forbidden(
                 "This request came through a proxy, and the server has no key: anyone could use it. Set a key "
-                "(`auth.api_key` or OCSERVE_AUTH_API_KEY) and restart, or connect without the proxy.",
+                "(OCSERVE_API_KEY or `auth.api_key`) and restart, or connect without the proxy.",
                 code="proxy_without_key",
             )
-        peer = scope.get("client")
-        if forwarded or (peer and peer[0] in self._trusted):
+        if forwarded and self._trusted and not self._trusts(scope):
+            raise Forbidden(
+                "This request carries forwarding headers, and whoever sent it is not one of the proxies in "
+                "`server.trusted_proxies`.",
+                code="untrusted_proxy",
+            )
+        if forwarded or self._behind_proxy:
             Exchange.of(scope).local = False
         await self._app(scope, receive, send)
+
+    def _trusts(self, scope: Scope) -> bool:
+        peer = peer_address(scope)
+        return peer is not None and any(peer in network for network in self._trusted)
