@@ -279,8 +279,9 @@ def logit_biases() -> Reader:
     def reader(value: object, where: str) -> dict[int, object]:
         found: dict[int, object] = {}
         for key, item in pairs(MAX_BIASES)(value, where).items():  # type: ignore[attr-defined]
-            # Decimal digits only: int() would also take " 5", "+5", "5_0" and other scripts' digits.
-            if not (key.isascii() and key.isdigit() and len(key) <= 8 and int(key) < MAX_TOKEN_ID):
+            # The usual spelling only: int() takes " 5", "+5", "5_0" and other scripts' digits, and "05" beside "5".
+            canonical = key.isascii() and key.isdigit() and len(key) <= 8 and str(int(key)) == key
+            if not (canonical and int(key) < MAX_TOKEN_ID):
                 raise InvalidRequest(
                     f"Invalid key in '{where}': keys are token ids.", param=where, code="invalid_token_id"
                 )

@@ -78,3 +78,36 @@ def test_tokens_are_reserved_at_admission_and_settled_at_the_end(tiny_model: Pat
         usage = after.parse().usage
         assert usage is not None
         assert int(after.headers["x-ratelimit-remaining-tokens"]) > 200  # the stopped one gave its reservation back
+
+
+def test_streams_that_are_left_are_charged_for_what_they_delivered(tiny_model: Path) -> None:
+    """A client that always leaves early must not have its tokens for nothing."""
+
+    async def leave(url: str) -> tuple[int, int]:
+        delivered = 0
+        async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
+            for _ in range(5):
+                stream = await client.completions.create(
+                    model="default",
+                    prompt=[40] * 10,
+                    max_tokens=450,
+                    stream=True,
+                    extra_body={"logit_bias": {"0": -100, "2": -100}},
+                )
+                async for _ in stream:
+                    delivered += 1
+                    if delivered % 20 == 0:
+                        break
+                await stream.close()
+            await asyncio.sleep(0.3)
+            raw = await client.completions.with_raw_response.create(model="default", prompt=[40], max_tokens=1)
+            return delivered, int(raw.headers["x-ratelimit-remaining-tokens"])
+
+    with daemon(str(tiny_model), env={"OCSERVE_LIMITS_TOKENS_PER_MINUTE": "3000"}) as server:
+        begun = time.monotonic()
+        delivered, remaining = asyncio.run(leave(server.base_url))
+        refilled = 50 * (time.monotonic() - begun)
+        left = [line for line in server.log.read_text().splitlines() if '"finish_reason":"cancelled"' in line]
+    assert delivered >= 100
+    assert remaining <= 3000 - delivered - 5 * 10 + refilled
+    assert len(left) >= 4  # a tiny model may finish before its client has gone
