@@ -55,12 +55,12 @@ class _Choice:
 class ThreadChooser:
     """`choose` before a step, `observe` after it."""
 
-    def __init__(self, *, few: int, many: int) -> None:
-        """A single row starts with `few` threads, the other kinds with `many`."""
-        self._choices = {
-            kind: _Choice(_Arm(few), _Arm(many)) if kind is Kind.SINGLE else _Choice(_Arm(many), _Arm(few))
-            for kind in Kind
-        }
+    def __init__(self, *, few: int, many: int, fixed: frozenset[Kind] = frozenset()) -> None:
+        """A single row starts with `few` threads, the other kinds with `many`; `fixed` kinds stay at that."""
+        self._choices = {}
+        for kind in Kind:
+            first, second = (few, many) if kind is Kind.SINGLE else (many, few)
+            self._choices[kind] = _Choice(_Arm(first), _Arm(first if kind in fixed else second))
 
     def choose(self, kind: Kind) -> int:
         """Threads for the next step of this kind."""

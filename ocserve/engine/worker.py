@@ -20,7 +20,7 @@ from ocserve.engine import llama, wire
 from ocserve.engine.loop import EngineBroken, EngineLoop
 from ocserve.engine.prepare import Preparer
 from ocserve.engine.process import confine, gpu_makers, inherited_socket, usable_cores
-from ocserve.engine.threads import ThreadChooser
+from ocserve.engine.threads import Kind, ThreadChooser
 from ocserve.engine.tokens import PromptEncoder
 from ocserve.errors import EngineFailed
 
@@ -88,7 +88,7 @@ class Worker:
             model.vocab,
             parallel=spec.parallel,
             batch_tokens=max(spec.batch_tokens, spec.parallel),
-            threads=ThreadChooser(few=few, many=many),
+            threads=_chooser(spec, few, many),
             emit=connection.send,
         )
         self._preparer = Preparer(encoder, model.vocab, context=context_tokens, emit=connection.send)
@@ -157,6 +157,13 @@ def _threads(spec: wire.EngineSpec) -> tuple[int, int]:
     cores = usable_cores()
     few = spec.threads_decode or min(max(1, cores - 1), _MOST_DECODE_THREADS)
     return few, spec.threads_prefill or cores
+
+
+def _chooser(spec: wire.EngineSpec, few: int, many: int) -> ThreadChooser:
+    """A count that the operator has set is kept; what is left open is learnt."""
+    fixed = {Kind.SINGLE} if spec.threads_decode else set()
+    fixed |= {Kind.PREFILL} if spec.threads_prefill else set()
+    return ThreadChooser(few=few, many=many, fixed=frozenset(fixed))
 
 
 def _encoder(model: llama.Model, spec: wire.EngineSpec, context: int) -> tuple[PromptEncoder, str | None]:

@@ -55,6 +55,12 @@ def test_kinds_are_judged_apart() -> None:
     assert play(chooser, Kind.BATCH, crowded, 50)[2] <= 6
 
 
+def test_a_count_that_was_set_is_kept() -> None:
+    chooser = ThreadChooser(few=1, many=2, fixed=frozenset({Kind.SINGLE}))
+    assert set(play(chooser, Kind.SINGLE, quiet, 300, rows=1)) == {1}
+    assert play(chooser, Kind.BATCH, crowded, 50)[2] <= 6
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_one_core_leaves_no_choice(kind: Kind) -> None:
     assert set(play(ThreadChooser(few=1, many=1), kind, quiet, 300)) == {1}
