@@ -1,5 +1,5 @@
 # Two commands do everything: `make run` serves the default model, `make test` proves the tree.
-# Both create .venv with $(PYTHON) and install into it; nothing outside this folder changes but the user's model store.
+# Both create .venv with $(PYTHON) and install into it; outside this folder only the user's model store and cache change.
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,6 +24,7 @@ full: $(VENV)/installed-test
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing; llama.cpp is compiled once, which takes five to twelve minutes on two cores.'
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 

@@ -99,8 +99,11 @@ class Trace:
 class Generation:
     """An admitted generation that holds its slot: iterate for its events, up to `Finished` or `Failed`."""
 
-    def __init__(self, trace: Trace, started: Started, events: AsyncIterator[GenerateEvent]) -> None:
+    def __init__(
+        self, trace: Trace, started: Started, events: AsyncIterator[GenerateEvent], ignored: tuple[str, ...]
+    ) -> None:
         self.started = started
+        self.ignored = ignored  # fields of the request that this model has no use for
         self.ended = False
         self._trace = trace
         self._events = events
@@ -209,7 +212,7 @@ class Service:
         if isinstance(first, Failed):
             raise ApiError.from_info(first.error)
         assert isinstance(first, Started)
-        return Generation(trace, first, events)
+        return Generation(trace, first, events, prepared.ignored)
 
     def _check_queue(self) -> None:
         """Refuse early instead of queueing without bound, each client with a moment of its own to come back."""

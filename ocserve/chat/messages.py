@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ocserve.generation import Message
+from ocserve.errors import InvalidRequest
+from ocserve.generation import Message, ToolCall
 
 _MAX_ARGUMENT_DEPTH = 64
 
@@ -19,6 +20,40 @@ class Convention:
     knows_developer: bool = True
     arguments_as_object: bool = True
     null_content_of_calls: bool = False
+
+
+# What a template is tried with at load.
+PROBE = (Message(role="user", content="probe"),)
+PROBE_NAME = (Message(role="user", content="probe", name="probe_name"),)
+PROBE_CALL = (
+    *PROBE,
+    Message(
+        role="assistant",
+        tool_calls=(ToolCall(id="probe0001", name="probe_name", arguments='{"probe_key": "probe_value"}'),),
+    ),
+    Message(role="tool", content="probe", tool_call_id="probe0001", name="probe_name"),
+)
+
+
+def unread(messages: tuple[Message, ...], reads: frozenset[str]) -> tuple[str, ...]:
+    """Paths of the fields that a template which reads only `reads` passes over.
+
+    A name or an id is a label, and the answer does without it. Tool calls are what the assistant said: raises
+    InvalidRequest rather than lose them.
+    """
+    paths = []
+    for index, message in enumerate(messages):
+        if message.tool_calls and "tool_calls" not in reads:
+            raise InvalidRequest(
+                "This model's chat template has no place for tool calls.",
+                param=f"messages[{index}].tool_calls",
+                code="unsupported_parameter",
+            )
+        if message.name is not None and "name" not in reads and message.role != "tool":
+            paths.append(f"messages[{index}].name")
+        if message.tool_call_id is not None and "tool_call_id" not in reads:
+            paths.append(f"messages[{index}].tool_call_id")
+    return tuple(paths)
 
 
 def template_messages(

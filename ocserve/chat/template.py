@@ -27,10 +27,10 @@ from jinja2.visitor import NodeTransformer
 
 from ocserve.chat import operations
 from ocserve.chat.budget import Budget, BudgetExceeded
-from ocserve.chat.messages import Convention, template_messages
+from ocserve.chat.messages import PROBE, PROBE_CALL, PROBE_NAME, Convention, template_messages
 from ocserve.chat.specials import Control, Guard, Segment, SpecialTokens
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Message, ToolCall
+from ocserve.generation import Message
 
 # The longest template known is 17 KB; compiling is not counted against a budget, so the source is bounded.
 MAX_SOURCE_CHARS = 128 * 1024
@@ -54,18 +54,6 @@ _LOOP_ATTRIBUTES = frozenset({
 # fmt: on
 
 
-# What a template is tried with at load.
-_SIMPLE = (Message(role="user", content="probe"),)
-_WITH_CALL = (
-    *_SIMPLE,
-    Message(
-        role="assistant",
-        tool_calls=(ToolCall(id="probe0001", name="probe_name", arguments='{"probe_key": "probe_value"}'),),
-    ),
-    Message(role="tool", content="probe", tool_call_id="probe0001", name="probe_name"),
-)
-
-
 class TemplateUnusable(Exception):
     """The template cannot be compiled; the model cannot serve chat messages with it."""
 
@@ -86,10 +74,11 @@ class ChatTemplate:
         self._variables: dict[str, object] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
         self._convention = Convention()
         self._turn = threading.Lock()
-        if not self._accepts(_SIMPLE):
+        if not self._accepts(PROBE):
             # Some templates take an absent list of tools for an empty one, but not a null.
             del self._variables["tools"], self._variables["documents"]
         self._convention = self._find_convention(knows_developer="developer" in source)
+        self.reads = self._find_reads()
 
     def render(self, messages: tuple[Message, ...]) -> tuple[Segment, ...]:
         """The prompt for an answer to the messages, or, where the last is the assistant's, for its continuation.
@@ -179,9 +168,18 @@ class ChatTemplate:
         for null_content in (False, True):
             for as_object in (True, False):
                 self._convention = Convention(knows_developer, as_object, null_content)
-                if self._accepts(_WITH_CALL, "probe_name", "probe_key", "probe_value"):
+                if self._accepts(PROBE_CALL, "probe_name", "probe_key", "probe_value"):
                     return self._convention
         return Convention(knows_developer)
+
+    def _find_reads(self) -> frozenset[str]:
+        """The optional fields of messages that reach the prompt; the template passes over the others."""
+        probes = {
+            "name": self._accepts(PROBE_NAME, "probe_name"),
+            "tool_calls": self._accepts(PROBE_CALL, "probe_name", "probe_key", "probe_value"),
+            "tool_call_id": self._accepts(PROBE_CALL, "probe0001"),
+        }
+        return frozenset(name for name, is_read in probes.items() if is_read)
 
     def _accepts(self, messages: tuple[Message, ...], *expected: str) -> bool:
         turns = template_messages(messages, self._convention, str)

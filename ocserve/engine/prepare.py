@@ -97,6 +97,7 @@ class Preparer:
 
     def _prepare(self, request: GenerateRequest) -> None:
         try:
+            ignored = self._encoder.unread(request)
             prompt = self._encoder.encode(request)
         except ApiError as error:
             self._refuse(request, error)
@@ -110,7 +111,9 @@ class Preparer:
                 return
             self._wanted.discard(request.request_id)
             self._ready[request.request_id] = _Ready(request, prompt, max_tokens)
-        self._emit(Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens))
+        self._emit(
+            Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens, ignored=ignored)
+        )
 
     def _refuse(self, request: GenerateRequest, error: ApiError) -> None:
         with self._lock:

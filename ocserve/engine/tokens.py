@@ -7,6 +7,7 @@ so its special tokens are parsed.
 
 from __future__ import annotations
 
+from ocserve.chat.messages import unread
 from ocserve.chat.specials import SpecialToken, SpecialTokens
 from ocserve.chat.template import ChatTemplate
 from ocserve.engine.llama import Vocab
@@ -35,6 +36,12 @@ class PromptEncoder:
     def can_chat(self) -> bool:
         """Whether chat messages can be rendered."""
         return self._template is not None
+
+    def unread(self, request: GenerateRequest) -> tuple[str, ...]:
+        """Paths of message fields that this model's template passes over; raises where that would lose content."""
+        if self._template is None or not isinstance(request.prompt, ChatPrompt):
+            return ()
+        return unread(request.prompt.messages, self._template.reads)
 
     def encode(self, request: GenerateRequest) -> tuple[int, ...]:
         """The prompt's ids; raises `InvalidRequest` where it cannot be rendered or does not fit the context."""

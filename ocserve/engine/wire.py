@@ -100,11 +100,15 @@ class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag="load_failed"):
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
-    """`max_tokens` is the request's bound, lowered to what the context leaves after the prompt."""
+    """`max_tokens` is the request's bound, lowered to what the context leaves after the prompt.
+
+    `ignored` are the paths of message fields that the model's chat template passes over.
+    """
 
     request_id: str
     prompt_tokens: int
     max_tokens: int
+    ignored: tuple[str, ...] = ()
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):

@@ -40,9 +40,7 @@ class Generate:
         exchange.error_body = self._dialect.error_body
         parsed = self._dialect.parse(exchange.body, self._service.model, refuse_unknown=self._refuse_unknown)
         exchange.trace.model, exchange.trace.stream = parsed.model.id, parsed.stream
-        if parsed.ignored:
-            names = ", ".join(dict.fromkeys(parsed.ignored[:_MAX_IGNORED]))
-            exchange.headers.append((b"x-ocserve-ignored", names.encode()))
+        _name_ignored(exchange, parsed.ignored)
         attempt = _attempt(header_values(scope, b"x-stainless-retry-count"))
         await self._unless_gone(receive, self._answer(exchange, parsed, send, attempt))
 
@@ -76,6 +74,7 @@ class Generate:
                 parsed.request, exchange.caller, exchange.trace, attempt=attempt
             ) as generation:
                 self._add_limit_headers(exchange)
+                _name_ignored(exchange, (*parsed.ignored, *generation.ignored))
                 if parsed.stream:
                     await sse.respond(send, _frames(encoder, generation), heartbeat_s=self._heartbeat_s)
                     return
@@ -91,6 +90,12 @@ class Generate:
         assert exchange.caller is not None
         state = self._service.limiter.snapshot(exchange.caller.key_id)
         exchange.set_headers({name.encode(): value.encode() for name, value in limits.headers(state).items()})
+
+
+def _name_ignored(exchange: Exchange, names: Sequence[str]) -> None:
+    """Say which parameters have no effect on the answer."""
+    if names:
+        exchange.set_headers({b"x-ocserve-ignored": ", ".join(dict.fromkeys(names[:_MAX_IGNORED])).encode()})
 
 
 async def _frames(encoder: Encoder, generation: Generation) -> AsyncIterator[Sequence[Frame]]:
