@@ -77,7 +77,13 @@ def request(text: str) -> GenerateRequest:
 
 
 async def run(engine: EngineHandle, asked: GenerateRequest) -> list[GenerateEvent]:
-    await engine.prepare(asked)
+    """All events; an error while preparing counts as one, since a busy machine may not have come further."""
+    try:
+        await engine.prepare(asked)
+    except RequestQuarantined:
+        raise
+    except ApiError as error:
+        return [Failed(error=error.info)]
     return [event async for event in engine.start(asked.request_id)]
 
 
