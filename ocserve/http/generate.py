@@ -94,8 +94,11 @@ class Generate:
 
 def _name_ignored(exchange: Exchange, names: Sequence[str]) -> None:
     """Say which parameters have no effect on the answer."""
-    if names:
-        exchange.set_headers({b"x-ocserve-ignored": ", ".join(dict.fromkeys(names[:_MAX_IGNORED])).encode()})
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) > _MAX_IGNORED:
+        distinct[_MAX_IGNORED:] = [f"and {len(distinct) - _MAX_IGNORED} more"]
+    if distinct:
+        exchange.set_headers({b"x-ocserve-ignored": ", ".join(distinct).encode()})
 
 
 async def _frames(encoder: Encoder, generation: Generation) -> AsyncIterator[Sequence[Frame]]:

@@ -222,3 +222,12 @@ def test_a_half_written_body_and_a_goodbye_leave_nothing(served: Served) -> None
         peer.sendall(served.compose("POST", "/v1/chat/completions", b'{"mod', {"Content-Length": "500"}))
     assert parse(served.raw(served.compose("GET", "/ready"))).status == 200
     assert served.service.active == 0
+
+
+def test_more_ignored_fields_than_a_header_holds_are_counted() -> None:
+    with serving(ScriptedEngine) as served:
+        metadata = [
+            {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {}}]} for _ in range(40)
+        ]
+        answer = served.chat(**{**CHAT, "messages": metadata})
+        assert answer.headers["x-ocserve-ignored"].endswith("and 8 more")
