@@ -6,6 +6,7 @@ Nothing else constructs parts across layers, and no module holds an instance.
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ async def running(settings: config.Settings, installed: Installed) -> AsyncItera
     key = config.resolve_key(tree.auth)
     refuse_exposure(tree.server, has_key=key is not None)
     engine = EngineHandle(
-        engine_spec(tree.engine, installed),
+        engine_spec(tree.engine, tree.cache, installed),
         config.engine_environment(),
         Supervision(
             heartbeat_timeout_s=tree.engine.heartbeat_timeout_s,
@@ -84,7 +85,7 @@ async def running(settings: config.Settings, installed: Installed) -> AsyncItera
         await engine.close()
 
 
-def engine_spec(engine: config.Engine, installed: Installed) -> EngineSpec:
+def engine_spec(engine: config.Engine, cache: config.Cache, installed: Installed) -> EngineSpec:
     """What the engine process is told: the settings where they speak, the model's card elsewhere."""
     defaults = installed.card.defaults
     if engine.context is not None:
@@ -100,7 +101,25 @@ def engine_spec(engine: config.Engine, installed: Installed) -> EngineSpec:
         threads_prefill=engine.threads_prefill,
         batch_tokens=engine.batch_tokens,
         chat_template=installed.card.chat_template,
+        model_digest=_content_digest(installed),
+        kv_type=engine.kv_type,
+        prefill_order=engine.prefill_order,
+        prefix_cache=engine.prefix_cache,
+        fast_forward=engine.fast_forward,
+        speculation=engine.speculation,
+        draft_path=engine.draft_model,
+        host_cache_bytes=cache.host_bytes if engine.prefix_cache else 0,
+        disk_cache_bytes=cache.disk_bytes if engine.prefix_cache else 0,
+        cache_directory=str(config.cache_directory(cache)),
     )
+
+
+def _content_digest(installed: Installed) -> str:
+    """Names the content of a model's files: their digests, or of a user's own file its identity and last change."""
+    if installed.source != "file":
+        return ",".join(file.sha256 or "" for file in installed.files)
+    status = os.stat(installed.path)
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def served_model(tree: config.Config, installed: Installed, facts: EngineFacts) -> ServedModel:

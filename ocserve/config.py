@@ -126,9 +126,38 @@ class Engine(_Branch, frozen=True):
     threads_decode: Annotated[Threads | None, Meta(description="threads that generate")] = None
     threads_prefill: Annotated[Threads | None, Meta(description="threads that read prompts")] = None
     batch_tokens: Annotated[BatchTokens, Meta(description="most tokens computed in one step")] = 256
+    kv_type: Annotated[
+        Literal["f16", "bf16", "q8_0", "q4_0", "f32"], Meta(description="how the KV cache stores numbers")
+    ] = "f16"
+    prefill_order: Annotated[
+        Literal["serial", "joint"],
+        Meta(description="prompts one after another, or all waiting prompts in equal shares (for comparison)"),
+    ] = "serial"
+    prefix_cache: Annotated[bool, Meta(description="whether computed prefixes are kept and shared within a key")] = True
+    fast_forward: Annotated[
+        bool, Meta(description="whether tokens that a schema forces are computed together where that is faster")
+    ] = True
+    speculation: Annotated[
+        Literal["auto", "off"], Meta(description="draft tokens and verify them together where that is faster")
+    ] = "auto"
+    draft_model: Annotated[
+        Text | None, Meta(description="a small model with the same vocabulary that drafts; an installed name or a file")
+    ] = None
     heartbeat_timeout_s: Annotated[Seconds, Meta(description="silence after which the engine counts as hung")] = 5.0
     load_timeout_s: Annotated[Seconds, Meta(description="time for a model to load")] = 600.0
     restart_wait_s: Annotated[Seconds, Meta(description="how long a request waits for a restarting engine")] = 30.0
+
+
+class Cache(_Branch, frozen=True):
+    """Where computed prefixes go when the device's KV pool needs their cells. Sizes are bytes; 0 turns a tier off."""
+
+    host_bytes: Annotated[Natural, Meta(description="main memory for prefixes of each engine")] = 512 * 1024 * 1024
+    disk_bytes: Annotated[
+        Natural, Meta(description="disk space for prefixes (files hold what prompts computed; mode 0600)")
+    ] = 2 * 1024 * 1024 * 1024
+    directory: Annotated[
+        Path | None, Meta(description="folder for prefixes and measured profiles; unset: the user's cache folder")
+    ] = None
 
 
 class Model(_Branch, frozen=True):
@@ -166,6 +195,7 @@ class Config(_Branch, frozen=True):
     auth: Auth = Auth()
     limits: Limits = Limits()
     engine: Engine = Engine()
+    cache: Cache = Cache()
     model: Model = Model()
     store: Store = Store()
     log: Log = Log()
@@ -422,6 +452,13 @@ def _nearest(name: str, candidates: Mapping[str, object] | set[str] | list[str])
 
     matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f"did you mean `{matches[0]}`?" if matches else "`ocserve config show` lists every setting"
+
+
+def cache_directory(cache: Cache) -> Path:
+    """The folder for stored prefixes and measured profiles."""
+    from platformdirs import user_cache_path  # not needed for `--help`
+
+    return cache.directory or user_cache_path("ocserve")
 
 
 def engine_environment() -> dict[str, str]:

@@ -74,11 +74,21 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logit_bias: dict[int, float] = {}
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation, free of any dialect.
+class JsonConstraint(msgspec.Struct, frozen=True, kw_only=True, tag="json"):
+    """The answer is one JSON value. `schema` is JSON Schema as JSON text; None allows any object."""
 
-    `max_tokens` is an upper bound on sampled tokens: a prompt that fits runs to the context's end with `length`.
-    `salt` separates tenants in every shared structure of the engine; `deadline_s` is wall-clock time from start.
+    schema: str | None = None
+
+
+Constraint = JsonConstraint
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation of one or more choices, free of any dialect.
+
+    `max_tokens` is an upper bound on a choice's sampled tokens: a prompt that fits runs to the context's end with
+    `length`. `choices` answers to the same prompt are generated independently of each other. `salt` separates tenants
+    in every shared structure of the engine; `deadline_s` is wall-clock time from start.
     """
 
     request_id: str
@@ -86,18 +96,27 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: Prompt
     sampling: Sampling
     max_tokens: int
+    choices: int = 1
+    constraint: Constraint | None = None
     stop: tuple[str, ...] = ()
     deadline_s: float = 600.0
     salt: bytes = b""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Token counts, exact. `completion_tokens` counts every sampled token, the end-of-generation token included."""
+    """Token counts, exact.
+
+    `completion_tokens` counts every token of the answer, the end-of-generation token included. `cached_tokens` is the
+    part of the prompt that was not computed for this request because its KV cells existed. Drafted tokens that the
+    model agreed with are `accepted_draft_tokens` (they are completion tokens too), the others `rejected_draft_tokens`.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    rejected_draft_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

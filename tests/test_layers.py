@@ -42,7 +42,7 @@ MAY_IMPORT = {
 
 # A foreign library lives behind one module or folder (a prefix of the path in the package).
 HOMES = {
-    "llama_cpp": ("engine/llama.py",),
+    "llama_cpp": ("engine/bindings.py",),
     "starlette": ("http/",),
     "uvicorn": ("http/",),
     "click": ("cli/",),

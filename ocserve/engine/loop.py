@@ -13,7 +13,9 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from ocserve.engine.llama import Context, DecodeStatus, Row, SamplerChain, Vocab
+from ocserve.engine.context import Context, DecodeStatus, Row
+from ocserve.engine.llama import Vocab
+from ocserve.engine.sampler import SamplerChain
 from ocserve.engine.scheduler import Plan, PrefillPace, plan
 from ocserve.engine.slots import Move, Phase, Sequence
 from ocserve.engine.threads import Kind, ThreadChooser

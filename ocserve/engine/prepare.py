@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from ocserve.engine.llama import LlamaError, SamplerChain, Vocab
+from ocserve.engine.bindings import LlamaError
+from ocserve.engine.llama import Vocab
+from ocserve.engine.sampler import SamplerChain
 from ocserve.engine.slots import Sequence
 from ocserve.engine.tokens import PromptEncoder
 from ocserve.engine.wire import Prepared, Refused

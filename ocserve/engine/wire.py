@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
@@ -20,7 +21,11 @@ _LENGTH = struct.Struct(">I")
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All that an engine process is told: the file, the sizes, the threads (None: the engine decides)."""
+    """All that an engine process is told: the file, the sizes, the threads (None: the engine decides).
+
+    `model_digest` names the file's content and is part of what a stored prefix or profile is valid for.
+    `cache_directory` None: nothing is stored on disk.
+    """
 
     path: str
     context: int
@@ -32,6 +37,16 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads_prefill: int | None
     batch_tokens: int
     chat_template: str | None = None
+    model_digest: str = ""
+    kv_type: str = "f16"
+    prefill_order: Literal["serial", "joint"] = "serial"
+    prefix_cache: bool = True
+    fast_forward: bool = True
+    speculation: Literal["auto", "off"] = "auto"
+    draft_path: str | None = None
+    host_cache_bytes: int = 0
+    disk_cache_bytes: int = 0
+    cache_directory: str | None = None
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
@@ -123,7 +138,12 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """The loop's own counters since load. `steps_by_sequences[k]` counts steps in which k sequences decoded."""
+    """The loop's own counters since load. `steps_by_sequences[k]` counts steps in which k sequences decoded.
+
+    `prefill_tokens` were computed; `resident_tokens`, `host_tokens` and `disk_tokens` of prompts were taken from the
+    tiers instead. `cells_used` are distinct KV cells of running sequences and kept prefixes, `cells_kept` those that
+    only kept prefixes hold. `forced_tokens` followed from a schema without sampling.
+    """
 
     steps: int = 0
     prefill_tokens: int = 0
@@ -134,6 +154,16 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     cells_used: int = 0
     cells_total: int = 0
     preemptions: int = 0
+    parked: int = 0
+    resumed: int = 0
+    cells_kept: int = 0
+    evictions: int = 0
+    resident_tokens: int = 0
+    host_tokens: int = 0
+    disk_tokens: int = 0
+    forced_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):

@@ -17,6 +17,8 @@ from typing import NoReturn
 
 from ocserve.chat.template import TemplateUnusable
 from ocserve.engine import llama, wire
+from ocserve.engine.bindings import LlamaError
+from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.loop import EngineBroken, EngineLoop
 from ocserve.engine.prepare import Preparer
 from ocserve.engine.process import confine, gpu_makers, inherited_socket, usable_cores
@@ -69,11 +71,11 @@ class Worker:
         log = llama.LoadLog()
         model = llama.Model(spec.path, gpu_layers=spec.gpu_layers, log=log)
         if model.trained_context < 1:
-            raise llama.LlamaError("the model's header claims an impossible context length")
+            raise LlamaError("the model's header claims an impossible context length")
         context_tokens = min(spec.context, model.trained_context)
         pool_tokens = max(spec.pool_tokens, context_tokens)  # alone, any sequence must fit
         few, many = _threads(spec)
-        context = llama.Context(
+        context = Context(
             model,
             pool_tokens=pool_tokens,
             sequences=spec.parallel,
@@ -175,14 +177,14 @@ def _encoder(model: llama.Model, spec: wire.EngineSpec, context: int) -> tuple[P
         return PromptEncoder(model.vocab, None, context=context), str(error)
 
 
-def _warm_up(context: llama.Context, vocab: llama.Vocab) -> None:
+def _warm_up(context: Context, vocab: llama.Vocab) -> None:
     """One real decode, so that `Ready` means that the model computes."""
     token = vocab.bos if vocab.bos is not None else 0
-    status = context.decode([llama.Row(token, 0, 0, True)])
+    status = context.decode([Row(token, 0, 0, True)])
     context.logits(0).max()
     context.forget(0)
-    if status is not llama.DecodeStatus.OK:
-        raise llama.LlamaError(f"the warm-up decode failed: {status.name}")
+    if status is not DecodeStatus.OK:
+        raise LlamaError(f"the warm-up decode failed: {status.name}")
 
 
 def _start_with_deep_stack(target: Callable[[], None]) -> None:
@@ -234,8 +236,8 @@ def main(parent: str, argument: str) -> NoReturn:
     try:
         worker = Worker(first.spec, connection)
         if first.spec.require_gpu and worker.facts.gpu_layers == 0:
-            raise llama.LlamaError("no layer could be placed on a GPU, and engine.require_gpu is set")
-    except llama.LlamaError as error:
+            raise LlamaError("no layer could be placed on a GPU, and engine.require_gpu is set")
+    except LlamaError as error:
         connection.send(wire.LoadFailed(error=EngineFailed(str(error), code="model_load_failed").info))
         os._exit(EXIT_BROKEN)
     connection.send(wire.Ready(facts=worker.facts))

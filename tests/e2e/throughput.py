@@ -49,24 +49,27 @@ class Rates:
 def _bare_loop(model: str, threads: int, tokens: int, pipe: Connection) -> None:
     """Child process: on each message decode `tokens` tokens and answer with the rate."""
     from ocserve.engine import llama
+    from ocserve.engine.bindings import api
+    from ocserve.engine.context import Context, Row
+    from ocserve.engine.sampler import SamplerChain
     from ocserve.generation import Sampling
 
     log = llama.LoadLog()
     loaded = llama.Model(model, gpu_layers=0, log=log)
     log.close()
-    context = llama.Context(loaded, pool_tokens=2048, sequences=1, batch_tokens=256, threads=threads)
-    api = llama._api
+    context = Context(loaded, pool_tokens=2048, sequences=1, batch_tokens=256, threads=threads)
+    api = api
     text = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
     prompt = loaded.vocab.tokenize(text, parse_special=True)
     while pipe.recv():
-        chain = llama.SamplerChain(
+        chain = SamplerChain(
             loaded.vocab,
             Sampling(temperature=0, logit_bias={END_OF_TURN: -100.0}),
             seed=1,
             window=2048,
             prompt=prompt,
         )
-        rows = [llama.Row(token, index, 0, index == len(prompt) - 1) for index, token in enumerate(prompt)]
+        rows = [Row(token, index, 0, index == len(prompt) - 1) for index, token in enumerate(prompt)]
         context.decode(rows)
         token = chain.sample(context, len(prompt) - 1)
         batch = api.llama_batch_init(1, 0, 1)

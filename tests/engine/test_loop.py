@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from ocserve.engine import llama, scheduler
+from ocserve.engine.context import Context, Row
 from ocserve.engine.loop import EngineLoop
+from ocserve.engine.sampler import SamplerChain
 from ocserve.engine.slots import Sequence
 from ocserve.engine.threads import ThreadChooser
 from ocserve.engine.wire import Step
@@ -42,7 +44,7 @@ class Bench:
         log = llama.LoadLog()
         self.model = llama.Model(str(path), gpu_layers=0, log=log)
         log.close()
-        context = llama.Context(
+        context = Context(
             self.model, pool_tokens=pool_tokens, sequences=parallel, batch_tokens=64, threads=1, exact=True
         )
         self.events: dict[str, list[GenerateEvent]] = defaultdict(list)
@@ -73,7 +75,7 @@ class Bench:
             stop=stop,
             salt=name[:1].encode(),
         )
-        sampler = llama.SamplerChain(self.model.vocab, sampling, seed=1, window=512, prompt=prompt)
+        sampler = SamplerChain(self.model.vocab, sampling, seed=1, window=512, prompt=prompt)
         deadline = time.monotonic() + deadline_s
         sequence = Sequence(request, prompt, max_tokens=max_tokens, sampler=sampler, deadline=deadline)
         self.loop.submit(sequence)
@@ -92,13 +94,13 @@ class Bench:
 
 def teacher_forced(model: llama.Model, tokens: list[int], chunk: int, neighbour: int = 0) -> np.ndarray:
     """Logits after every token, computed in chunks of `chunk` beside `neighbour` cells of another sequence."""
-    context = llama.Context(model, pool_tokens=1024, sequences=64, batch_tokens=64, threads=1, exact=True)
+    context = Context(model, pool_tokens=1024, sequences=64, batch_tokens=64, threads=1, exact=True)
     for position in range(neighbour):
-        context.decode([llama.Row(40, position, 1, False)])
+        context.decode([Row(40, position, 1, False)])
     rows = []
     for start in range(0, len(tokens), chunk):
         part = range(start, min(start + chunk, len(tokens)))
-        context.decode([llama.Row(tokens[position], position, 0, True) for position in part])
+        context.decode([Row(tokens[position], position, 0, True) for position in part])
         rows += [np.array(context.logits(index)) for index in range(len(part))]
     return np.array(rows)
 
@@ -226,7 +228,7 @@ def test_an_idle_loop_uses_no_cpu(bench: Bench) -> None:
 def test_unusable_logits_end_the_sequence_and_not_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN would abort inside llama.cpp's sampler."""
     poisoned = np.full(bench.model.vocab.size, np.nan, dtype=np.float32)
-    monkeypatch.setattr(llama.Context, "logits", lambda self, row: poisoned)
+    monkeypatch.setattr(Context, "logits", lambda self, row: poisoned)
     bench.submit("poisoned", (40,), 5)
     bench.wait(["poisoned"])
     monkeypatch.undo()
