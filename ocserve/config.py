@@ -23,18 +23,17 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[int, Meta(ge=1)]
-# These cross into C as 32-bit integers; llama.cpp takes at most 256 sequences and 512 threads.
-Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-BatchTokens = Annotated[int, Meta(ge=1, le=65_536)]
-Sequences = Annotated[int, Meta(ge=1, le=256)]
-Threads = Annotated[int, Meta(ge=1, le=512)]
-Natural = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(gt=0)]
-Text = Annotated[str, Meta(min_length=1)]
-
-SECRETS = frozenset({"auth.api_key", "store.hub_token"})
+from ocserve.settings import SECRETS as SECRETS
+from ocserve.settings import Auth as Auth
+from ocserve.settings import Cache as Cache
+from ocserve.settings import Config as Config
+from ocserve.settings import Engine as Engine
+from ocserve.settings import Limits as Limits
+from ocserve.settings import Log as Log
+from ocserve.settings import Model as Model
+from ocserve.settings import Server as Server
+from ocserve.settings import Store as Store
+from ocserve.settings import masked as masked
 
 # A random key of 16 characters has at least 64 bits, out of reach of guessing over a network.
 MIN_KEY_LENGTH = 16
@@ -48,157 +47,6 @@ class ConfigError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-
-
-class _Branch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    def __repr__(self) -> str:
-        """Like a struct's own, without secrets."""
-        section = type(self).__name__.lower()
-        shown = (f"{name}={masked(f'{section}.{name}', getattr(self, name))!r}" for name in self.__struct_fields__)
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-class Server(_Branch, frozen=True):
-    """The listening address and the guards at the edge. Times are seconds, sizes bytes."""
-
-    host: Annotated[Text, Meta(description="address to listen on; any other than loopback needs a key")] = "127.0.0.1"
-    port: Annotated[Port, Meta(description="port to listen on; 0 takes any free one")] = 11711
-    public_hosts: Annotated[
-        tuple[Text, ...],
-        Meta(
-            description="host names accepted in Host beside loopback and the bound address; with any, every caller "
-            "needs the key"
-        ),
-    ] = ()
-    trusted_proxies: Annotated[
-        tuple[Text, ...],
-        Meta(
-            description="addresses or networks of reverse proxies; with any, every caller needs the key and requests "
-            "with forwarding headers from other peers are refused; the headers' content is never used"
-        ),
-    ] = ()
-    cors_origins: Annotated[tuple[Text, ...], Meta(description="browser origins that may call")] = ()
-    max_body_bytes: Annotated[Positive, Meta(description="largest request body")] = 4 * 1024 * 1024
-    max_json_depth: Annotated[Positive, Meta(description="deepest nesting of a JSON body")] = 64
-    header_timeout_s: Annotated[Seconds, Meta(description="time for a request's headers to arrive")] = 10.0
-    body_timeout_s: Annotated[Seconds, Meta(description="time for a request's body to arrive")] = 30.0
-    write_timeout_s: Annotated[Seconds, Meta(description="time for a client to take a piece of the answer")] = 30.0
-    keep_alive_s: Annotated[Seconds, Meta(description="how long an idle connection stays open")] = 15.0
-    stream_heartbeat_s: Annotated[Seconds, Meta(description="silence in a stream before a comment is sent")] = 10.0
-    drain_s: Annotated[Seconds, Meta(description="how long accepted requests may go on after SIGTERM")] = 30.0
-    unknown_parameters: Annotated[
-        Literal["refuse", "ignore"], Meta(description="what happens to request parameters that nobody knows")
-    ] = "refuse"
-
-
-class Auth(_Branch, frozen=True):
-    """Who may call. Without a key every loopback caller is the anonymous one."""
-
-    api_key: Annotated[Text | None, Meta(description="the key that callers present; wins over key_file")] = None
-    key_file: Annotated[Path | None, Meta(description="file whose first line is the key")] = None
-    anonymous: Annotated[bool, Meta(description="whether loopback may still call without a key once there is one")] = (
-        True
-    )
-
-
-class Limits(_Branch, frozen=True):
-    """Limits of each key; None is unlimited. `queue` is over all keys."""
-
-    requests_per_minute: Annotated[
-        Positive | None, Meta(description="requests of a key per minute; a minute's worth may come at once")
-    ] = None
-    tokens_per_minute: Annotated[
-        Positive | None,
-        Meta(description="prompt and answer tokens of a key per minute; a minute's worth may come at once"),
-    ] = None
-    concurrent_requests: Annotated[Positive | None, Meta(description="requests of a key at the same time")] = None
-    queue: Annotated[Natural, Meta(description="requests that may wait for a slot, over all keys")] = 64
-
-
-class Engine(_Branch, frozen=True):
-    """The engine process. None means: from the model's card, or measured."""
-
-    context: Annotated[Tokens | None, Meta(description="longest sequence, in tokens")] = None
-    parallel: Annotated[Sequences | None, Meta(description="sequences decoded together")] = None
-    pool_tokens: Annotated[Tokens | None, Meta(description="tokens of memory that all sequences share")] = None
-    gpu_layers: Annotated[int, Meta(ge=-1, le=9999, description="layers to place on a GPU; -1 is all of them")] = -1
-    require_gpu: Annotated[bool, Meta(description="whether to refuse to start without a GPU")] = False
-    threads_decode: Annotated[Threads | None, Meta(description="threads that generate")] = None
-    threads_prefill: Annotated[Threads | None, Meta(description="threads that read prompts")] = None
-    batch_tokens: Annotated[BatchTokens, Meta(description="most tokens computed in one step")] = 256
-    kv_type: Annotated[
-        Literal["f16", "bf16", "q8_0", "q4_0", "f32"], Meta(description="how the KV cache stores numbers")
-    ] = "f16"
-    prefill_order: Annotated[
-        Literal["serial", "joint"],
-        Meta(description="prompts one after another, or all waiting prompts in equal shares (for comparison)"),
-    ] = "serial"
-    prefix_cache: Annotated[bool, Meta(description="whether computed prefixes are kept and shared within a key")] = True
-    fast_forward: Annotated[
-        bool, Meta(description="whether tokens that a schema forces are computed together where that is faster")
-    ] = True
-    speculation: Annotated[
-        Literal["auto", "off"], Meta(description="draft tokens and verify them together where that is faster")
-    ] = "auto"
-    draft_model: Annotated[
-        Text | None, Meta(description="a small model with the same vocabulary that drafts; an installed name or a file")
-    ] = None
-    heartbeat_timeout_s: Annotated[Seconds, Meta(description="silence after which the engine counts as hung")] = 5.0
-    load_timeout_s: Annotated[Seconds, Meta(description="time for a model to load")] = 600.0
-    restart_wait_s: Annotated[Seconds, Meta(description="how long a request waits for a restarting engine")] = 30.0
-
-
-class Cache(_Branch, frozen=True):
-    """Where computed prefixes go when the device's KV pool needs their cells. Sizes are bytes; 0 turns a tier off."""
-
-    host_bytes: Annotated[Natural, Meta(description="main memory for prefixes of each engine")] = 512 * 1024 * 1024
-    disk_bytes: Annotated[
-        Natural, Meta(description="disk space for prefixes (files hold what prompts computed; mode 0600)")
-    ] = 2 * 1024 * 1024 * 1024
-    directory: Annotated[
-        Path | None, Meta(description="folder for prefixes and measured profiles; unset: the user's cache folder")
-    ] = None
-
-
-class Model(_Branch, frozen=True):
-    """Which model `ocserve run` serves when none is named, and further names it answers to."""
-
-    default: Annotated[Text | None, Meta(description="model to serve when none is named")] = None
-    aliases: Annotated[tuple[Text, ...], Meta(description="further names that the model answers to")] = ()
-
-
-class Store(_Branch, frozen=True):
-    """Where models lie and where they come from."""
-
-    directory: Annotated[
-        Path | None, Meta(description="folder for models; unset: `models` in the user's data folder")
-    ] = None
-    hub_endpoint: Annotated[Text, Meta(description="address of the model hub")] = "https://huggingface.co"
-    hub_token: Annotated[Text | None, Meta(description="credential for the model hub")] = None
-    hub_timeout_s: Annotated[Seconds, Meta(description="how long the hub may take to answer")] = 5.0
-    reserve_bytes: Annotated[Natural, Meta(description="free disk space that a download leaves")] = 512 * 1024 * 1024
-
-
-class Log(_Branch, frozen=True):
-    """Logging to stderr; `auto` is readable on a terminal and JSON lines elsewhere."""
-
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="least important level that is logged")
-    ] = "info"
-    format: Annotated[Literal["auto", "json", "text"], Meta(description="how a log line looks")] = "auto"
-
-
-class Config(_Branch, frozen=True):
-    """The whole tree."""
-
-    server: Server = Server()
-    auth: Auth = Auth()
-    limits: Limits = Limits()
-    engine: Engine = Engine()
-    cache: Cache = Cache()
-    model: Model = Model()
-    store: Store = Store()
-    log: Log = Log()
 
 
 # Variables with a name of their own, weaker than the OCSERVE_<SECTION>_<NAME> of the same setting.
@@ -253,13 +101,6 @@ class Settings:
         for name, origin in self.origins.items():
             section, field = name.split(".")
             yield name, masked(name, getattr(getattr(self.config, section), field)), origin
-
-
-def masked(name: str, value: object) -> object:
-    """`value` as it may be shown: of a secret only whether it is set."""
-    if name not in SECRETS:
-        return value
-    return "unset" if value is None else "set"
 
 
 def load(
