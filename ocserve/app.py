@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-
-from msgspec.structs import replace
+from functools import partial
 
 from ocserve import config
-from ocserve.accounts.keys import KeyRing
+from ocserve.accounts.keys import KeyRing, lasting_secret
 from ocserve.accounts.limits import Limiter
+from ocserve.catalog import planning
+from ocserve.catalog.fit import Fit
+from ocserve.catalog.need import Plan
 from ocserve.catalog.store import Installed
+from ocserve.engine import devices
+from ocserve.engine.devices import ProbeFailed as ProbeFailed  # likewise
+from ocserve.engine.devices import probe as probe
+from ocserve.engine.fleet import Fleet
 from ocserve.engine.handle import EngineHandle, Supervision
 from ocserve.engine.handle import LoadError as LoadError  # what a start can fail with, for the command line
 from ocserve.engine.process import raise_descriptor_limit
+from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.http import application, server
 from ocserve.http.server import CannotListen as CannotListen  # likewise
+from ocserve.machine import Device, host_memory
 from ocserve.modelcard import ServedModel
 from ocserve.service import Service
 from ocserve.telemetry import logs
@@ -30,22 +38,25 @@ from ocserve.telemetry import logs
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A running server's parts."""
+    """A running server's parts. `facts` are the default model's engine's."""
 
-    model: ServedModel
     facts: EngineFacts
-    engine: EngineHandle
     service: Service
     asgi: application.App
 
 
-async def serve(settings: config.Settings, installed: Installed, on_ready: Callable[[Daemon, str], None]) -> None:
-    """Serve `installed` until a signal asks to stop. `on_ready` gets the base URL once requests are answered."""
+async def serve(
+    settings: config.Settings, models: Sequence[Installed], on_ready: Callable[[Daemon, str], None]
+) -> None:
+    """Serve `models` until a signal asks to stop: the first is loaded now, the others at their first request.
+
+    `on_ready` gets the base URL once requests are answered.
+    """
     raise_descriptor_limit()
     address = settings.config.server
     sockets = server.bind(address.host, address.port)  # before the model is loaded: a taken port is known at once
     try:
-        async with running(settings, installed) as daemon:
+        async with running(settings, models) as daemon:
             await server.serve(
                 daemon.asgi,
                 address,
@@ -59,43 +70,105 @@ async def serve(settings: config.Settings, installed: Installed, on_ready: Calla
 
 
 @asynccontextmanager
-async def running(settings: config.Settings, installed: Installed) -> AsyncIterator[Daemon]:
-    """Everything but the listening socket, from a loaded model to the ASGI application."""
+async def running(settings: config.Settings, models: Sequence[Installed]) -> AsyncIterator[Daemon]:
+    """Everything but the listening socket, from the first model's load to the ASGI application.
+
+    Raises `DoesNotFit`, `LoadError`, and `ProbeFailed` where llama.cpp cannot say which GPUs there are.
+    """
     tree = settings.config
     key = config.resolve_key(tree.auth)
     refuse_exposure(tree.server, has_key=key is not None)
-    engine = EngineHandle(
-        engine_spec(tree.engine, tree.cache, installed),
-        config.engine_environment(),
-        Supervision(
-            heartbeat_timeout_s=tree.engine.heartbeat_timeout_s,
-            load_timeout_s=tree.engine.load_timeout_s,
-            restart_wait_s=tree.engine.restart_wait_s,
-            on_event=logs.event,
-        ),
-    )
+    stores = tree.engine.prefix_cache and tree.cache.disk_bytes
+    secret = lasting_secret(config.cache_directory(tree.cache)) if stores else None
+    installed = by_name(models)
+    for model in models:
+        refuse_context(tree.engine, model, model.header.context_length)
+    default = models[0]
+    environment = config.engine_environment()
+    gpus = devices.usable_gpus(environment) if tree.engine.gpu_layers else ()
+    fits = plans(tree, installed, gpus)
+    fleet = build_fleet(tree, installed, fits, gpus, environment)
     try:
-        facts = await engine.open()
-        model = served_model(tree, installed, facts)
-        limiter = Limiter(tree.limits)
-        service = Service(engine, (model,), limiter, tree.limits)
-        asgi = application.build(service, KeyRing(key, tree.auth), tree.server)
-        yield Daemon(model, facts, engine, service, asgi)
+        facts = await fleet.open(default.name)
+        refuse_context(tree.engine, default, facts.trained_context)
+        described = {
+            name: partial(served_model, tree, model, fits[name].plan, model is default)
+            for name, model in installed.items()
+        }
+        service = Service(fleet, described, Limiter(tree.limits), tree.limits)
+        asgi = application.build(service, KeyRing(key, tree.auth, secret), tree.server)
+        yield Daemon(facts, service, asgi)
     finally:
-        await engine.close()
+        await fleet.close()
 
 
-def engine_spec(engine: config.Engine, cache: config.Cache, installed: Installed) -> EngineSpec:
-    """What the engine process is told: the settings where they speak, the model's card elsewhere."""
-    defaults = installed.card.defaults
-    if engine.context is not None:
-        defaults = replace(defaults, context=engine.context, pool_tokens=None)
+def by_name(models: Sequence[Installed]) -> dict[str, Installed]:
+    """The models by the name that requests use; raises `ConfigError` where two of them share one."""
+    found: dict[str, Installed] = {}
+    for model in models:
+        other = found.setdefault(model.name, model)
+        if other.path != model.path:
+            raise config.ConfigError(
+                f"Two of the models to serve are called {model.name}.", hint="Rename the file of one of them."
+            )
+    return found
+
+
+def build_fleet(
+    tree: config.Config,
+    installed: Mapping[str, Installed],
+    fits: Mapping[str, Fit],
+    gpus: Sequence[Device],
+    environment: Mapping[str, str],
+) -> Fleet:
+    """An engine for each model, none of them started, and the memory that they share."""
+    specs = {name: engine_spec(tree.engine, tree.cache, model, fits[name].plan) for name, model in installed.items()}
+    engines = {
+        name: EngineHandle(
+            spec,
+            environment,
+            Supervision(
+                heartbeat_timeout_s=tree.engine.heartbeat_timeout_s,
+                load_timeout_s=tree.engine.load_timeout_s,
+                restart_wait_s=tree.engine.restart_wait_s,
+                on_event=partial(logs.event, model=name),
+            ),
+        )
+        for name, spec in specs.items()
+    }
+    memory = Memory(
+        need={name: (found.need.host_bytes, *found.need.gpu_bytes) for name, found in fits.items()},
+        capacity=(host_memory().available_bytes, *(gpu.memory_free for gpu in gpus)),
+        available=lambda: host_memory().available_bytes,
+    )
+    rules = Rules(idle_s=tree.model.idle_unload_s, most_loaded=tree.model.most_loaded)
+    return Fleet(engines, memory, rules, wait_s=tree.model.room_wait_s, on_event=logs.event)
+
+
+def plans(tree: config.Config, installed: Mapping[str, Installed], gpus: Sequence[Device]) -> dict[str, Fit]:
+    """How each model is loaded so that it fits this machine alone; what had to be lowered for it is logged.
+
+    Raises `DoesNotFit`.
+    """
+    found = {}
+    for name, model in installed.items():
+        found[name] = planning.plan(model, tree.engine, tree.cache, gpus=gpus)
+        for note in found[name].notes:
+            logs.event("notice", level="warning", detail=f"{name}: {note.text}")
+    return found
+
+
+def engine_spec(
+    engine: config.Engine, cache: config.Cache, installed: Installed, plan: Plan | None = None
+) -> EngineSpec:
+    """What the engine process is told: the settings and the plan; without one, what settings and card ask for."""
+    plan = plan or planning.wanted(engine, cache, installed.card.defaults).plan
     return EngineSpec(
         path=installed.path,
-        context=defaults.context,
-        parallel=engine.parallel or defaults.parallel,
-        pool_tokens=engine.pool_tokens or defaults.pool,
-        gpu_layers=engine.gpu_layers,
+        context=plan.context,
+        parallel=plan.parallel,
+        pool_tokens=plan.pool_tokens,
+        gpu_layers=plan.gpu_layers,
         require_gpu=engine.require_gpu,
         threads_decode=engine.threads_decode,
         threads_prefill=engine.threads_prefill,
@@ -108,7 +181,7 @@ def engine_spec(engine: config.Engine, cache: config.Cache, installed: Installed
         fast_forward=engine.fast_forward,
         speculation=engine.speculation,
         draft_path=engine.draft_model,
-        host_cache_bytes=cache.host_bytes if engine.prefix_cache else 0,
+        host_cache_bytes=plan.host_cache_bytes,
         disk_cache_bytes=cache.disk_bytes if engine.prefix_cache else 0,
         cache_directory=str(config.cache_directory(cache)),
     )
@@ -122,31 +195,43 @@ def _content_digest(installed: Installed) -> str:
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
 
 
-def served_model(tree: config.Config, installed: Installed, facts: EngineFacts) -> ServedModel:
-    """The model as answered for, once the engine has said what it could do."""
-    asked = tree.engine.context
-    if asked is not None and asked > facts.context:
+def refuse_context(engine: config.Engine, installed: Installed, trained: int) -> None:
+    """A context that was asked for and that the model was not trained for is refused; `trained` 0 is unknown."""
+    asked = engine.context
+    if asked is not None and 0 < trained < asked:
         raise config.ConfigError(
-            f"engine.context is {asked}, but this model was trained for {facts.trained_context} tokens.",
-            hint=f"Set it to at most {facts.trained_context}.",
+            f"engine.context is {asked}, but {installed.name} was trained for {trained} tokens.",
+            hint=f"Set it to at most {trained}.",
         )
+
+
+def served_model(
+    tree: config.Config, installed: Installed, plan: Plan, is_default: bool, facts: EngineFacts | None
+) -> ServedModel:
+    """The model as answered for: by what its engine said when it was last loaded, before that by its file and plan."""
     defaults = installed.card.defaults
-    most = min(defaults.max_output_tokens or facts.context, facts.context)
+    if facts is not None:
+        context, parallel, has_chat = facts.context, facts.parallel, facts.has_chat_template
+    else:
+        context, parallel = min(plan.context, installed.header.context_length or plan.context), plan.parallel
+        has_chat = installed.header.has_chat_template or installed.card.chat_template is not None
+    most = min(defaults.max_output_tokens or context, context)
     reference = () if installed.source == "file" else (installed.reference,)  # a path is nobody's business
-    names = ("default", *reference, *installed.card.aliases, *tree.model.aliases)
+    ours = ("default", *tree.model.aliases) if is_default else ()
+    names = (*ours, *reference, *installed.card.aliases)
     return ServedModel(
         id=installed.name,
         aliases=tuple(dict.fromkeys(name for name in names if name != installed.name)),
         card=installed.card,
         quantisation=installed.quantisation,
         created=int(installed.installed_at.timestamp()),
-        context_length=facts.context,
+        context_length=context,
         max_output_tokens=most,
         default_output_tokens=min(defaults.default_output_tokens, most),
         wall_clock_s=defaults.wall_clock_s,
-        parallel=facts.parallel,
+        parallel=parallel,
         sampling=defaults.sampling,
-        capabilities=("chat", "completion") if facts.has_chat_template else ("completion",),
+        capabilities=("chat", "completion") if has_chat else ("completion",),
     )
 
 

@@ -307,3 +307,15 @@ def engine_environment() -> dict[str, str]:
     secrets = {setting.variable for setting in catalogue().values() if setting.is_secret}
     secrets |= {variable for variable, name in _FURTHER_VARIABLES.items() if name in SECRETS}
     return {variable: text for variable, text in os.environ.items() if variable not in secrets}
+
+
+def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Our environment for a server that we start, with further variables."""
+    return {**os.environ, **variables}
+
+
+def key_variable(name: str) -> str:
+    """A key for somebody else's server, from the environment variable that the user named. Raises `ConfigError`."""
+    if not (key := os.environ.get(name, "").strip()):
+        raise ConfigError(f"the environment variable {name} is not set")
+    return key

@@ -1,6 +1,7 @@
 """The life of one generation, top to bottom, whatever the dialect.
 
-    admit (limits, queue) → prepare (engine: template, tokens) → reserve tokens → start → stream → settle
+    admit (limits, queue) → load the model if need be → prepare (engine: template, tokens) → reserve tokens → start →
+    stream → settle
 
 Every refusal happens before `Service.generation` yields, so the HTTP layer can still answer with a real status. The one
 `finally` frees the slot, settles the limiter and completes the trace, however the request ended.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from msgspec.structs import replace
@@ -19,7 +20,9 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
-from ocserve.engine.handle import Engine
+from ocserve.engine.fleet import Fleet
+from ocserve.engine.handle import Engine, unfinished
+from ocserve.engine.wire import EngineFacts
 from ocserve.errors import ApiError, EngineUnavailable, ModelNotFound, Overloaded
 from ocserve.generation import (
     Failed,
@@ -39,6 +42,9 @@ _CANCEL_WAIT_S = 2.0
 _FIRST_GUESS_S = 1.0  # of a generation's duration while none has ended
 _LONGEST_RETRY_S = 119.0  # the usual SDKs give up when told to wait more than 120 s
 
+# How a model is answered for, given what its engine said of itself when it was last loaded (None: never yet).
+Describe = Callable[[EngineFacts | None], ServedModel]
+
 
 class Trace:
     """What is learnt of one HTTP request while it lives; `record` makes the immutable summary at its end."""
@@ -49,12 +55,25 @@ class Trace:
         self.key_id = "-"
         self.model: str | None = None
         self.stream = False
-        self.usage = Usage()
         self.finish_reason: str | None = None
         self.error_code: str | None = None
         self.queue_ms: float | None = None
         self.ttft_ms: float | None = None
         self._arrived = time.monotonic()
+        self._prompt = Usage()
+        self._choices: dict[int, Usage] = {}
+
+    @property
+    def usage(self) -> Usage:
+        """What the request has used so far: its prompt once, and the tokens of all its choices."""
+        choices = self._choices.values()
+        return replace(
+            self._prompt,
+            completion_tokens=sum(usage.completion_tokens for usage in choices),
+            reasoning_tokens=sum(usage.reasoning_tokens for usage in choices),
+            accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in choices),
+            rejected_draft_tokens=sum(usage.rejected_draft_tokens for usage in choices),
+        )
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the request arrived."""
@@ -65,18 +84,20 @@ class Trace:
         match event:
             case Started(prompt_tokens=prompt, cached_tokens=cached):
                 self.queue_ms = self.elapsed_ms()
-                self.usage = Usage(prompt_tokens=prompt, cached_tokens=cached)
-            case TextDelta(tokens=tokens):
+                self._prompt = Usage(prompt_tokens=prompt, cached_tokens=cached)
+            case TextDelta(tokens=tokens, index=index):
                 if self.ttft_ms is None:
                     self.ttft_ms = self.elapsed_ms()
                 # What was delivered counts even if the engine never gets to say its own total.
-                self.usage = replace(self.usage, completion_tokens=self.usage.completion_tokens + tokens)
-            case Finished(reason=reason, usage=usage):
-                self.finish_reason, self.usage = reason, usage
+                so_far = self._choices.get(index, Usage())
+                self._choices[index] = replace(so_far, completion_tokens=so_far.completion_tokens + tokens)
+            case Finished(reason=reason, usage=usage, index=index):
+                self.finish_reason = reason  # of several choices, that of the one that ended last
+                self._choices[index] = usage
             case Failed(error=error, usage=usage):
                 self.finish_reason, self.error_code = "error", error.code
                 if usage.prompt_tokens:  # else the engine died and could not say what it had used
-                    self.usage = usage
+                    self._prompt, self._choices = usage, {0: usage}
 
     def record(self, status: int) -> RequestRecord:
         """The summary; `status` is the HTTP status that was sent."""
@@ -97,20 +118,24 @@ class Trace:
 
 
 class Generation:
-    """An admitted generation that holds its slot: iterate for its events, up to `Finished` or `Failed`."""
+    """An admitted generation that holds its slot: iterate for its events, up to the last `Finished` or to `Failed`."""
 
     def __init__(
-        self, trace: Trace, started: Started, events: AsyncIterator[GenerateEvent], ignored: tuple[str, ...]
+        self, trace: Trace, choices: int, events: AsyncIterator[GenerateEvent], ignored: tuple[str, ...]
     ) -> None:
-        self.started = started
         self.ignored = ignored  # fields of the request that this model has no use for
-        self.ended = False
+        self._unfinished = choices
         self._trace = trace
         self._events = events
 
+    @property
+    def ended(self) -> bool:
+        """Whether every choice has ended, well or not."""
+        return not self._unfinished
+
     async def __aiter__(self) -> AsyncIterator[GenerateEvent]:
         async for event in self._events:
-            self.ended = isinstance(event, Finished | Failed)
+            self._unfinished = unfinished(self._unfinished, event)
             self._trace.observe(event)
             yield event
             if self.ended:
@@ -122,46 +147,96 @@ class Generation:
             pass
 
 
-class Service:
-    """The models served and the way to have them generate."""
+class _Desk:
+    """One model's place in the service: how it is answered for, and the answers that it has been asked for and owes."""
 
-    def __init__(
-        self, engine: Engine, models: tuple[ServedModel, ...], limiter: Limiter, limits: config.Limits
-    ) -> None:
-        self.models = models
-        self.limiter = limiter
-        self._engine = engine
-        self._queue_limit = limits.queue
-        self._running: set[asyncio.Task[object]] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._draining = False
+    def __init__(self, engine: Engine, describe: Describe, queue_limit: int) -> None:
+        self.engine = engine
+        self._describe = describe
+        self._queue_limit = queue_limit
+        self._facts = engine.facts
+        self._model = describe(engine.facts)
+        self.owed = 0  # a request of several choices counts as that many: it takes as many slots
         self._typical_s: float | None = None  # moving average of a generation's time in its slot
         self._promised = 0.0  # the last moment that an overloaded client was told, so that the next one is told a later
 
     @property
+    def model(self) -> ServedModel:
+        """The model as its engine's latest facts have it."""
+        if self.engine.facts is not self._facts:
+            self._facts = self.engine.facts
+            self._model = self._describe(self._facts)
+        return self._model
+
+    def check_queue(self) -> None:
+        """Refuse early instead of queueing without bound, each client with a moment of its own to come back."""
+        slots = self.model.parallel
+        waiting = self.owed - slots
+        if waiting < self._queue_limit:
+            return
+        turn_s = (self._typical_s or _FIRST_GUESS_S) / slots
+        now = time.monotonic()
+        self._promised = max(now + (waiting + 1) * turn_s, self._promised + turn_s)
+        raise Overloaded(
+            f"{waiting} answers are already waited for beyond the {slots} that are generated at once.",
+            retry_after_s=min(self._promised - now, _LONGEST_RETRY_S),
+        )
+
+    def learn(self, seconds: float) -> None:
+        """A generation held its slot for `seconds`."""
+        self._typical_s = seconds if self._typical_s is None else self._typical_s + 0.1 * (seconds - self._typical_s)
+
+
+class Service:
+    """The models served and the way to have them generate. The first of `models` is the default."""
+
+    def __init__(self, fleet: Fleet, models: Mapping[str, Describe], limiter: Limiter, limits: config.Limits) -> None:
+        self.limiter = limiter
+        self.fleet = fleet
+        self._desks = {name: _Desk(fleet.engines[name], describe, limits.queue) for name, describe in models.items()}
+        self._default = next(iter(models))
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """Every model served, loaded or not, the default first."""
+        return tuple(desk.model for desk in self._desks.values())
+
+    @property
     def ready(self) -> bool:
-        """Whether a request that arrives now would be taken: the engine is warm and no drain has begun."""
-        return self._engine.ready and not self._draining
+        """Whether a request for the default model that arrives now would be taken, and no drain has begun.
+
+        False until that model has been loaded once; its unloading for want of requests does not change it.
+        """
+        return not self._draining and self.fleet.can_serve(self._default)
 
     @property
     def engine(self) -> Engine:
-        """The engine, for its facts and counters."""
-        return self._engine
+        """The default model's engine, for its facts and counters."""
+        return self.fleet.engines[self._default]
 
     @property
     def active(self) -> int:
-        """Generations that have been admitted and have not been settled."""
-        return len(self._running)
+        """Requests that have been admitted and have not been settled."""
+        return self._active
+
+    def owed(self, name: str) -> int:
+        """Answers of one model that are being generated or waited for."""
+        return self._desks[name].owed
 
     def model(self, name: str) -> ServedModel:
         """The model that answers to `name`; raises `ModelNotFound`."""
-        for model in self.models:
-            if model.answers_to(name):
-                return model
+        if name in self._desks:  # before any alias
+            return self._desks[name].model
+        for desk in self._desks.values():
+            if desk.model.answers_to(name):
+                return desk.model
         raise ModelNotFound(
             "The model named in the request does not exist here. GET /v1/models lists what is served; "
-            f"`{self.models[0].id}` and `default` always work.",
+            f"`{self._default}` and `default` always work.",
             param="model",
         )
 
@@ -174,71 +249,39 @@ class Service:
         `attempt` is how often the client says it has tried before, None if it does not say.
         """
         if self._draining:
-            raise EngineUnavailable("The server is shutting down.", code="shutting_down", retry_after_s=5.0)
-        task = asyncio.current_task()
-        assert task is not None
+            raise _shutting_down()
         trace.model = request.model
-        self._check_queue()
+        desk = self._desks[request.model]
+        desk.check_queue()
         lease = self.limiter.admit(caller.key_id, retry=attempt)
-        self._enter(task)
+        self._enter(desk, request.choices)
         try:
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
             stamped = replace(request, request_id=secrets.token_hex(12), salt=caller.salt)
-            generation = await self._start(stamped, lease, trace)
-            begun = time.monotonic()
-            try:
-                yield generation
-            finally:
-                if not generation.ended:
-                    self._engine.cancel(stamped.request_id)
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(generation.cancelled(), _CANCEL_WAIT_S)
-                self._learn(time.monotonic() - begun)
+            async with self.fleet.lease(request.model) as engine:
+                generation = await _start(engine, stamped, lease, trace)
+                begun = time.monotonic()
+                try:
+                    yield generation
+                finally:
+                    if not generation.ended:
+                        engine.cancel(stamped.request_id)
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(generation.cancelled(), _CANCEL_WAIT_S)
+                    desk.learn(time.monotonic() - begun)
         finally:
-            self._leave(task)
+            self._leave(desk, request.choices)
             lease.settle(trace.usage.total_tokens)
 
-    async def _start(self, request: GenerateRequest, lease: Lease, trace: Trace) -> Generation:
-        """Prepare, reserve, start and wait for the slot. Any failure leaves nothing behind in the engine."""
-        try:
-            prepared = await self._engine.prepare(request)
-            lease.reserve(prepared.prompt_tokens + prepared.max_tokens)
-            events = self._engine.start(request.request_id)
-            first = await anext(events)
-        except BaseException:
-            self._engine.cancel(request.request_id)
-            raise
-        trace.observe(first)
-        if isinstance(first, Failed):
-            raise ApiError.from_info(first.error)
-        assert isinstance(first, Started)
-        return Generation(trace, first, events, prepared.ignored)
-
-    def _check_queue(self) -> None:
-        """Refuse early instead of queueing without bound, each client with a moment of its own to come back."""
-        slots = max(model.parallel for model in self.models)
-        waiting = len(self._running) - slots
-        if waiting < self._queue_limit:
-            return
-        turn_s = (self._typical_s or _FIRST_GUESS_S) / slots
-        now = time.monotonic()
-        self._promised = max(now + (waiting + 1) * turn_s, self._promised + turn_s)
-        raise Overloaded(
-            f"{waiting} requests are already waiting for {slots} slots.",
-            retry_after_s=min(self._promised - now, _LONGEST_RETRY_S),
-        )
-
-    def _learn(self, seconds: float) -> None:
-        """A generation held its slot for `seconds`."""
-        self._typical_s = seconds if self._typical_s is None else self._typical_s + 0.1 * (seconds - self._typical_s)
-
-    def _enter(self, task: asyncio.Task[object]) -> None:
-        self._running.add(task)
+    def _enter(self, desk: _Desk, choices: int) -> None:
+        desk.owed += choices
+        self._active += 1
         self._idle.clear()
 
-    def _leave(self, task: asyncio.Task[object]) -> None:
-        self._running.discard(task)
-        if not self._running:
+    def _leave(self, desk: _Desk, choices: int) -> None:
+        desk.owed -= choices
+        self._active -= 1
+        if not self._active:
             self._idle.set()
 
     async def drain(self, deadline_s: float) -> None:
@@ -247,8 +290,29 @@ class Service:
         try:
             await asyncio.wait_for(self._idle.wait(), deadline_s)
         except TimeoutError:
-            self._engine.fail_all(
-                EngineUnavailable("The server is shutting down.", code="shutting_down", retry_after_s=5.0)
-            )
+            self.fleet.refuse_waiting(_shutting_down())
+            for desk in self._desks.values():
+                desk.engine.fail_all(_shutting_down())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), 1.0)
+
+
+async def _start(engine: Engine, request: GenerateRequest, lease: Lease, trace: Trace) -> Generation:
+    """Prepare, reserve, start and wait for the slot. Any failure leaves nothing behind in the engine."""
+    try:
+        prepared = await engine.prepare(request)
+        lease.reserve(prepared.prompt_tokens + request.choices * prepared.max_tokens)
+        events = engine.start(request.request_id)
+        first = await anext(events)
+    except BaseException:
+        engine.cancel(request.request_id)
+        raise
+    trace.observe(first)
+    if isinstance(first, Failed):
+        raise ApiError.from_info(first.error)
+    assert isinstance(first, Started)
+    return Generation(trace, request.choices, events, prepared.ignored)
+
+
+def _shutting_down() -> EngineUnavailable:
+    return EngineUnavailable("The server is shutting down.", code="shutting_down", retry_after_s=5.0)

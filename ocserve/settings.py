@@ -143,10 +143,20 @@ class Cache(_Branch, frozen=True):
 
 
 class Model(_Branch, frozen=True):
-    """Which model `ocserve run` serves when none is named, and further names it answers to."""
+    """Which models `ocserve run` serves when none is named, and how long they stay in memory. Times are seconds."""
 
     default: Annotated[Text | None, Meta(description="model to serve when none is named")] = None
-    aliases: Annotated[tuple[Text, ...], Meta(description="further names that the model answers to")] = ()
+    aliases: Annotated[tuple[Text, ...], Meta(description="further names that the default model answers to")] = ()
+    also: Annotated[tuple[Text, ...], Meta(description="further models, each loaded at its first request")] = ()
+    idle_unload_s: Annotated[
+        Seconds | None, Meta(description="unload a model that nobody has used for so long; unset: never")
+    ] = None
+    most_loaded: Annotated[
+        Positive | None, Meta(description="most models in memory at a time; unset: as many as fit")
+    ] = None
+    room_wait_s: Annotated[
+        Seconds, Meta(description="how long a request waits until the loading of its model can begin")
+    ] = 30.0
 
 
 class Store(_Branch, frozen=True):

@@ -6,9 +6,15 @@ It counts steps as the real loop does, so a test can say how many were computed 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+from ocserve import config
+from ocserve.accounts.limits import Limiter
+from ocserve.engine.fleet import Fleet
+from ocserve.engine.handle import LoadError
+from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts, EngineStats, Prepared
 from ocserve.errors import ApiError, ContextLengthExceeded, EngineCrashed, ErrorInfo
 from ocserve.generation import (
@@ -21,13 +27,19 @@ from ocserve.generation import (
     TextDelta,
     Usage,
 )
+from ocserve.modelcard import ServedModel
+from ocserve.service import Service
 
 
 @dataclass(frozen=True)
 class Script:
-    """One generation. Delays are seconds; `crash_at` is the token at which the engine dies."""
+    """One generation. Delays are seconds; `crash_at` is the token at which the engine dies.
+
+    Choice i says `others[i - 1]` where there is one, else `tokens`; all choices take a token in each step.
+    """
 
     tokens: tuple[str, ...] = ("Hello", ",", " world", "!")
+    others: tuple[tuple[str, ...], ...] = ()
     prompt_tokens: int = 7
     cached_tokens: int = 0
     reason: FinishReason = "stop"
@@ -36,6 +48,11 @@ class Script:
     step_s: float = 0.0
     crash_at: int | None = None
     refuse: ApiError | None = None
+    accepted_draft_tokens: int = 0
+    rejected_draft_tokens: int = 0
+
+    def choice(self, index: int) -> tuple[str, ...]:
+        return self.others[index - 1] if 0 < index <= len(self.others) else self.tokens
 
 
 @dataclass
@@ -46,23 +63,42 @@ class Run:
     script: Script
     phase: str = "prepared"
     steps: int = 0
+    completion: list[int] = field(default_factory=list)  # tokens of each choice
+    unfinished: set[int] = field(default_factory=set)
     steps_at_cancel: int | None = None
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     error: ErrorInfo | None = None
     events: asyncio.Queue[GenerateEvent] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
 
-    @property
-    def usage(self) -> Usage:
+    def __post_init__(self) -> None:
+        self.completion = [0] * self.request.choices
+        self.unfinished = set(range(self.request.choices))
+
+    def usage(self, completion: int) -> Usage:
         return Usage(
             prompt_tokens=self.script.prompt_tokens,
             cached_tokens=self.script.cached_tokens,
-            completion_tokens=self.steps,
+            completion_tokens=completion,
+            accepted_draft_tokens=self.script.accepted_draft_tokens,
+            rejected_draft_tokens=self.script.rejected_draft_tokens,
         )
+
+    def finish(self, index: int, reason: FinishReason) -> None:
+        self.unfinished.discard(index)
+        self.events.put_nowait(Finished(reason=reason, usage=self.usage(self.completion[index]), index=index))
+
+    def end(self) -> None:
+        """End what goes on, as it was asked to."""
+        if self.error is not None:
+            self.events.put_nowait(Failed(error=self.error, usage=self.usage(sum(self.completion))))
+            return
+        for index in sorted(self.unfinished):
+            self.finish(index, "cancelled")
 
 
 class ScriptedEngine:
-    """An `engine.handle.Engine` without an engine."""
+    """An `engine.fleet.LoadableEngine` without an engine. Loading takes `load_s`, or fails with `load_error`."""
 
     def __init__(
         self,
@@ -70,9 +106,15 @@ class ScriptedEngine:
         *,
         parallel: int = 8,
         context: int = 8192,
+        load_s: float = 0.0,
     ) -> None:
         self.script = script
         self.ready = True
+        self.load_s = load_s
+        self.load_error: LoadError | None = None
+        self.facts_known = True
+        self.loads = 0
+        self.loaded = False
         self.restarts = 0
         self.context = context
         self.steps = 0
@@ -81,7 +123,10 @@ class ScriptedEngine:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def facts(self) -> EngineFacts:
+    def facts(self) -> EngineFacts | None:
+        return self._facts() if self.facts_known else None
+
+    def _facts(self) -> EngineFacts:
         return EngineFacts(
             architecture="llama",
             description="scripted",
@@ -108,6 +153,20 @@ class ScriptedEngine:
     def running(self) -> int:
         """Requests that hold a slot."""
         return sum(run.phase in ("prefill", "decode") for run in self.runs.values())
+
+    async def open(self) -> EngineFacts:
+        assert not self.loaded, "two loads of one model"
+        self.loads += 1
+        await asyncio.sleep(self.load_s)
+        if self.load_error is not None:
+            raise self.load_error
+        self.loaded = True
+        return self._facts()
+
+    async def close(self) -> None:
+        assert not self.running, "a busy model was unloaded"
+        await asyncio.sleep(0)
+        self.loaded = False
 
     async def prepare(self, request: GenerateRequest) -> Prepared:
         script = self.script if isinstance(self.script, Script) else self.script(request)
@@ -168,7 +227,7 @@ class ScriptedEngine:
         if slot.done():
             return True
         slot.cancel()
-        run.events.put_nowait(self._ending(run))
+        run.end()
         return False
 
     async def _decode(self, run: Run) -> None:
@@ -176,21 +235,31 @@ class ScriptedEngine:
         script = run.script
         run.events.put_nowait(Started(prompt_tokens=script.prompt_tokens, cached_tokens=script.cached_tokens))
         if await self._stopped(run, script.prefill_s):
-            run.events.put_nowait(self._ending(run))
+            run.end()
             return
         run.phase = "decode"
-        for number, text in enumerate(script.tokens[: run.request.max_tokens]):
+        for number in itertools.count():
+            self._finish_complete(run, number)
+            if not run.unfinished:
+                return
             if await self._stopped(run, script.step_s):
-                run.events.put_nowait(self._ending(run))
+                run.end()
                 return
             if script.crash_at == number:
                 run.events.put_nowait(Failed(error=EngineCrashed("The engine process died under this request.").info))
                 return
             run.steps += 1
             self.steps += 1
-            run.events.put_nowait(TextDelta(text=text, tokens=1))
-        reason: FinishReason = "length" if len(script.tokens) > run.request.max_tokens else script.reason
-        run.events.put_nowait(Finished(reason=reason, usage=run.usage))
+            for index in sorted(run.unfinished):
+                run.completion[index] += 1
+                run.events.put_nowait(TextDelta(text=script.choice(index)[number], tokens=1, index=index))
+
+    def _finish_complete(self, run: Run, number: int) -> None:
+        """End the choices that have no token `number`."""
+        for index in sorted(run.unfinished):
+            tokens = len(run.script.choice(index))
+            if number >= min(tokens, run.request.max_tokens):
+                run.finish(index, "length" if tokens > run.request.max_tokens else run.script.reason)
 
     async def _stopped(self, run: Run, seconds: float) -> bool:
         if seconds:
@@ -199,11 +268,6 @@ class ScriptedEngine:
             except TimeoutError:
                 return False
         return run.stopped.is_set()
-
-    def _ending(self, run: Run) -> GenerateEvent:
-        if run.error is not None:
-            return Failed(error=run.error, usage=run.usage)
-        return Finished(reason="cancelled", usage=run.usage)
 
 
 class _Events:
@@ -215,3 +279,9 @@ class _Events:
 
     async def __anext__(self) -> GenerateEvent:
         return await self._run.events.get()
+
+
+def alone(engine: ScriptedEngine, model: ServedModel, limits: config.Limits) -> Service:
+    """A service of one model, which the first request loads."""
+    fleet = Fleet({model.id: engine}, Memory({model.id: (1,)}, (1,), lambda: 1), Rules())
+    return Service(fleet, {model.id: lambda facts: model}, Limiter(limits), limits)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
+from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Limiter
+from ocserve.engine.fleet import Fleet
+from ocserve.engine.handle import LoadError
+from ocserve.engine.residency import Memory, Rules
+from ocserve.engine.wire import EngineFacts
 from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded, RateLimited
 from ocserve.generation import Failed, Finished, GenerateRequest, Sampling, TextPrompt
+from ocserve.modelcard import ServedModel
 from ocserve.service import Service, Trace
 from tests.http.harness import MODEL
-from tests.scripted import Script, ScriptedEngine
+from tests.scripted import Script, ScriptedEngine, alone
 
 CALLER = Caller(key_id="key", salt=b"salt", anonymous=False)
 REQUEST = GenerateRequest(
@@ -23,11 +30,28 @@ REQUEST = GenerateRequest(
 
 def service(engine: ScriptedEngine, **limits: int) -> Service:
     branch = config.Limits(**limits)  # type: ignore[arg-type]
-    return Service(engine, (MODEL,), Limiter(branch), branch)
+    return alone(engine, MODEL, branch)
 
 
-async def run(made: Service, trace: Trace | None = None) -> list[object]:
-    async with made.generation(REQUEST, CALLER, trace or Trace("r", "/x")) as generation:
+OTHER = replace(MODEL, id="other", aliases=("tiny", "o"), parallel=2)  # an alias never wins over an id
+
+
+def service_of_two(load_s: float = 0.02, capacity: int = 2, **limits: int) -> tuple[Service, dict[str, ScriptedEngine]]:
+    scripts = {MODEL.id: Script(step_s=0.001), "other": Script(tokens=("x",) * 100, step_s=0.03)}  # the other is slow
+    engines = {name: ScriptedEngine(script, load_s=load_s) for name, script in scripts.items()}
+    fleet = Fleet(engines, Memory(dict.fromkeys(engines, (1,)), (capacity,), lambda: capacity), Rules(), wait_s=0.05)
+    branch = config.Limits(**limits)  # type: ignore[arg-type]
+    describe = {model.id: partial(described, model) for model in (MODEL, OTHER)}
+    return Service(fleet, describe, Limiter(branch), branch), engines
+
+
+def described(model: ServedModel, facts: EngineFacts | None) -> ServedModel:
+    return model if facts is None else replace(model, context_length=facts.context)
+
+
+async def run(made: Service, trace: Trace | None = None, model: str = MODEL.id) -> list[object]:
+    asked = replace(REQUEST, model=model)
+    async with made.generation(asked, CALLER, trace or Trace("r", "/x")) as generation:
         return [event async for event in generation]
 
 
@@ -56,6 +80,42 @@ async def test_tokens_are_held_while_it_runs() -> None:
     async with made.generation(REQUEST, CALLER, Trace("r", "/x")):
         assert 1000 - remaining_tokens(made) in (27, 26)
     assert remaining_tokens(made) > 990 - 7
+
+
+async def test_several_choices_reserve_and_cost_the_prompt_once() -> None:
+    script = Script(prompt_tokens=7, cached_tokens=5, tokens=("a", "b"), others=(("c",), ("d", "e", "f")), step_s=0.01)
+    made = service(ScriptedEngine(script), tokens_per_minute=1000)
+    trace = Trace("r", "/x")
+    async with made.generation(replace(REQUEST, choices=3), CALLER, trace) as generation:
+        assert 1000 - remaining_tokens(made) in (7 + 3 * 20, 7 + 3 * 20 - 1)
+        events = [event async for event in generation]
+    assert sorted(event.index for event in events if isinstance(event, Finished)) == [0, 1, 2]
+    assert (trace.usage.prompt_tokens, trace.usage.cached_tokens, trace.usage.completion_tokens) == (7, 5, 6)
+    assert remaining_tokens(made) in (1000 - 7 - 6, 1000 - 7 - 5)
+
+
+async def test_leaving_early_ends_every_choice_with_exact_usage() -> None:
+    script = Script(tokens=("x",) * 1000, others=(("y",),), step_s=0.001)
+    engine = ScriptedEngine(script)
+    made = service(engine)
+    trace = Trace("r", "/x")
+    async with made.generation(replace(REQUEST, choices=4, max_tokens=1000), CALLER, trace) as generation:
+        seen = 0
+        async for _ in generation:
+            seen += 1
+            if seen > 20:
+                break
+    (only,) = engine.runs.values()
+    assert trace.finish_reason == "cancelled"
+    assert not only.unfinished
+    assert trace.usage.completion_tokens == sum(only.completion)
+
+
+async def test_choices_count_as_that_many_in_the_queue() -> None:
+    made = service(ScriptedEngine(Script(step_s=30), parallel=MODEL.parallel), queue=2)
+    async with made.generation(replace(REQUEST, choices=MODEL.parallel + 2), CALLER, Trace("r", "/x")):
+        with pytest.raises(Overloaded):
+            await run(made)
 
 
 async def test_leaving_early_cancels_in_the_engine_and_charges_what_was_generated() -> None:
@@ -160,3 +220,73 @@ def test_only_served_names_find_a_model() -> None:
         made.model("secret-name")
     assert "secret-name" not in refusal.value.message
     assert refusal.value.param == "model"
+
+
+async def test_each_model_has_its_own_engine_and_queue() -> None:
+    made, engines = service_of_two(queue=0)
+    first = [asyncio.create_task(run(made, model="other")) for _ in range(OTHER.parallel)]
+    await asyncio.sleep(0.05)
+    with pytest.raises(Overloaded):
+        await run(made, model="other")
+    assert isinstance((await run(made))[-1], Finished)
+    assert (made.owed("other"), made.owed(MODEL.id), made.active) == (OTHER.parallel, 0, OTHER.parallel)
+    await asyncio.gather(*first)
+    assert (len(engines["other"].runs), len(engines[MODEL.id].runs), made.active) == (OTHER.parallel, 1, 0)
+
+
+def test_an_id_wins_over_another_models_alias() -> None:
+    made, _ = service_of_two()
+    assert [made.model(name).id for name in ("tiny", "default", "other", "o")] == ["tiny", "tiny", "other", "other"]
+    assert [model.id for model in made.models] == ["tiny", "other"]
+
+
+async def test_a_model_is_busy_from_admission_to_settlement() -> None:
+    """The other model has no room as long as one request of this one is anywhere between the two."""
+    made, engines = service_of_two(capacity=1)
+    async with made.generation(REQUEST, CALLER, Trace("r", "/x")):
+        with pytest.raises(Overloaded) as refusal:
+            await run(made, model="other")
+        assert refusal.value.code == "model_not_loaded"
+    assert engines[MODEL.id].loaded
+    await run(made, model="other")
+    assert not engines[MODEL.id].loaded
+    assert made.active == 0
+
+
+async def test_a_load_that_fails_costs_its_requests_nothing() -> None:
+    made, engines = service_of_two(tokens_per_minute=1000, concurrent_requests=2)
+    engines["other"].load_error = LoadError("damaged")
+    for _ in range(3):
+        with pytest.raises(EngineUnavailable) as refusal:
+            await run(made, model="other")
+        assert refusal.value.code == "model_load_failed"
+    assert remaining_tokens(made) == 1000
+    assert isinstance((await run(made))[-1], Finished)
+
+
+async def test_readiness_is_the_default_models() -> None:
+    made, engines = service_of_two()
+    await run(made, model="other")
+    engines[MODEL.id].facts_known = False
+    assert not made.ready
+    engines[MODEL.id].facts_known = True
+    await run(made)
+    assert made.ready
+    engines[MODEL.id].ready = False  # it crashed and restarts
+    assert not made.ready
+
+
+async def test_a_drain_covers_every_model_and_those_that_wait_for_a_load() -> None:
+    made, _ = service_of_two(load_s=0.2)
+    streaming = asyncio.create_task(run(made, model="other"))
+    await asyncio.sleep(0.25)
+    waiting = asyncio.create_task(run(made))
+    await asyncio.sleep(0.05)
+    await made.drain(0.05)
+    last = (await streaming)[-1]
+    assert isinstance(last, Failed)
+    assert last.error.code == "shutting_down"
+    with pytest.raises(EngineUnavailable) as refusal:
+        await waiting
+    assert refusal.value.code == "shutting_down"
+    assert made.active == 0

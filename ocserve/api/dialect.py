@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ocserve.errors import ErrorInfo
-from ocserve.generation import GenerateEvent, GenerateRequest
+from ocserve.generation import GenerateEvent, GenerateRequest, Usage
 from ocserve.modelcard import ServedModel
 
 Models = Callable[[str], ServedModel]
@@ -30,11 +30,15 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What an answer repeats: a bare id (each dialect adds its prefix), the model's id, the Unix time in seconds."""
+    """What an answer repeats: a bare id (each dialect adds its prefix), the model's id, the Unix time in seconds.
+
+    `choices` is how many answers were asked for; events carry the index of theirs.
+    """
 
     id: str
     model: str
     created: int
+    choices: int = 1
     include_usage: bool = False
 
 
@@ -53,10 +57,13 @@ class Encoder(Protocol):
         """What a stream says as soon as its headers are out."""
 
     def event(self, event: GenerateEvent) -> Sequence[Frame]:
-        """What a stream says about `event`; the frames of the last event end the stream."""
+        """What a stream says about `event`; nothing follows an error."""
 
-    def complete(self, events: Sequence[GenerateEvent]) -> bytes:
-        """The whole answer, from all events up to `Finished`."""
+    def close(self, usage: Usage) -> Sequence[Frame]:
+        """How a stream ends once every choice has finished; `usage` is the request's, over all choices."""
+
+    def complete(self, events: Sequence[GenerateEvent], usage: Usage) -> bytes:
+        """The whole answer, from all events up to the `Finished` of each choice, and the request's usage."""
 
 
 class Dialect(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ocserve.api import fields, json_body, openai_sampling, openai_wire
+from ocserve.api import fields, json_body, openai_format, openai_sampling, openai_wire
 from ocserve.api.dialect import Frame, Models, Parsed, Reply
 from ocserve.api.fields import Field
 from ocserve.api.openai_messages import MAX_MESSAGES, MessageReader
@@ -25,7 +25,7 @@ PARAMETERS: tuple[Field, ...] = (
     Field("tool_choice", "unsupported", neutral=("none", "auto")),
     Field("functions", "unsupported", fields.items(128), neutral=([],)),
     Field("function_call", "unsupported", neutral=("none", "auto")),
-    Field("response_format", "unsupported", fields.pairs(8), neutral=({"type": "text"},)),
+    Field("response_format", "effective", fields.pairs(8)),
     Field("structured_outputs", "unsupported", neutral=(False,)),
     Field("modalities", "unsupported", fields.items(8), neutral=(["text"],)),
     Field("audio", "unsupported"),
@@ -48,6 +48,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         raise fields.missing("messages")
     reader = MessageReader(refuse_unknown=refuse_unknown)
     turns = reader.read(messages)
+    constraint, unread = openai_format.constraint(values.get("response_format", dict), refuse_unknown=refuse_unknown)
     model = openai_sampling.model_of(values, models)
     request = GenerateRequest(
         request_id="",
@@ -55,6 +56,8 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         prompt=ChatPrompt(messages=turns),
         sampling=openai_sampling.sampling(values, model),
         max_tokens=openai_sampling.output_limit(values, model),
+        choices=values.get("n", int) or 1,
+        constraint=constraint,
         stop=values.get("stop", tuple) or (),
         deadline_s=model.wall_clock_s,
     )
@@ -62,21 +65,22 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         request=request,
         model=model,
         stream=values.get("stream", bool) or False,
-        ignored=(*values.ignored, *options.ignored, *reader.ignored),
+        ignored=(*values.ignored, *options.ignored, *reader.ignored, *unread),
         include_usage=options.get("include_usage", bool) or False,
     )
 
 
 class ChatEncoder(openai_wire.ReplyEncoder):
-    """A chat reply: the role once, then text."""
+    """A chat reply: the role once for each choice, then text."""
 
     id_prefix = "chatcmpl"
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
     def open(self) -> Sequence[Frame]:
-        """The chunk that carries the role: SDKs concatenate a repeated one."""
-        return (self._chunk({"delta": {"role": "assistant", "content": "", "refusal": None}}, None),)
+        """The chunks that carry the role, one for each choice: SDKs concatenate a repeated one."""
+        role: dict[str, object] = {"delta": {"role": "assistant", "content": "", "refusal": None}}
+        return tuple(self._chunk(role, None, index) for index in self._choices)
 
     def _piece(self, text: str) -> dict[str, object]:
         return {"delta": {"content": text} if text else {}}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ocserve.api import fields, json_body, openai_sampling, openai_wire
 from ocserve.api.dialect import Frame, Models, Parsed, Reply
-from ocserve.api.fields import Field
+from ocserve.api.fields import Field, Values
 from ocserve.api.openai_wire import error_body
 from ocserve.errors import InvalidRequest
 from ocserve.generation import (
@@ -25,7 +25,7 @@ PARAMETERS: tuple[Field, ...] = (
     *openai_sampling.SHARED,
     Field("logprobs", "unsupported", fields.integer(0, 5)),
     Field("echo", "unsupported", fields.boolean(), neutral=(False,)),
-    Field("best_of", "unsupported", fields.integer(0, 20), neutral=(1,)),
+    Field("best_of", "effective", fields.integer(0, 20)),
     Field("suffix", "unsupported", fields.string(64 * 1024 * 1024), neutral=("",)),
 )
 _TABLE = {field.name: field for field in PARAMETERS}
@@ -47,6 +47,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         prompt=prompt,
         sampling=openai_sampling.sampling(values, model),
         max_tokens=openai_sampling.output_limit(values, model),
+        choices=_choices(values),
         stop=values.get("stop", tuple) or (),
         deadline_s=model.wall_clock_s,
     )
@@ -57,6 +58,15 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         ignored=(*values.ignored, *options.ignored),
         include_usage=options.get("include_usage", bool) or False,
     )
+
+
+def _choices(values: Values) -> int:
+    """How many answers: `n`. Generating more of them than are returned is not offered."""
+    choices = values.get("n", int) or 1
+    best_of = values.get("best_of", int)
+    if best_of not in (None, choices):
+        raise fields.unsupported("best_of", f"every choice that is generated is returned; accepted: n ({choices}).")
+    return choices
 
 
 def _prompt(value: object) -> Prompt:

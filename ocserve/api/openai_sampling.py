@@ -9,6 +9,7 @@ from ocserve.errors import InvalidRequest
 from ocserve.generation import Sampling
 from ocserve.modelcard import ServedModel
 
+MAX_CHOICES = 16
 _MAX_INT = 2**31 - 1
 
 STREAM_OPTIONS = {
@@ -30,10 +31,11 @@ SHARED: tuple[Field, ...] = (
     Field("min_p", "effective", fields.number(0, 1)),
     Field("frequency_penalty", "effective", fields.number(-2, 2)),
     Field("presence_penalty", "effective", fields.number(-2, 2)),
-    Field("repetition_penalty", "effective", fields.number(0, 2, above_low=True)),
+    Field("repetition_penalty", "effective", fields.number(0.01, 2)),  # logits are divided by it
     Field("seed", "effective", fields.int64()),
     Field("logit_bias", "effective", fields.logit_biases()),
     Field("stop", "effective", fields.stop_strings()),
+    Field("n", "effective", fields.integer(1, MAX_CHOICES)),
     Field("user", "advisory", fields.string(1024)),
     Field("metadata", "advisory", fields.pairs(16)),
     Field("safety_identifier", "advisory", fields.string(1024)),
@@ -45,7 +47,6 @@ SHARED: tuple[Field, ...] = (
     Field("usage", "advisory", fields.pairs(8)),
     Field("service_tier", "advisory", fields.string(64), neutral=("auto", "default")),
     Field("store", "advisory", fields.boolean(), neutral=(False,)),
-    Field("n", "unsupported", fields.integer(1, 128), neutral=(1,)),
     Field("top_a", "unsupported", fields.number(0, 1), neutral=(0, 0.0)),
 )
 

@@ -35,12 +35,16 @@ def usage(counts: Usage) -> dict[str, object]:
         "completion_tokens": counts.completion_tokens,
         "total_tokens": counts.total_tokens,
         "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": counts.reasoning_tokens,
+            "accepted_prediction_tokens": counts.accepted_draft_tokens,
+            "rejected_prediction_tokens": counts.rejected_draft_tokens,
+        },
     }
 
 
 class ReplyEncoder(ABC):
-    """One reply as frames or as a whole: pieces, the finish reason, the usage with no choices, `[DONE]`.
+    """One reply as frames or as a whole: each choice's pieces and finish reason, the usage with no choices, `[DONE]`.
 
     Nothing follows an error. Endpoints differ in the names below and in how a choice holds its text.
     """
@@ -57,6 +61,7 @@ class ReplyEncoder(ABC):
             "model": reply.model,
         }
         self._tail: dict[str, object] = {"usage": None} if reply.include_usage else {}
+        self._choices = range(reply.choices)
 
     @abstractmethod
     def open(self) -> Sequence[Frame]:
@@ -75,27 +80,30 @@ class ReplyEncoder(ABC):
         match event:
             case TextDelta(text=text) if text:
                 return (self._chunk(self._piece(text), None, event.index),)
-            case Finished(reason=reason, usage=counts, index=index):
-                last = {**self._head, "choices": [], "usage": usage(counts)}
-                return (
-                    self._chunk(self._piece(""), FINISH_REASONS[reason], index),
-                    Frame(dumps(last)),
-                    Frame(DONE),
-                )
+            case Finished(reason=reason, index=index):
+                return (self._chunk(self._piece(""), FINISH_REASONS[reason], index),)
             case Failed(error=error):
                 return (Frame(error_body(error)),)
             case _:
                 return ()
 
-    def complete(self, events: Sequence[GenerateEvent]) -> bytes:
-        """The whole answer."""
-        finished = events[-1]
-        assert isinstance(finished, Finished)
-        text = "".join(event.text for event in events if isinstance(event, TextDelta))
-        choice = _choice(0, self._whole(text), FINISH_REASONS[finished.reason])
-        return dumps({**self._head, "object": self.whole_object, "choices": [choice], "usage": usage(finished.usage)})
+    def close(self, counts: Usage) -> Sequence[Frame]:
+        """The chunk with the usage and no choices, then the end mark."""
+        return Frame(dumps({**self._head, "choices": [], "usage": usage(counts)})), Frame(DONE)
 
-    def _chunk(self, part: dict[str, object], finish_reason: str | None, index: int = 0) -> Frame:
+    def complete(self, events: Sequence[GenerateEvent], counts: Usage) -> bytes:
+        """The whole answer, its choices in the order of their indices."""
+        texts: list[list[str]] = [[] for _ in self._choices]
+        reasons: dict[int, str] = {}
+        for event in events:
+            if isinstance(event, TextDelta):
+                texts[event.index].append(event.text)
+            elif isinstance(event, Finished):
+                reasons[event.index] = FINISH_REASONS[event.reason]
+        choices = [_choice(index, self._whole("".join(texts[index])), reasons[index]) for index in self._choices]
+        return dumps({**self._head, "object": self.whole_object, "choices": choices, "usage": usage(counts)})
+
+    def _chunk(self, part: dict[str, object], finish_reason: str | None, index: int) -> Frame:
         return Frame(dumps({**self._head, "choices": [_choice(index, part, finish_reason)], **self._tail}))
 
 

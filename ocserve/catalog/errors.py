@@ -9,6 +9,8 @@
     ├── ChecksumMismatch    the bytes are not the ones that were announced
     ├── DiskFull            the download would eat into the reserve of free space
     ├── GgufInvalid         the file is not a GGUF file that native code may see
+    ├── DoesNotFit          the model needs more memory than there is, as it was asked for
+    ├── ModelInUse          a running server serves it, so it cannot be removed
     ├── StoreDamaged        a manifest or a card cannot be read
     └── StoreUnwritable     the operating system refuses to write where models are kept
 
@@ -57,6 +59,14 @@ class DiskFull(CatalogError):
 
 class GgufInvalid(CatalogError):
     """The file breaks a rule of the GGUF format or a bound that keeps native code safe."""
+
+
+class DoesNotFit(CatalogError):
+    """No plan that keeps what the user set fits this machine's memory, or the model cannot be loaded as asked."""
+
+
+class ModelInUse(CatalogError):
+    """A process holds the model's folder to serve it."""
 
 
 class StoreDamaged(CatalogError):

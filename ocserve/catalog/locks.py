@@ -1,4 +1,4 @@
-"""One lock per model between processes. The operating system drops it when its holder dies, however it dies."""
+"""Locks between processes, one file each. The operating system drops a lock when its holder dies, however it dies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 POLL_S = 0.1
@@ -21,12 +21,23 @@ if sys.platform == "win32":
             return False
         return True
 
+    def _try_share(descriptor: int) -> bool:
+        """Windows has no shared lock, and needs none here: a file that a process has open cannot be deleted."""
+        return True
+
 else:
     import fcntl
 
     def _try_lock(descriptor: int) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _try_share(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
@@ -46,5 +57,29 @@ def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             while not _try_lock(descriptor):
                 time.sleep(POLL_S)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def shared(path: Path) -> AbstractContextManager[bool]:
+    """Hold the lock at `path` beside others that share it; False where another holds it alone."""
+    return _held(path, _try_share)
+
+
+def alone(path: Path) -> AbstractContextManager[bool]:
+    """Hold the lock at `path` alone, without waiting; False where another holds or shares it."""
+    return _held(path, _try_lock)
+
+
+@contextmanager
+def _held(path: Path, try_lock: Callable[[int], bool]) -> Iterator[bool]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:  # a store that this process may only read is served all the same
+        yield True
+        return
+    try:
+        yield try_lock(descriptor)
     finally:
         os.close(descriptor)

@@ -6,9 +6,12 @@ import datetime
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ocserve import config
 from ocserve.catalog import cards, gguf, hub, index
@@ -77,7 +80,8 @@ def describe_file(path: str) -> Installed:
     located = Path(os.path.abspath(os.path.expanduser(path)))
     if not located.exists():
         raise NotInstalled(f"{path}: no such file", hint="check the path; `ocserve list --all` shows models to pull")
-    header = _usable_header(located, "it may be cut off or no model at all; get the file again")
+    hint = "it may be cut off or no model at all; get the file again"
+    header = _usable_header(located.parent, [located.name], hint)
     names = _part_names(located.name, header.split_count)
     missing = [name for name in names if not (located.parent / name).is_file()]
     if missing:
@@ -85,6 +89,8 @@ def describe_file(path: str) -> Installed:
             f"{located.name} is one of {len(names)} parts, and {missing[0]} is not beside it",
             hint="put all parts into one folder",
         )
+    if len(names) > 1:
+        header = _usable_header(located.parent, names, hint)
     files = tuple(StoredFile(name=name, size_bytes=(located.parent / name).stat().st_size) for name in names)
     name = located.stem
     return Installed(
@@ -213,7 +219,8 @@ def _fetch_from_index(
 
 def _install(wanted: _Wanted, fetched: _Fetched, folder: Path, store: Store) -> Installed:
     try:
-        header = _headers(folder, fetched.files, "its source offers it like this; choose another file or model")
+        names = tuple(file.name for file in fetched.files)
+        header = _usable_header(folder, names, "its source offers it like this; choose another file or model")
     except GgufInvalid:
         shutil.rmtree(folder)  # the checksum was right, so another try would bring the same bytes
         raise
@@ -235,33 +242,23 @@ def _install(wanted: _Wanted, fetched: _Fetched, folder: Path, store: Store) -> 
 
 def _still_sound(model: Installed) -> Installed:
     """The installed model, whose headers are judged anew: the disk may have changed what native code will read."""
-    _headers(Path(model.directory), model.files, f"`ocserve rm {model.name}`, then pull again")
-    return model
+    names = tuple(file.name for file in model.files)
+    header = _usable_header(Path(model.directory), names, f"`ocserve rm {model.name}`, then pull again")
+    return msgspec.structs.replace(model, header=header)
 
 
-def _headers(folder: Path, files: tuple[StoredFile, ...], hint: str) -> gguf.GgufHeader:
-    """The header of the first file; those of the other parts are judged only."""
-    header = _usable_header(folder / files[0].name, hint)
-    for file in files[1:]:
-        _read_header(folder / file.name, hint)
-    return header
-
-
-def _usable_header(path: Path, hint: str) -> gguf.GgufHeader:
-    """The header of a file that can be served: valid, with weights, the first part if it is split."""
-    header = _read_header(path, hint)
+def _usable_header(folder: Path, names: Sequence[str], hint: str) -> gguf.GgufHeader:
+    """The header of a model that can be served: all parts valid, with weights, the first part first if it is split."""
+    path = folder / names[0]
+    try:
+        header = gguf.read_header(path, [folder / name for name in names[1:]])
+    except GgufInvalid as error:
+        raise GgufInvalid(f"{path}: {error.message}", hint=hint) from error
     if header.split_index > 0:
         raise GgufInvalid(f"{path.name} is a later part of a split model", hint="name its first part")
     if not header.tensor_count or not header.context_length or not header.block_count:
         raise GgufInvalid(f"{path.name} is a valid GGUF file and not a language model", hint=hint)
     return header
-
-
-def _read_header(path: Path, hint: str) -> gguf.GgufHeader:
-    try:
-        return gguf.read_header(path)
-    except GgufInvalid as error:
-        raise GgufInvalid(f"{path}: {error.message}", hint=hint) from error
 
 
 def _part_names(name: str, count: int) -> list[str]:

@@ -1,28 +1,20 @@
-"""How much memory a model needs, how much this machine has, and which model follows from the two.
-
-All figures are estimates that err upward: they decide what is offered, the engine measures what is true.
-"""
+"""Which model suits this machine, before any file of it is here: estimates from cards that err upward."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
-
-import msgspec
-import psutil
 
 from ocserve import config
 from ocserve.catalog import cards, hub
 from ocserve.catalog.errors import CatalogError
 from ocserve.catalog.gguf import GgufHeader
+from ocserve.catalog.need import OVERHEAD_BYTES, Plan, kv_bytes_per_token, need
 from ocserve.catalog.references import HubReference
 from ocserve.catalog.store import Store
-from ocserve.modelcard import ModelCard, Variant
+from ocserve.machine import HostMemory, usable_cores
+from ocserve.machine import host_memory as host_memory
+from ocserve.modelcard import Defaults, ModelCard, Variant
 
-FIXED_BYTES = 256 * 1024 * 1024  # process, graph, logits
-CACHE_VALUE_BYTES = 2  # F16
 # A 135M model prefills at 403 tokens/s on two cores, 27 G weights/s a core; 40 tokens/s is about where waiting for a
 # page of prompt becomes unpleasant. That leaves 0.7 G weights a core.
 WEIGHTS_PER_CORE = 700_000_000
@@ -32,45 +24,17 @@ MEMORY_SHARE = 0.6  # of what is available now, so that the machine stays usable
 OPEN_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause"})
 
 
-class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """Main memory that this process can use, with a container's limit taken into account."""
-
-    total_bytes: int
-    available_bytes: int
-
-
-def host_memory() -> HostMemory:
-    """Main memory now."""
-    memory = psutil.virtual_memory()
-    limit = _container_limit(Path("/sys/fs/cgroup"))
-    if limit is None:
-        return HostMemory(total_bytes=memory.total, available_bytes=memory.available)
-    total, left = limit
-    return HostMemory(total_bytes=min(total, memory.total), available_bytes=min(left, memory.available))
-
-
-def usable_cores(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process may compute on: its affinity, capped by a container's CPU quota. The engine counts alike."""
-    if sys.platform != "linux":
-        return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0))
-    try:
-        limit, period = (group / "cpu.max").read_text().split()
-        return cores if limit == "max" else min(cores, max(1, int(limit) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):
-        return cores
-
-
 def memory_needed(model: GgufHeader | ModelCard, size_bytes: int, pool_tokens: int) -> int:
-    """Bytes for weights of `size_bytes`, a KV pool of `pool_tokens` and the buffers around them."""
-    return size_bytes + size_bytes // 20 + cache_bytes_per_token(model) * pool_tokens + FIXED_BYTES
+    """Bytes of main memory for weights of `size_bytes`, a KV pool of `pool_tokens` and the buffers around them."""
+    if isinstance(model, GgufHeader):
+        return need(model, Plan(context=pool_tokens, parallel=Defaults().parallel, pool_tokens=pool_tokens)).host_bytes
+    return size_bytes + size_bytes // 20 + cache_bytes_per_token(model) * pool_tokens + OVERHEAD_BYTES
 
 
 def cache_bytes_per_token(model: GgufHeader | ModelCard) -> int:
-    """KV memory of one token: exact for plain attention from a header, an upper estimate from a card."""
+    """KV memory of one token in F16: exact from a header, an upper estimate from a card."""
     if isinstance(model, GgufHeader):
-        width = model.head_count_kv * (model.key_length + model.value_length)
-        return model.block_count * width * CACHE_VALUE_BYTES
+        return kv_bytes_per_token(model)
     # Fitted above SmolLM2 135M (23 kB), Llama 3.2 3B (115 kB), Qwen3 8B (147 kB) and Qwen3 32B (262 kB).
     return int(80_000 * (model.parameters / 1e9) ** 0.45)
 
@@ -140,13 +104,3 @@ def choose_default(settings: config.Store, say: Callable[[str], None]) -> str:
     small = next(card for card in cards.load_cards() if card.name == cards.DEFAULT_NAME)  # 4
     say(f"{small.title}, {small.variants[0].size_bytes / 1e6:.0f} MB, will be downloaded")
     return small.name
-
-
-def _container_limit(group: Path) -> tuple[int, int] | None:
-    """(limit, what is left of it) under cgroup v2; None where there is no limit or no such thing."""
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
-    return (int(limit), max(int(limit) - used, 0)) if limit.isdecimal() else None

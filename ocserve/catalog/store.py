@@ -3,6 +3,7 @@
     <store>/<slug>-<hash of the reference>/manifest.json      says the model is complete
                                           /model.gguf …       its files, named by us or checked
     <store>/.locks/<slug>-<hash>.lock                         held while a model is pulled or removed
+                                .used                         held by every server of the model
 
 A folder without a manifest is a download that has not finished; the next pull goes on with it.
 """
@@ -14,7 +15,8 @@ import hashlib
 import os
 import re
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,8 +27,16 @@ import platformdirs
 from ocserve import config
 from ocserve.catalog import cards, locks, references
 from ocserve.catalog.download import disk_errors, sync_directory, write_durably
-from ocserve.catalog.errors import CatalogError, NotInstalled, ReferenceInvalid, StoreDamaged
-from ocserve.catalog.gguf import GgufHeader
+from ocserve.catalog.errors import (
+    CatalogError,
+    GgufInvalid,
+    ModelInUse,
+    NotInstalled,
+    ReferenceInvalid,
+    StoreDamaged,
+)
+from ocserve.catalog.gguf import GgufHeader, read_header
+from ocserve.catalog.gguf_header import REVISION
 from ocserve.catalog.progress import OnProgress, Progress
 from ocserve.modelcard import ModelCard
 
@@ -174,6 +184,20 @@ class Store:
 
         return locks.exclusive(self.directory / ".locks" / f"{folder.name}.lock", waiting)
 
+    @contextmanager
+    def used(self, model: Installed) -> Iterator[None]:
+        """Keep `model` from being removed while it is served. A file of the user's own is theirs to move."""
+        if model.source == "file":
+            yield
+            return
+        with locks.shared(self._use_of(Path(model.directory))) as is_shared:
+            if not is_shared:
+                raise NotInstalled(f"{model.name} is being removed by another process")
+            yield
+
+    def _use_of(self, folder: Path) -> Path:
+        return self.directory / ".locks" / f"{folder.name}.used"
+
     def read(self, folder: Path) -> Installed | None:
         """The model in `folder`, if it is complete and intact. Raises `StoreDamaged` for an unreadable manifest."""
         manifest = folder / MANIFEST
@@ -191,14 +215,20 @@ class Store:
         return msgspec.structs.replace(model, directory=str(folder))
 
     def remove(self, reference: str) -> Installed:
-        """Delete an installed model and return what it was. Raises `NotInstalled`."""
+        """Delete an installed model and return what it was. Raises `NotInstalled` and `ModelInUse`."""
         model = self.find(reference)
         if model is None:
             raise NotInstalled(f"{reference} is not installed", hint="`ocserve list` shows what is")
         folder = Path(model.directory)
-        with disk_errors(model.name), self.lock(folder, _ignore_progress):
+        with (
+            disk_errors(model.name),
+            self.lock(folder, _ignore_progress),
+            locks.alone(self._use_of(folder)) as is_unused,
+        ):
             if self.read(folder) is None:
                 raise NotInstalled(f"{reference} was removed by another process")
+            if not is_unused:
+                raise ModelInUse(f"{model.name} is served by a running ocserve", hint="stop that server first")
             (folder / MANIFEST).unlink()  # first: from here on it is not installed, whatever happens
             sync_directory(folder)
             shutil.rmtree(folder)
@@ -232,7 +262,8 @@ class Store:
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
             hint = f"`ocserve rm {manifest.parent.name}`, then pull the model again"
             raise StoreDamaged(f"the manifest {manifest} cannot be read: {error}", hint=hint) from error
-        return msgspec.structs.replace(model, directory=str(manifest.parent), card=_current_card(model))
+        model = msgspec.structs.replace(model, directory=str(manifest.parent), card=_current_card(model))
+        return model if model.header.revision == REVISION else _with_current_header(model)
 
 
 def _is_plain(name: str) -> bool:
@@ -249,6 +280,15 @@ def _current_card(model: Installed) -> ModelCard:
     except CatalogError:
         return model.card  # it has left the catalogue
     return model.card
+
+
+def _with_current_header(model: Installed) -> Installed:
+    """The model with the facts of its files as this version derives them; a manifest may be older."""
+    first, *parts = (Path(model.directory) / file.name for file in model.files)
+    try:
+        return msgspec.structs.replace(model, header=read_header(first, parts))
+    except GgufInvalid:
+        return model  # a file is missing or damaged, which is told apart where the model is used
 
 
 def _ignore_progress(_: Progress) -> None:

@@ -1,11 +1,13 @@
 """The command line: one file per command, imported when the command is used.
 
 Names and one-line helps stand in a table here, so that `ocserve --help` loads nothing heavy. Whatever the layers below
-refuse with a message and a hint is shown as two lines on stderr.
+refuse with a message and a hint is shown as two lines on stderr, or with `--json` as one JSON object there: stdout
+holds results only.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from importlib import import_module
@@ -21,20 +23,30 @@ COMMANDS = {
     "list": "List the models on this machine, or the catalogue.",
     "show": "Show what is known of a model.",
     "rm": "Remove a model from this machine.",
+    "tune": "Measure what suits this machine, and keep it.",
     "config": "Show every setting and where it comes from.",
     "doctor": "Check this machine and this installation.",
+    "bench": "Measure a server, or compare two.",
 }
 
 
+_AS_JSON = "ocserve.json"
+
+
 class Failure(click.ClickException):
-    """A command ends with what happened and what helps, on stderr."""
+    """A command ends with what happened and what helps, on stderr; `as_json` is set where the command speaks JSON."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        self.as_json = False
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it."""
+        if self.as_json:
+            described = {"error": {"message": self.message, "hint": self.hint}}
+            click.echo(json.dumps(described), file=file, err=file is None)
+            return
         click.echo(f"error: {self.message}", file=file, err=file is None)
         if self.hint:
             click.echo(f"hint: {self.hint}", file=file, err=file is None)
@@ -46,8 +58,8 @@ class ConfigFailure(Failure):
     exit_code = 78  # EX_CONFIG of sysexits.h
 
 
-class UnknownCommand(Failure):
-    """What was typed is not a command."""
+class MistypedCommand(Failure):
+    """What was typed is not a command, or not an option or argument of it."""
 
     exit_code = click.UsageError.exit_code
 
@@ -81,11 +93,29 @@ class Commands(click.Group):
 
             near = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
             hint = f"did you mean `ocserve {near[0]}`?" if near else "`ocserve --help` lists the commands"
-            raise UnknownCommand(f"there is no command `{name}`", hint)
+            raise MistypedCommand(f"there is no command `{name}`", hint)
         return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note whether the command is to speak JSON: its own options are not read yet when it fails early."""
+        ctx.meta[_AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a refusal by a layer below becomes a failure of the command."""
+        try:
+            return self._invoke(ctx)
+        except Failure as failure:
+            failure.as_json = ctx.meta[_AS_JSON]
+            raise
+        except click.UsageError as error:
+            if not ctx.meta[_AS_JSON]:
+                raise  # click shows the command's usage with it
+            mistyped = MistypedCommand(error.format_message())
+            mistyped.as_json = True
+            raise mistyped from None
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:

@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,12 +22,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
-from ocserve import __version__, config
+from ocserve import __version__, config, machine
+from ocserve.machine import LlamaFacts
 
 if TYPE_CHECKING:
-    from ocserve.catalog.store import Damaged, Store
+    from ocserve.catalog.store import Damaged, Installed, Store
 
-PROBE_TIMEOUT_S = 60.0
 _DEPENDENCIES = ("llama-cpp-python", "starlette", "uvicorn", "h11", "msgspec", "jinja2", "huggingface_hub")
 _MISSING_HINT = "reinstall with: pip install --force-reinstall ocserve"
 
@@ -40,26 +39,6 @@ class Verdict(msgspec.Struct, frozen=True):
     verdict: Literal["ok", "warn", "fail"]
     message: str
     hint: str | None = None
-
-
-class Device(msgspec.Struct, frozen=True):
-    """A device that llama.cpp lists; memory in bytes."""
-
-    name: str
-    description: str
-    kind: str
-    memory_free: int
-    memory_total: int
-
-
-class LlamaFacts(msgspec.Struct, frozen=True):
-    """What `ocserve.engine.probe` prints."""
-
-    llama_cpp: str
-    supports_gpu_offload: bool
-    system_info: str
-    devices: tuple[Device, ...]
-    gpu_makers: tuple[str, ...] = ()
 
 
 @click.command("doctor")
@@ -127,21 +106,15 @@ def check_versions() -> list[Verdict]:
     return verdicts
 
 
-def check_llama(argv: Sequence[str] = (sys.executable, "-m", "ocserve.engine.probe")) -> list[Verdict]:
-    """llama.cpp's build and devices, asked in a child process that may crash or hang."""
+def check_llama(argv: Sequence[str] | None = None) -> list[Verdict]:
+    """llama.cpp's build and devices, asked in a child process that may crash or hang; `argv` is another such child."""
+    from ocserve import app
+
+    environment = config.engine_environment()
     try:
-        finished = subprocess.run(
-            argv, env=config.engine_environment(), capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
-        )
-        facts = msgspec.json.decode(finished.stdout, type=LlamaFacts) if finished.returncode == 0 else None
-    except subprocess.TimeoutExpired:
-        return [Verdict("llama.cpp", "fail", f"did not start within {PROBE_TIMEOUT_S:g} s", "a GPU driver may hang")]
-    except (OSError, msgspec.DecodeError) as error:
-        return [Verdict("llama.cpp", "fail", f"the probe cannot be used ({type(error).__name__})", _MISSING_HINT)]
-    if facts is None:
-        lines = finished.stderr.decode(errors="replace").strip().splitlines()
-        message = f"does not load: {_ending(finished.returncode)}" + (f", {lines[-1][:200]}" if lines else "")
-        return [Verdict("llama.cpp", "fail", message, _MISSING_HINT)]
+        facts = app.probe(environment, argv) if argv else app.probe(environment)
+    except app.ProbeFailed as error:
+        return [Verdict("llama.cpp", "fail", error.message, error.hint)]
     return judge_llama(facts, facts.gpu_makers)
 
 
@@ -149,12 +122,11 @@ def judge_llama(facts: LlamaFacts, present: Sequence[str]) -> list[Verdict]:
     """What the probe's facts mean on a machine that has the GPUs in `present`."""
     features = re.findall(r"(\w+) = 1\b", facts.system_info)
     verdicts = [Verdict("llama.cpp", "ok", f"{facts.llama_cpp}, {' '.join(features) or 'no CPU features'}")]
-    usable = [device for device in facts.devices if "gpu" in device.kind.lower()]
     for device in facts.devices:
         memory = f"{_gigabytes(device.memory_free)} free of {_gigabytes(device.memory_total)}"
         verdicts.append(Verdict("device", "ok", f"{device.name} {device.description} ({device.kind}), {memory}"))
-    if usable and facts.supports_gpu_offload:
-        verdicts.append(Verdict("gpu", "ok", f"models run on {', '.join(device.name for device in usable)}"))
+    if facts.usable_gpus:
+        verdicts.append(Verdict("gpu", "ok", f"models run on {', '.join(gpu.name for gpu in facts.usable_gpus)}"))
     elif present:
         verdicts.append(
             Verdict(
@@ -231,9 +203,7 @@ def check_sources(store: config.Store, hub: Verdict, index: Verdict) -> list[Ver
 
 def check_memory() -> list[Verdict]:
     """Main memory and cores that this process may use."""
-    from ocserve.catalog.sizing import host_memory, usable_cores
-
-    memory, cores = host_memory(), usable_cores()
+    memory, cores = machine.host_memory(), machine.usable_cores()
     text = f"{_gigabytes(memory.available_bytes)} available of {_gigabytes(memory.total_bytes)}"
     enough = memory.available_bytes >= 1_000_000_000
     return [
@@ -272,48 +242,57 @@ def _damaged(store: Store) -> list[Damaged]:
 
 
 def check_model(settings: config.Config) -> list[Verdict]:
-    """The model that `ocserve run` would serve: is it here, how large, which context, does it fit."""
+    """The model that `ocserve run` would serve: is it here, how large, and does it fit main memory as asked."""
     from ocserve.catalog import sizing
     from ocserve.catalog.errors import CatalogError
-
-    try:
-        wanted = settings.model.default or sizing.choose_default(settings.store, say=_say_nothing)
-        served = _served(wanted, settings)
-    except CatalogError as error:
-        return [Verdict("model", "fail", error.message, error.hint)]
-    if served is None:
-        return [Verdict("model", "warn", f"{wanted} is not installed", f"ocserve pull {wanted}")]
-    facts, needed = served
-    memory = sizing.host_memory()
-    if needed > memory.total_bytes:
-        return [Verdict("model", "fail", f"{facts}: more than this machine has", "choose a smaller one: ocserve list")]
-    if needed > memory.available_bytes:
-        return [
-            Verdict("model", "warn", f"{facts}: more than is free now", "close other programs or lower the context")
-        ]
-    return [Verdict("model", "ok", facts)]
-
-
-def _served(wanted: str, settings: config.Config) -> tuple[str, int] | None:
-    """Facts in words and the memory that is needed; None for what is neither installed nor in the catalogue."""
-    from ocserve.catalog import cards, references, sizing
     from ocserve.catalog.store import Store
 
-    installed = Store(settings.store).find(wanted)
-    if installed is not None:
-        name, size, trained, card = installed.name, installed.size_bytes, installed.context_length, installed.card
-        state = "installed"
-    else:
-        parsed = references.parse(wanted)
-        if not isinstance(parsed, references.CatalogueReference):
-            return None
-        card, variant = cards.find(parsed)
-        name, size, trained, state = card.name, variant.size_bytes, card.context_length, "not installed yet"
-    context = min(trained, settings.engine.context or card.defaults.context)
+    try:
+        named = settings.model.default or sizing.choose_default(settings.store, say=_say_nothing)
+        installed = Store(settings.store).find(named)
+        return _judge_installed(installed, settings) if installed else _judge_offered(named, settings)
+    except CatalogError as error:
+        return [Verdict("model", "fail", error.message, error.hint)]
+
+
+def _judge_installed(model: Installed, settings: config.Config) -> list[Verdict]:
+    """With what would be lowered. A GPU is left out of it: `ocserve run` counts with what is free there."""
+    from ocserve.catalog import planning
+    from ocserve.catalog.errors import DoesNotFit
+    from ocserve.catalog.fit import describe
+
+    facts = f"{model.name} (installed), {_gigabytes(model.size_bytes)}"
+    memory = machine.host_memory()
+    try:
+        fitted = planning.plan(model, settings.engine, settings.cache, memory=memory)
+    except DoesNotFit as error:
+        return [Verdict("model", "warn", f"{facts}: {error.message}", error.hint)]
+    plan, needed = fitted.plan, fitted.need
+    took = f"needs about {_gigabytes(needed.total_bytes)} of memory ({describe(needed, plan)})"
+    verdicts = [Verdict("model", "ok", f"{facts}, context {plan.context}, {took}")]
+    return verdicts + [Verdict("model", "warn", note.text, "close other programs") for note in fitted.notes]
+
+
+def _judge_offered(named: str, settings: config.Config) -> list[Verdict]:
+    """A model that is not here: its card says about what it will take."""
+    from ocserve.catalog import cards, references, sizing
+
+    parsed = references.parse(named)
+    if not isinstance(parsed, references.CatalogueReference):
+        return [Verdict("model", "warn", f"{named} is not installed", f"ocserve pull {named}")]
+    card, variant = cards.find(parsed)
+    context = min(card.context_length, settings.engine.context or card.defaults.context)
     pool = max(context, settings.engine.pool_tokens or card.defaults.pool)
-    needed = sizing.memory_needed(installed.header if installed is not None else card, size, pool)
-    text = f"{name} ({state}), {_gigabytes(size)}, context {context}, needs about {_gigabytes(needed)} of memory"
-    return text, needed
+    needed = sizing.memory_needed(card, variant.size_bytes, pool)
+    text = f"{card.name} (not installed yet), {_gigabytes(variant.size_bytes)}, context {context}, "
+    text += f"needs about {_gigabytes(needed)} of memory"
+    memory = machine.host_memory()
+    if needed > memory.total_bytes:
+        return [Verdict("model", "fail", f"{text}: more than this machine has", "choose a smaller one: ocserve list")]
+    if needed > memory.available_bytes:
+        hint = "close other programs or lower the context"
+        return [Verdict("model", "warn", f"{text}: more than is free now", hint)]
+    return [Verdict("model", "ok", text)]
 
 
 def _say_nothing(_: str) -> None:
@@ -343,13 +322,6 @@ def check_address(settings: config.Config) -> list[Verdict]:
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _ending(status: int) -> str:
-    """A child's exit status in words."""
-    if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
-    return f"exit status {status}"
 
 
 def _gigabytes(size_bytes: int) -> str:

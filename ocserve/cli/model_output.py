@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 
+from ocserve.catalog.sizes import size_text as size_text
 from ocserve.catalog.store import Installed
 
 SOURCES = {"hub": "the hub", "index": "the Python package index", "file": "a file of yours"}
@@ -56,13 +57,6 @@ def view(model: Installed) -> InstalledView:
 def is_verified(model: Installed) -> bool:
     """Whether this project ran this very file through its tests."""
     return any(variant.verified and variant.sha256 == model.sha256 for variant in model.card.variants)
-
-
-def size_text(size_bytes: int) -> str:
-    """Bytes for people, in the decimal units that hubs and disks use."""
-    if size_bytes >= 1_000_000_000:
-        return f"{size_bytes / 1e9:.2f} GB"
-    return f"{size_bytes / 1e6:.0f} MB" if size_bytes >= 1_000_000 else f"{size_bytes / 1e3:.0f} kB"
 
 
 def print_json(value: object) -> None:

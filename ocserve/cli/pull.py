@@ -20,7 +20,8 @@ BAR_WIDTH = 24
 @click.command("pull")
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print progress and result as JSON lines.")
-def command(model: str, as_json: bool) -> None:
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def command(model: str, as_json: bool, quiet: bool) -> None:
     """Bring MODEL to this machine, going on where an interrupted pull stopped.
 
     MODEL is a catalogue name (smollm2:135m), hf:owner/repo[:QUANT][/file.gguf][@revision],
@@ -31,7 +32,7 @@ def command(model: str, as_json: bool) -> None:
     from ocserve.cli.model_output import SOURCES, print_json, size_text, view
 
     settings = config.load().config.store
-    with progress(as_json=as_json) as on_progress:
+    with progress(as_json=as_json, quiet=quiet) as on_progress:
         installed = pull(model, settings, on_progress)
     if as_json:
         print_json({"event": "installed", "model": view(installed)})
@@ -41,8 +42,14 @@ def command(model: str, as_json: bool) -> None:
 
 
 @contextmanager
-def progress(as_json: bool = False) -> Iterator[OnProgress]:
-    """Shows a pull's progress: a bar on a terminal, JSON lines elsewhere; on stderr unless JSON was asked for."""
+def progress(*, as_json: bool = False, quiet: bool = False) -> Iterator[OnProgress]:
+    """Shows a pull's progress: a bar on a terminal, JSON lines elsewhere; on stderr unless JSON was asked for.
+
+    `quiet` leaves only the notes: that another source is taken, that another process is waited for.
+    """
+    if quiet:
+        yield _notes
+        return
     if as_json or not sys.stderr.isatty():
         yield _JsonLines(sys.stdout if as_json else sys.stderr)
         return
@@ -51,6 +58,11 @@ def progress(as_json: bool = False) -> Iterator[OnProgress]:
         yield bar
     finally:
         bar.clear()
+
+
+def _notes(step: Progress) -> None:
+    if step.note:
+        click.echo(step.note, err=True)
 
 
 class _JsonLines:

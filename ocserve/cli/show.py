@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
+
+from ocserve.catalog.need import KvType, Need
 
 if TYPE_CHECKING:
     from ocserve import config
@@ -20,14 +23,17 @@ def command(model: str, as_json: bool) -> None:
     from ocserve import config
     from ocserve.cli.model_output import print_json, view
 
-    card, installed = _look_up(model, config.load().config.store)
+    settings = config.load().config
+    card, installed = _look_up(model, settings.store)
     if as_json:
-        print_json({"card": card, "installed": view(installed) if installed else None})
+        facts = {"card": card, "installed": view(installed) if installed else None}
+        print_json({**facts, "memory": _memory(installed, settings) if installed else None})
         return
     _print_card(card)
     _print_defaults(card)
     if installed:
         _print_installed(installed)
+        _print_memory(_memory(installed, settings))
     else:
         click.echo(f"\nnot installed: `ocserve pull {card.name}`")
 
@@ -91,7 +97,6 @@ def _print_defaults(card: ModelCard) -> None:
 
 
 def _print_installed(model: Installed) -> None:
-    from ocserve.catalog.sizing import memory_needed
     from ocserve.cli.model_output import SOURCES, size_text
 
     click.echo("\ninstalled")
@@ -102,8 +107,54 @@ def _print_installed(model: Installed) -> None:
     _row("since", model.installed_at.isoformat(timespec="seconds"))
     _row("architecture", model.architecture)
     _row("chat template", "in the file" if model.has_chat_template else "none in the file")
-    needed = memory_needed(model.header, model.size_bytes, model.card.defaults.pool)
-    _row("memory", f"about {size_text(needed)} with these defaults")
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model takes with the present settings, before anything is lowered. Bytes; the cache in `kv_type`.
+
+    `kv_bytes_per_token` is what each further token of context takes, `other_kv_types` the same for the other types.
+    """
+
+    need: Need
+    context: int
+    parallel: int
+    pool_tokens: int
+    kv_type: KvType
+    kv_bytes_per_token: int
+    other_kv_types: dict[KvType, int]
+
+
+def _memory(model: Installed, settings: config.Config) -> Memory:
+    from ocserve.catalog.need import KV_TYPES, kv_bytes_per_token, need
+    from ocserve.catalog.planning import wanted
+
+    plan = wanted(settings.engine, settings.cache, model.card.defaults).plan
+    others = {each: kv_bytes_per_token(model.header, each) for each in KV_TYPES if each != plan.kv_type}
+    return Memory(
+        need=need(model.header, plan),
+        context=plan.context,
+        parallel=plan.parallel,
+        pool_tokens=plan.pool_tokens,
+        kv_type=plan.kv_type,
+        kv_bytes_per_token=kv_bytes_per_token(model.header, plan.kv_type),
+        other_kv_types=others,
+    )
+
+
+def _print_memory(memory: Memory) -> None:
+    from ocserve.cli.model_output import size_text
+
+    needed = memory.need
+    click.echo("\nmemory, estimated upward, with the present settings")
+    _row("in all", size_text(needed.total_bytes))
+    _row("weights", size_text(needed.weights_bytes))
+    where = f"for {memory.pool_tokens:,} tokens and {memory.parallel} sequences, context {memory.context:,}"
+    _row("KV", f"{size_text(needed.kv_bytes)} {where}, in {memory.kv_type}")
+    others = ", ".join(f"{size_text(each)} in {name}" for name, each in memory.other_kv_types.items())
+    _row("KV per token", f"{size_text(memory.kv_bytes_per_token)} ({others})")
+    _row("compute", size_text(needed.compute_bytes))
+    _row("processes", size_text(needed.overhead_bytes))
+    _row("prefixes", f"up to {size_text(needed.host_cache_bytes)}" if needed.host_cache_bytes else None)
 
 
 def _row(label: str, value: str | None) -> None:

@@ -34,8 +34,17 @@ class Row:
     logits: bool
 
 
+# enum ggml_type
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
+
+
 class Context:
-    """Computes batches over a pool of KV cells that all sequences share (unified KV)."""
+    """Computes batches over a pool of KV cells that all sequences share (unified KV).
+
+    Sequence ids are numbers below `sequences`. A cell lives as long as some sequence holds it: sharing a prefix between
+    sequences is bookkeeping, not copying.
+    """
 
     def __init__(
         self,
@@ -45,25 +54,30 @@ class Context:
         sequences: int,
         batch_tokens: int,
         threads: int,
+        outputs: int | None = None,
+        kv_type: str = "f16",
+        full_window: bool = False,
         exact: bool = False,
     ) -> None:
-        """`exact` computes attention in F32 with an F32 cache and without flash attention.
+        """`outputs` is how many rows of a batch may ask for a distribution (one per sequence unless given).
 
-        It is for comparing schedules: with flash attention, one row alone and the same row in a batch differ by up to
-        0.06 in the logits of a small F32 model; without, by less than 1e-5.
+        `full_window` lets sliding-window layers keep all cells instead of those in the window. `exact` computes
+        attention in F32 with an F32 cache and without flash attention. It is for comparing schedules: with flash
+        attention, one row alone and the same row in a batch differ by up to 0.06 in the logits of a small F32 model;
+        without, by less than 1e-5.
         """
         parameters = api.llama_context_default_params()
         parameters.n_ctx = pool_tokens
         parameters.n_batch = batch_tokens
         parameters.n_ubatch = batch_tokens
         parameters.n_seq_max = sequences
-        # One distribution per sequence and step; the default would reserve batch_tokens × vocabulary floats.
-        parameters.n_outputs_max = sequences
+        # The default would reserve batch_tokens × vocabulary floats.
+        parameters.n_outputs_max = outputs or sequences
         parameters.kv_unified = True
-        parameters.swa_full = False  # nothing rolls back, so sliding-window layers keep only their window
+        parameters.swa_full = full_window
         parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.type_k = parameters.type_v = KV_TYPES["f32" if exact else kv_type]
         if exact:
-            parameters.type_k = parameters.type_v = api.GGML_TYPE_F32
             parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.no_perf = True
         self._pointer: ctypes.c_void_p = api.llama_init_from_model(model.pointer, parameters)
@@ -73,8 +87,9 @@ class Context:
         if not self._memory or api.llama_model_has_encoder(model.pointer):
             raise LlamaError("this model cannot generate text token by token (an embedding or encoder model)")
         self.pool_tokens: int = api.llama_n_ctx(self._pointer)
+        self.outputs = outputs or sequences
         self._capacity = batch_tokens
-        self._sequences = sequences
+        self.sequences = sequences
         self._batch = api.llama_batch_init(batch_tokens, 0, 1)
         self._vocabulary = model.vocab.size
         self._threads = threads
@@ -96,7 +111,7 @@ class Context:
         batch.n_tokens = len(rows)
         for index, row in enumerate(rows):
             assert 0 <= row.token < self._vocabulary
-            assert 0 <= row.sequence < self._sequences
+            assert 0 <= row.sequence < self.sequences
             batch.token[index] = row.token
             batch.pos[index] = row.position
             batch.n_seq_id[index] = 1
@@ -116,6 +131,59 @@ class Context:
         """Free all cells of a sequence."""
         api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
+    def forget_range(self, sequence: int, begin: int, end: int) -> None:
+        """Free a sequence's cells at positions begin … end - 1."""
+        api.llama_memory_seq_rm(self._memory, sequence, begin, end)
+
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Keep the first `length` positions only; False where this memory cannot (recurrent states)."""
+        return bool(api.llama_memory_seq_rm(self._memory, sequence, length, -1))
+
+    def share(self, source: int, target: int, begin: int, end: int) -> None:
+        """Let `target` hold the cells of `source` at positions begin … end - 1 too; of a recurrent state all of it."""
+        assert 0 <= source < self.sequences
+        assert 0 <= target < self.sequences
+        assert source != target
+        api.llama_memory_seq_cp(self._memory, source, target, begin, end)
+
+    def positions(self, sequence: int) -> range:
+        """The positions whose cells the sequence holds; of a sliding window those that every layer still has."""
+        least = api.llama_memory_seq_pos_min(self._memory, sequence)
+        return range(max(least, 0), api.llama_memory_seq_pos_max(self._memory, sequence) + 1)
+
     def occupied(self, sequence: int) -> bool:
         """Whether the sequence holds any cell."""
         return bool(api.llama_memory_seq_pos_max(self._memory, sequence) >= 0)
+
+    def save(self, sequence: int) -> State:
+        """A copy of everything the memory holds for a sequence, in llama.cpp's own format."""
+        size = api.llama_state_seq_get_size(self._pointer, sequence)
+        state = np.empty(size, np.uint8)
+        written = api.llama_state_seq_get_data(self._pointer, _bytes_pointer(state), size, sequence)
+        if written != size or not size:
+            raise LlamaError("the state of a sequence could not be read")
+        return state
+
+    def restore(self, sequence: int, state: State) -> bool:
+        """Give `sequence` the content of a saved state, in cells of its own; False if there is no room for it.
+
+        llama.cpp trusts what it is given: the state must come from `save` in a context of the same build, model and
+        types.
+        """
+        read = api.llama_state_seq_set_data(self._pointer, _bytes_pointer(state), state.nbytes, sequence)
+        if read == state.nbytes:
+            return True
+        self.forget(sequence)
+        return False
+
+    def close(self) -> None:
+        """Free the context's memory; the object is unusable afterwards."""
+        api.llama_batch_free(self._batch)
+        api.llama_free(self._pointer)
+
+
+State = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def _bytes_pointer(state: State) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -40,7 +40,7 @@ class Engine(Protocol):
 
     @property
     def facts(self) -> wire.EngineFacts | None:
-        """What the running engine said of itself; None while there is none."""
+        """What the engine said of itself when it was last started; None before the first time."""
 
     @property
     def stats(self) -> wire.EngineStats:
@@ -54,10 +54,10 @@ class Engine(Protocol):
         """Render and tokenise; raises `ApiError` for a request that can't run. Waits for a restarting engine."""
 
     def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
-        """Queue a prepared request; the events are `Started`, deltas, then `Finished` or `Failed`."""
+        """Queue a prepared request; its events: `Started`, each choice's deltas and `Finished`, or a last `Failed`."""
 
     def cancel(self, request_id: str) -> None:
-        """Forget the request in whatever phase; unknown ids are ignored. A started one ends with `Finished`."""
+        """Forget the request in whatever phase; unknown ids are ignored. Each started choice ends with `Finished`."""
 
     def fail_all(self, error: ApiError) -> None:
         """End every request in flight with `error` and cancel it in the engine."""
@@ -83,6 +83,8 @@ class _Flight:
 
     digest: bytes
     prepared: asyncio.Future[wire.Prepared]
+    choices: int
+    unfinished: int  # choices whose `Finished` has not arrived
     events: asyncio.Queue[GenerateEvent] = field(default_factory=asyncio.Queue)
     started: bool = False
 
@@ -90,18 +92,18 @@ class _Flight:
 class _Events:
     """A started request's events, up to the last. A cancelled wait loses nothing: the next one goes on from there."""
 
-    def __init__(self, queue: asyncio.Queue[GenerateEvent]) -> None:
-        self._queue = queue
-        self._ended = False
+    def __init__(self, flight: _Flight) -> None:
+        self._queue = flight.events
+        self._unfinished = flight.choices
 
     def __aiter__(self) -> _Events:
         return self
 
     async def __anext__(self) -> GenerateEvent:
-        if self._ended:
+        if not self._unfinished:
             raise StopAsyncIteration
         event = await self._queue.get()
-        self._ended = isinstance(event, Finished | Failed)
+        self._unfinished = unfinished(self._unfinished, event)
         return event
 
 
@@ -212,15 +214,17 @@ class EngineHandle:
         return facts
 
     async def close(self) -> None:
-        """End the engine process; nothing is left behind."""
+        """End the engine process; nothing is left behind, and `open` may start another."""
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
+            self._supervisor = None
         if self._connection is not None:
             await self._connection.end()
             self._connection = None
         self._ready.clear()
+        self._stats = wire.EngineStats()
 
     async def _launch(self) -> tuple[_Connection, wire.EngineFacts]:
         process, ours = await spawn(self._argv, self._environment)
@@ -332,7 +336,9 @@ class EngineHandle:
         digest = self._quarantine.digest(request)
         self._quarantine.check(digest)
         connection = await self._available()
-        flight = _Flight(digest, asyncio.get_running_loop().create_future())
+        flight = _Flight(
+            digest, asyncio.get_running_loop().create_future(), choices=request.choices, unfinished=request.choices
+        )
         self._flights[request.request_id] = flight
         try:
             connection.send(wire.Prepare(request=request))
@@ -354,12 +360,12 @@ class EngineHandle:
     def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
         flight = self._flights.get(request_id)
         if flight is None or self._connection is None:
-            flight = _Flight(b"", asyncio.get_running_loop().create_future())
+            flight = _Flight(b"", asyncio.get_running_loop().create_future(), choices=1, unfinished=1)
             flight.events.put_nowait(Failed(error=_crash_error().info))
         else:
             flight.started = True
             self._connection.send(wire.Start(request_id=request_id))
-        return _Events(flight.events)
+        return _Events(flight)
 
     def cancel(self, request_id: str) -> None:
         flight = self._flights.get(request_id)
@@ -381,7 +387,8 @@ class EngineHandle:
         if flight is None:
             return
         flight.events.put_nowait(event)
-        if isinstance(event, Finished | Failed):
+        flight.unfinished = unfinished(flight.unfinished, event)
+        if not flight.unfinished:
             del self._flights[request_id]
             if isinstance(event, Finished) and event.reason != "cancelled":
                 connection.completed += 1
@@ -420,6 +427,11 @@ class EngineHandle:
             flight.prepared.set_exception(error)
         else:
             flight.events.put_nowait(Failed(error=error.info))
+
+
+def unfinished(choices: int, event: GenerateEvent) -> int:
+    """How many of `choices` go on after `event`: `Finished` ends one of them, `Failed` all."""
+    return 0 if isinstance(event, Failed) else choices - isinstance(event, Finished)
 
 
 def _crash_error() -> EngineCrashed:

@@ -184,6 +184,10 @@ class Vocab:
             known = self._pieces[token] = self._read_piece(token)
         return known
 
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token, in order of their ids. Reads the whole vocabulary; nothing of it is kept."""
+        return [self._read_piece(token) for token in range(self.size)]
+
     def longest_piece(self) -> int:
         """Bytes of the longest token: no text of n bytes has fewer than n divided by this many tokens."""
         return max(len(api.llama_vocab_get_text(self._pointer, token)) for token in range(self.size))
@@ -214,6 +218,9 @@ class Model:
         self.layers: int = api.llama_model_n_layer(self.pointer)
         self.trained_context: int = api.llama_model_n_ctx_train(self.pointer)
         self.parameters: int = api.llama_model_n_params(self.pointer)
+        self.window: int = api.llama_model_n_swa(self.pointer)
+        self.recurrent: bool = api.llama_model_is_recurrent(self.pointer)
+        self.hybrid: bool = api.llama_model_is_hybrid(self.pointer)
 
     @property
     def description(self) -> str:

@@ -18,6 +18,8 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ocserve.machine import usable_cores as usable_cores
+
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _MOST_DESCRIPTORS = 16_384
 _OOM_SCORE = "500"  # under memory pressure the kernel ends the engine, not the front process
@@ -104,21 +106,6 @@ def raise_descriptor_limit() -> None:
         if soft != resource.RLIM_INFINITY and soft < wanted:
             with contextlib.suppress(ValueError, OSError):  # macOS refuses more than its own maximum
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def usable_cores() -> int:
-    """Cores this process may compute on: its affinity, capped by a container's CPU quota."""
-    if sys.platform == "linux":
-        cores = len(os.sched_getaffinity(0))
-        quota = Path("/sys/fs/cgroup/cpu.max")
-        if quota.exists():
-            limit, period = quota.read_text().split()
-            if limit != "max":
-                cores = min(cores, max(1, int(limit) // int(period)))
-        return cores
-    import psutil
-
-    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
 
 
 def gpu_makers(root: Path = Path("/")) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import msgspec
 
 from ocserve.errors import ErrorInfo
 from ocserve.generation import GenerateEvent, GenerateRequest
+from ocserve.machine import Device as Device
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
@@ -72,16 +73,6 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
 
 
 FrontMessage = Load | Prepare | Start | Cancel
-
-
-class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A compute device that llama.cpp sees. Memory is bytes; `kind` is `cpu`, `gpu`, `igpu` or `accel`."""
-
-    name: str
-    description: str
-    kind: str
-    memory_free: int
-    memory_total: int
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from ocserve.errors import ApiError, InternalError
 from ocserve.generation import Failed
 from ocserve.http import answers, sse
 from ocserve.http.exchange import ClientGone, Exchange, header_values
-from ocserve.service import Generation, Service
+from ocserve.service import Generation, Service, Trace
 
 # Names of ignored parameters in one header; a request may carry more of them than a proxy accepts in a header.
 _MAX_IGNORED = 32
@@ -66,6 +66,7 @@ class Generate:
             id=secrets.token_hex(12),
             model=parsed.model.id,
             created=int(time.time()),
+            choices=parsed.request.choices,
             include_usage=parsed.include_usage,
         )
         encoder = self._dialect.encoder(reply)
@@ -76,7 +77,8 @@ class Generate:
                 self._add_limit_headers(exchange)
                 _name_ignored(exchange, (*parsed.ignored, *generation.ignored))
                 if parsed.stream:
-                    await sse.respond(send, _frames(encoder, generation), heartbeat_s=self._heartbeat_s)
+                    frames = _frames(encoder, generation, exchange.trace)
+                    await sse.respond(send, frames, heartbeat_s=self._heartbeat_s)
                     return
                 events = [event async for event in generation]
         except ApiError:
@@ -84,7 +86,7 @@ class Generate:
             raise
         if isinstance(events[-1], Failed):
             raise ApiError.from_info(events[-1].error)
-        await answers.json(send, 200, encoder.complete(events))
+        await answers.json(send, 200, encoder.complete(events, exchange.trace.usage))
 
     def _add_limit_headers(self, exchange: Exchange) -> None:
         assert exchange.caller is not None
@@ -101,12 +103,14 @@ def _name_ignored(exchange: Exchange, names: Sequence[str]) -> None:
         exchange.set_headers({b"x-ocserve-ignored": ", ".join(distinct).encode()})
 
 
-async def _frames(encoder: Encoder, generation: Generation) -> AsyncIterator[Sequence[Frame]]:
+async def _frames(encoder: Encoder, generation: Generation, trace: Trace) -> AsyncIterator[Sequence[Frame]]:
     """What the stream says, an error of ours included: the status has left already."""
     yield encoder.open()
     try:
         async for event in generation:
-            yield encoder.event(event)
+            frames = encoder.event(event)
+            finished = generation.ended and not isinstance(event, Failed)
+            yield (*frames, *encoder.close(trace.usage)) if finished else frames
     except ApiError as error:
         yield encoder.event(Failed(error=error.info))
     except Exception:

@@ -34,7 +34,10 @@ class ModelEntry:
 
 
 class Health:
-    """`GET /health`: 200 while the front process lives. Who may use the server also sees the engine's figures."""
+    """`GET /health`: 200 while the front process lives. Who may use the server also sees the engines' figures.
+
+    `engine`, `restarts` and `stats` are the default model's. `owed` are answers being generated or waited for.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -49,12 +52,23 @@ class Health:
                 "restarts": engine.restarts,
                 "engine": msgspec.to_builtins(engine.facts),
                 "stats": msgspec.to_builtins(engine.stats),
+                "models": {model.id: self._state(model.id) for model in self._service.models},
             }
         await answers.json(send, 200, openai_wire.dumps(report))
 
+    def _state(self, name: str) -> dict[str, object]:
+        fleet = self._service.fleet
+        engine = fleet.engines[name]
+        return {
+            "state": fleet.phase(name).value,
+            "owed": self._service.owed(name),
+            "restarts": engine.restarts,
+            "stats": msgspec.to_builtins(engine.stats),
+        }
+
 
 class Ready:
-    """`GET /ready`: 200 when a request that arrives now would be taken, else 503."""
+    """`GET /ready`: 200 when a request for the default model that arrives now would be taken, else 503."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

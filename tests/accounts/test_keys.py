@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
 from ocserve import config
-from ocserve.accounts.keys import KeyRing
+from ocserve.accounts.keys import KeyRing, lasting_secret
 from ocserve.errors import AuthenticationFailed
 
 KEY = "correct-horse-battery"
@@ -66,3 +72,66 @@ def test_callers_never_share_a_salt() -> None:
     assert holder.salt != anonymous.salt
     assert holder.salt != after_restart.identify(KEY, loopback=True).salt
     assert holder.key_id == after_restart.identify(KEY, loopback=True).key_id
+
+
+def test_salts_outlive_the_server_where_its_secret_does() -> None:
+    ring, after_restart, other = (KeyRing(KEY, config.Auth(), secret) for secret in (b"one", b"one", b"other"))
+    assert ring.identify(KEY, loopback=True) == after_restart.identify(KEY, loopback=True)
+    assert ring.identify(None, loopback=True) == after_restart.identify(None, loopback=True)
+    assert ring.identify(KEY, loopback=True).salt != other.identify(KEY, loopback=True).salt
+    assert (
+        ring.identify(KEY, loopback=True).salt
+        != KeyRing(KEY + "r", config.Auth(), b"one").identify(KEY + "r", loopback=True).salt
+    )
+
+
+def test_the_secret_lasts_and_is_this_users_alone(tmp_path: Path) -> None:
+    secret = lasting_secret(tmp_path / "cache")
+    assert lasting_secret(tmp_path / "cache") == secret
+    assert len(secret) == 32
+    assert lasting_secret(tmp_path / "other") != secret
+    (file,) = (tmp_path / "cache").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_all_who_ask_at_once_get_one_secret(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as askers:
+        for turn in range(20):
+            assert len(set(askers.map(lasting_secret, [tmp_path / str(turn)] * 8))) == 1
+
+
+def replaced_by_link(file: Path) -> None:
+    file.symlink_to(file.rename(file.with_name("elsewhere")))
+
+
+def replaced_by_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file, 0o600)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda file: file.chmod(0o640), "this user's alone"),
+        (lambda file: os.truncate(file, 0), "damaged"),
+        (lambda file: os.truncate(file, 33), "damaged"),
+        (replaced_by_link, "cannot read"),
+        (replaced_by_pipe, "damaged"),
+    ],
+    ids=["readable by others", "empty", "longer", "link", "pipe"],
+)
+def test_a_secret_that_is_not_as_it_was_made_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], None], complaint: str
+) -> None:
+    secret = lasting_secret(tmp_path)
+    spoil(tmp_path / "salt")
+    with pytest.raises(config.ConfigError, match=complaint) as refusal:
+        lasting_secret(tmp_path)
+    assert "cache.disk_bytes" in str(refusal.value.hint)
+    assert secret.hex() not in refusal.value.message
+
+
+def test_where_nothing_can_be_stored_the_secret_is_for_this_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert lasting_secret(tmp_path / "file") != lasting_secret(tmp_path / "file")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

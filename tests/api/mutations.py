@@ -62,7 +62,7 @@ SHARED: dict[str, Valid] = {
     "min_p": number(0, 1),
     "frequency_penalty": number(-2, 2),
     "presence_penalty": number(-2, 2),
-    "repetition_penalty": number(0, 2, above=True),
+    "repetition_penalty": number(0.01, 2),
     "seed": integer(-(2**63), 2**63 - 1),
     "logit_bias": biases,
     "stop": stop,
@@ -77,7 +77,7 @@ SHARED: dict[str, Valid] = {
     "usage": mapping(8),
     "service_tier": only("auto", "default"),
     "store": only(False),
-    "n": only(1),
+    "n": integer(1, 16),
     "top_a": only(0, 0.0),
 }
 CHAT: dict[str, Valid] = {
@@ -92,7 +92,7 @@ CHAT: dict[str, Valid] = {
     "tool_choice": only("none", "auto"),
     "functions": only([]),
     "function_call": only("none", "auto"),
-    "response_format": only({"type": "text"}),
+    "response_format": only({"type": "text"}, {"type": "json_object"}),
     "structured_outputs": only(False),
     "modalities": only(["text"]),
     "audio": only(),

@@ -157,8 +157,6 @@ def test_silent_sampling_fields_take_the_models_defaults() -> None:
     ("name", "value", "accepted"),
     [
         ("tools", [{}], "[] or null"),
-        ("n", 2, "1 or null"),
-        ("response_format", {"type": "json_object"}, '{"type":"text"} or null'),
         ("tool_choice", "required", '"none" or "auto" or null'),
         ("store", True, "false or null"),
         ("audio", {}, "null"),
@@ -170,6 +168,21 @@ def test_what_is_not_supported_says_so_and_what_asks_for_nothing_in_json(
     error = refused(**{name: value})
     assert error.message == f"'{name}' is not supported yet by this server. Accepted: {accepted}."
     assert (error.code, error.param) == ("unsupported_parameter", name)
+
+
+def test_n_asks_for_choices_and_best_of_for_no_more_than_those() -> None:
+    def completion(**extra: Any) -> Any:
+        return openai_completions.parse(json.dumps({**COMPLETION, **extra}).encode(), models, refuse_unknown=True)
+
+    assert parse().request.choices == 1
+    assert parse(n=16).request.choices == 16
+    assert refused(n=17).code == "integer_above_max_value"
+    assert completion(n=3).request.choices == 3
+    assert completion(n=3, best_of=3).request.choices == 3
+    for extra in ({"best_of": 2}, {"n": 2, "best_of": 1}, {"n": 2, "best_of": 3}):
+        with pytest.raises(InvalidRequest) as caught:
+            completion(**extra)
+        assert (caught.value.param, caught.value.code) == ("best_of", "unsupported_parameter")
 
 
 def test_completion_prompts_are_text_or_tokens_and_only_one() -> None:

@@ -23,17 +23,35 @@ USAGE = {
     "completion_tokens": 4,
     "total_tokens": 11,
     "prompt_tokens_details": {"cached_tokens": 3},
-    "completion_tokens_details": {"reasoning_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
 }
+
+
+TOTAL = Usage(prompt_tokens=7, cached_tokens=3, completion_tokens=4)
+# Two choices, interleaved, the second ending first.
+TWO: list[GenerateEvent] = [
+    Started(prompt_tokens=7, cached_tokens=3),
+    TextDelta(text="Hel", tokens=1),
+    TextDelta(text="By", tokens=1, index=1),
+    Finished(reason="length", usage=Usage(prompt_tokens=7, cached_tokens=3, completion_tokens=1), index=1),
+    TextDelta(text="lo", tokens=1),
+    Finished(reason="stop", usage=Usage(prompt_tokens=7, cached_tokens=3, completion_tokens=3)),
+]
 
 
 def transcript(encoder: Encoder, events: list[GenerateEvent]) -> list[Any]:
     frames = [*encoder.open(), *(frame for event in events for frame in encoder.event(event))]
+    if isinstance(events[-1], Finished):
+        frames += encoder.close(TOTAL)
     return [frame.data if frame.data == b"[DONE]" else json.loads(frame.data) for frame in frames]
 
 
-def reply(include_usage: bool = False) -> Reply:
-    return Reply(id="abc", model="tiny", created=17, include_usage=include_usage)
+def reply(include_usage: bool = False, choices: int = 1) -> Reply:
+    return Reply(id="abc", model="tiny", created=17, choices=choices, include_usage=include_usage)
 
 
 def test_a_chat_stream_is_word_for_word_as_documented() -> None:
@@ -73,7 +91,7 @@ def test_an_error_ends_the_stream_without_done() -> None:
 
 
 def test_a_whole_chat_answer() -> None:
-    assert json.loads(openai_chat.encoder(reply()).complete(EVENTS)) == {
+    assert json.loads(openai_chat.encoder(reply()).complete(EVENTS, TOTAL)) == {
         "id": "chatcmpl-abc",
         "object": "chat.completion",
         "created": 17,
@@ -90,6 +108,39 @@ def test_a_whole_chat_answer() -> None:
     }
 
 
+def test_several_choices_keep_their_indices_in_a_stream() -> None:
+    chunks = transcript(openai_chat.encoder(reply(choices=2)), TWO)
+    assert [
+        (choice["index"], choice["delta"], choice["finish_reason"]) for c in chunks[:-2] for choice in c["choices"]
+    ] == [
+        (0, {"role": "assistant", "content": "", "refusal": None}, None),
+        (1, {"role": "assistant", "content": "", "refusal": None}, None),
+        (0, {"content": "Hel"}, None),
+        (1, {"content": "By"}, None),
+        (1, {}, "length"),
+        (0, {"content": "lo"}, None),
+        (0, {}, "stop"),
+    ]
+    assert (chunks[-2]["choices"], chunks[-2]["usage"], chunks[-1]) == ([], USAGE, b"[DONE]")
+
+
+def test_a_whole_answer_has_its_choices_in_order() -> None:
+    chat = json.loads(openai_chat.encoder(reply(choices=2)).complete(TWO, TOTAL))
+    text = json.loads(openai_completions.encoder(reply(choices=2)).complete(TWO, TOTAL))
+    for answer, said in ((chat, lambda choice: choice["message"]["content"]), (text, lambda choice: choice["text"])):
+        assert [(c["index"], said(c), c["finish_reason"]) for c in answer["choices"]] == [
+            (0, "Hello", "stop"),
+            (1, "By", "length"),
+        ]
+        assert answer["usage"] == USAGE
+
+
+def test_drafted_tokens_are_reported_as_predictions() -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=9, accepted_draft_tokens=5, rejected_draft_tokens=2)
+    details = json.loads(openai_chat.encoder(reply()).complete(EVENTS, usage))["usage"]["completion_tokens_details"]
+    assert details == {"reasoning_tokens": 0, "accepted_prediction_tokens": 5, "rejected_prediction_tokens": 2}
+
+
 def test_a_completion_stream_and_a_whole_one() -> None:
     head = {"id": "cmpl-abc", "object": "text_completion", "created": 17, "model": "tiny"}
 
@@ -103,7 +154,7 @@ def test_a_completion_stream_and_a_whole_one() -> None:
         {**head, "choices": [], "usage": USAGE},
         b"[DONE]",
     ]
-    assert json.loads(openai_completions.encoder(reply()).complete(EVENTS)) == {
+    assert json.loads(openai_completions.encoder(reply()).complete(EVENTS, TOTAL)) == {
         **chunk("Hello", "stop"),
         "usage": USAGE,
     }

@@ -15,6 +15,8 @@ import pytest
 
 from ocserve.catalog.errors import GgufInvalid
 from ocserve.catalog.gguf import GgufHeader, read_header
+from ocserve.catalog.gguf_layers import layers
+from ocserve.catalog.gguf_metadata import Array, Metadata, Tensors
 from tests import tiny
 from tests.catalog import raw_gguf
 from tests.catalog.raw_gguf import ARRAY, STRING, UINT32, Header, Piece, Tensor, bent, joined, text, u32, u64
@@ -288,3 +290,69 @@ def test_the_element_type_of_a_string_array_is_a_string(tmp_path: Path) -> None:
     assert STRING == 8  # as the format says
     bytes_array = [*text("x.bytes"), u32(ARRAY), u32(0), u64(100_000), Piece("raw", b"\0" * 100_000)]
     read_header(write(tmp_path, Header(extra=[bytes_array]).bytes()))
+
+
+def test_the_parts_of_a_split_model_are_one_model(tmp_path: Path) -> None:
+    norm, key = Tensor("blk.0.attn_norm.weight", (32,)), Tensor("blk.1.attn_k.weight", (32, 32))
+    whole = Header(tensors=[*Header().tensors, norm, key])
+    (tmp_path / "whole.gguf").write_bytes(whole.bytes())
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    first.write_bytes(Header(tensors=[*Header().tensors, norm]).bytes())
+    second.write_bytes(Header(tensors=[key]).bytes())
+    assert read_header(first, [second]) == read_header(tmp_path / "whole.gguf")
+    assert [layer.weight_bytes for layer in read_header(first, [second]).layers] == [128, 4096]
+    second.write_bytes(Header(tensors=[key]).bytes()[:-1])
+    with pytest.raises(GgufInvalid, match=r"its part second\.gguf: a tensor reaches beyond"):
+        read_header(first, [second])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"llama.attention.key_length": 1 << 20}, "attention.key_length is not a whole number"),
+        ({"llama.ssm.state_size": 1 << 20}, "ssm.state_size is not a whole number"),
+        ({"llama.expert_used_count": 1 << 30}, "expert_used_count is not a whole number"),
+    ],
+)
+def test_sizes_beyond_any_model_are_refused(tmp_path: Path, keys: dict[str, int], message: str) -> None:
+    extra = [Header.number(key, value) for key, value in keys.items()]
+    assert message in refusal(tmp_path, Header(extra=extra).bytes())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "window", "pattern", "slides"),
+    [
+        ("gemma3", 64, None, [True] * 5 + [False] + [True] * 2),
+        ("gemma2", 0, None, [True, False] * 4),  # llama.cpp's default window
+        ("smallthinker", 0, None, [False, True, True, True] * 2),
+        ("gemma3", 64, 4, [True, True, True, False] * 2),
+        ("cohere2", 0, None, [False] * 8),  # no window, nothing slides
+        ("llama", 64, None, [False] * 8),  # llama.cpp reads no window for it
+    ],
+)
+def test_which_layers_slide_follows_llama_cpp(
+    architecture: str, window: int, pattern: int | None, slides: list[bool]
+) -> None:
+    metadata = Metadata()
+    if window:
+        metadata.scalars[f"{architecture}.attention.sliding_window"] = window
+    if pattern:
+        metadata.scalars[f"{architecture}.attention.sliding_window_pattern"] = pattern
+    assert [layer.slides for layer in layers(metadata, Tensors(), architecture, 8)] == slides
+
+
+def test_per_layer_keys_and_shared_caches_are_read() -> None:
+    metadata = Metadata()
+    prefix = "gemma4.attention."
+    metadata.scalars |= {"gemma4.embedding_length": 64, prefix + "head_count": 4, prefix + "sliding_window": 8}
+    metadata.scalars |= {prefix + "key_length": 32, prefix + "value_length": 32, prefix + "shared_kv_layers": 1}
+    metadata.scalars |= {prefix + "key_length_swa": 16, prefix + "value_length_swa": 16}
+    metadata.arrays[prefix + "head_count_kv"] = Array(4, 4, 0, (2, 1, 2, 1))
+    metadata.arrays[prefix + "sliding_window_pattern"] = Array(7, 4, 0, (1, 0, 1, 0))
+    found = layers(metadata, Tensors(), "gemma4", 4)
+    assert [(layer.keys, layer.values, layer.slides) for layer in found] == [
+        (32, 32, True),
+        (32, 32, False),
+        (32, 32, True),
+        (0, 0, False),
+    ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ from ocserve import config
 from ocserve.catalog import cards, sizing
 from ocserve.catalog.gguf import read_header
 from ocserve.catalog.references import CatalogueReference
-from ocserve.catalog.sizing import HostMemory, best_for_this_machine, cache_bytes_per_token, memory_needed
+from ocserve.catalog.sizing import best_for_this_machine, cache_bytes_per_token, memory_needed
 from ocserve.catalog.store import Store
+from ocserve.machine import HostMemory
 from tests.catalog.fake_hub import serving
 
 GB = 1_000_000_000
@@ -40,7 +40,8 @@ def test_the_estimate_from_a_card_errs_upward_but_not_by_more_than_half(name: st
 def test_memory_grows_with_the_pool(smollm2: Path) -> None:
     header = read_header(smollm2)
     small, large = memory_needed(header, 98 * 10**6, 1024), memory_needed(header, 98 * 10**6, 16_384)
-    assert large - small == 23_040 * (16_384 - 1024)
+    growth = 23_040 * (16_384 - 1024)
+    assert growth < large - small < 1.05 * growth  # the cache, and the masks over it
     assert 98 * 10**6 < small < 500 * 10**6
 
 
@@ -67,36 +68,6 @@ def test_nobody_gets_a_model_under_special_terms_without_asking() -> None:
         for cores in (1, 2, 4, 8, 64):
             card, _ = best_for_this_machine(cards.load_cards(), memory(gigabytes), cores)
             assert card.license in sizing.OPEN_LICENSES
-
-
-def test_this_machine_has_memory() -> None:
-    seen = sizing.host_memory()
-    assert 0 < seen.available_bytes <= seen.total_bytes
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "expected"),
-    [("1000", "400", (1000, 600)), ("max", "400", None), ("1000", "2000", (1000, 0)), ("1000", "x", None)],
-)
-def test_a_containers_limit_counts(tmp_path: Path, limit: str, used: str, expected: tuple[int, int] | None) -> None:
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text(f"{used}\n")
-    assert sizing._container_limit(tmp_path) == expected
-    assert sizing._container_limit(tmp_path / "absent") is None
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"),
-    [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), ("nonsense", 8), ("1 0", 8)],
-)
-@pytest.mark.skipif(sys.platform != "linux", reason="affinity and quotas are Linux's")
-def test_cores_are_those_this_process_may_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int
-) -> None:
-    monkeypatch.setattr(sizing.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert sizing.usable_cores(tmp_path) == 8
-    (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert sizing.usable_cores(tmp_path) == expected
 
 
 @pytest.fixture

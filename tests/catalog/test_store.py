@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from contextlib import AbstractContextManager
@@ -15,7 +17,7 @@ import pytest
 
 from ocserve import config
 from ocserve.catalog import cards, locks
-from ocserve.catalog.errors import GgufInvalid, NotInstalled, StoreDamaged
+from ocserve.catalog.errors import GgufInvalid, ModelInUse, NotInstalled, StoreDamaged
 from ocserve.catalog.progress import OnProgress, Progress
 from ocserve.catalog.pull import pull
 from ocserve.catalog.references import CatalogueReference
@@ -245,3 +247,55 @@ def _wheel_of(model: Path, folder: Path) -> None:
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", f"{member},sha256={digest},{model.stat().st_size}\n{info}/RECORD,,\n")
+
+
+def test_a_manifest_of_an_older_version_gets_the_facts_of_today(store: Store, settings: config.Store) -> None:
+    (manifest,) = store.directory.glob("*/manifest.json")
+    recorded = msgspec.json.decode(manifest.read_bytes())
+    today = store.installed()[0].header
+    for name in ("revision", "layers", "embedding_bytes", "output_bytes", "has_output", "feed_forward_length"):
+        recorded["header"].pop(name, None)
+    manifest.write_bytes(msgspec.json.encode(recorded))
+    (model,) = store.installed()
+    assert model.header == today
+    assert len(model.header.layers) == 30
+    assert pull("smollm2", settings, quiet).header == today
+
+
+def test_a_model_that_is_served_is_not_removed(store: Store) -> None:
+    model = store.find("smollm2")
+    assert model is not None
+    with store.used(model), store.used(model):  # two servers
+        with pytest.raises(ModelInUse, match="served by a running ocserve") as caught:
+            store.remove("smollm2")
+        assert caught.value.hint == "stop that server first"
+        assert store.find("smollm2") == model
+    assert store.remove("smollm2") == model
+
+
+def test_the_use_of_a_model_ends_with_its_process(store: Store) -> None:
+    model = store.find("smollm2")
+    assert model is not None
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom ocserve import config\n"
+        "from ocserve.catalog.store import Store\n"
+        "store = Store(config.Store(directory=Path(sys.argv[1])))\n"
+        "with store.used(store.find('smollm2')):\n    print('used', flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(store.directory)], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"used\n"
+        with pytest.raises(ModelInUse):
+            store.remove("smollm2")
+        server.kill()
+    assert store.remove("smollm2").name == "smollm2:135m"
+
+
+def test_a_model_that_is_being_removed_is_not_served(store: Store) -> None:
+    model = store.find("smollm2")
+    assert model is not None
+    use = store.directory / ".locks" / f"{Path(model.directory).name}.used"
+    with locks.alone(use) as is_alone:
+        assert is_alone
+        with pytest.raises(NotInstalled, match="being removed"), store.used(model):
+            pass

@@ -15,7 +15,9 @@ from click.testing import CliRunner
 
 from ocserve import config
 from ocserve.cli import doctor, main
-from ocserve.cli.doctor import Device, LlamaFacts, Verdict
+from ocserve.cli.doctor import Verdict
+from ocserve.engine import devices
+from ocserve.machine import Device, HostMemory, LlamaFacts
 
 CPU = Device("CPU", "a processor", "cpu", 8_000_000_000, 16_000_000_000)
 GPU = Device("CUDA0", "a GPU", "gpu", 70_000_000_000, 80_000_000_000)
@@ -119,7 +121,7 @@ def test_native_code_that_breaks_is_a_verdict(code: str, words: str) -> None:
 
 
 def test_native_code_that_hangs_is_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(devices, "PROBE_TIMEOUT_S", 0.2)
     (verdict,) = doctor.check_llama([sys.executable, "-c", "import time; time.sleep(60)"])
     assert verdict.verdict == "fail"
 
@@ -153,14 +155,12 @@ def test_a_damaged_model_is_a_verdict(tmp_path: Path) -> None:
 
 
 def test_a_model_that_does_not_fit_or_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ocserve.catalog import sizing
-
     def verdict(name: str) -> Verdict:
         settings = config.Config(model=config.Model(default=name), store=config.load().config.store)
         return doctor.check_model(settings)[0]
 
-    memory = sizing.HostMemory(total_bytes=10**10, available_bytes=6 * 10**8)
-    monkeypatch.setattr(sizing, "host_memory", lambda: memory)
+    memory = HostMemory(total_bytes=10**10, available_bytes=6 * 10**8)
+    monkeypatch.setattr(doctor.machine, "host_memory", lambda: memory)
     assert verdict("smollm2:135m").verdict == "warn"
     assert verdict("qwen3:32b").verdict == "fail"
     assert verdict("no-such-model").verdict == "fail"

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ class Shell:
         command = [sys.executable, "-c", "from ocserve.cli import main; main()", *arguments]
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
 
-    def json(self, *arguments: str) -> object:
+    def json(self, *arguments: str) -> Any:
         finished = self.run(*arguments, "--json")
         assert finished.returncode == 0, finished.stderr
         return json.loads(finished.stdout)
@@ -183,6 +184,55 @@ def test_failures_are_one_error_and_one_hint_on_stderr(
     assert lines[0].startswith(error)
     assert lines[1].startswith(hint)
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("show", "hf:acme/none"), 1, "hf:acme/none is not installed, so nothing is known of it"),
+        (("rm", "smollm2"), 1, "smollm2 is not installed"),
+        (("pull", "../../etc/passwd"), 1, "../../etc/passwd is not a reference"),
+        (("show",), 2, "Missing argument 'MODEL'."),
+        (("list", "--nonsense"), 2, "No such option"),
+        (("lsit",), 2, "there is no command `lsit`"),
+    ],
+)
+def test_with_json_a_failure_is_one_object_on_stderr(
+    shell: Shell, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    finished = shell.run(*arguments, "--json")
+    assert finished.returncode == status
+    assert finished.stdout == ""
+    (line,) = finished.stderr.splitlines()
+    error = json.loads(line)["error"]
+    assert set(error) == {"message", "hint"}
+    assert error["message"].startswith(message)
+
+
+def test_wrong_settings_are_json_too(shell: Shell) -> None:
+    shell.environment["OCSERVE_SERVER_PROT"] = "1"
+    finished = shell.run("list", "--json")
+    assert finished.returncode == 78
+    assert "OCSERVE_SERVER_PORT" in json.loads(finished.stderr)["error"]["hint"]
+
+
+def test_a_quiet_pull_shows_no_progress(shell: Shell) -> None:
+    pulled = shell.run("pull", REFERENCE, "--quiet")
+    assert pulled.returncode == 0
+    assert pulled.stderr == ""
+    assert "is ready" in pulled.stdout
+
+
+def test_show_tells_the_memory_that_is_needed(shell: Shell, tmp_path: Path) -> None:
+    path = str(tiny.write(tmp_path / "mine.gguf"))
+    shell.environment["OCSERVE_ENGINE_CONTEXT"] = "512"
+    shown = shell.run("show", path).stdout
+    assert "131 kB for 1,024 tokens and 4 sequences" in shown
+    assert "context 512, in f16" in shown
+    memory = shell.json("show", path)["memory"]
+    assert memory["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 2  # layers, keys and values, heads, numbers, bytes
+    assert memory["need"]["kv_bytes"] == 1024 * memory["kv_bytes_per_token"]
+    assert memory["other_kv_types"]["f32"] == 2 * memory["kv_bytes_per_token"]
 
 
 def test_a_terminal_gets_a_bar(shell: Shell, hub: FakeHub) -> None:

@@ -130,7 +130,7 @@ def test_what_the_models_template_does_not_read_is_named_or_refused(client: open
 
 
 def test_unknown_and_unsupported_parameters_are_refused_by_name(client: openai.OpenAI) -> None:
-    for extra, param in (({"temprature": 1}, "temprature"), ({"n": 3}, "n"), ({"max_tokens": 10**6}, "max_tokens")):
+    for extra, param in (({"temprature": 1}, "temprature"), ({"n": 17}, "n"), ({"max_tokens": 10**6}, "max_tokens")):
         with pytest.raises(openai.BadRequestError) as refusal:
             client.chat.completions.create(model="default", messages=QUESTION, extra_body=extra)
         assert refusal.value.param == param

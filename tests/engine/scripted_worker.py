@@ -15,7 +15,16 @@ import time
 from ocserve.engine import wire
 from ocserve.engine.process import confine, inherited_socket
 from ocserve.errors import EngineFailed, InvalidRequest
-from ocserve.generation import Finished, GenerateRequest, Started, TextDelta, TextPrompt, Usage
+from ocserve.generation import (
+    Finished,
+    FinishReason,
+    GenerateEvent,
+    GenerateRequest,
+    Started,
+    TextDelta,
+    TextPrompt,
+    Usage,
+)
 
 FACTS = wire.EngineFacts(
     architecture="scripted",
@@ -91,19 +100,24 @@ class Script:
     def generate(self, request: GenerateRequest) -> None:
         words = text_of(request)
         count = int(words[1])
-        self.send(wire.Step(events=((request.request_id, Started(prompt_tokens=len(words))),)))
-        reason = "stop"
+        choices = range(request.choices)
+        self.emit(request, Started(prompt_tokens=len(words)))
+        reason: FinishReason = "stop"
         made = 0
         for made in range(1, count + 1):  # noqa: B007
             if request.request_id in self.cancelled:
                 reason = "cancelled"
                 break
-            self.send(wire.Step(events=((request.request_id, TextDelta(text="word ", tokens=1)),)))
+            self.emit(request, *(TextDelta(text="word ", tokens=1, index=index) for index in choices))
             time.sleep(0.001)
         if "crash" in words:
             os.abort()
         usage = Usage(prompt_tokens=len(words), completion_tokens=made)
-        self.send(wire.Step(events=((request.request_id, Finished(reason=reason, usage=usage)),)))
+        for index in choices:
+            self.emit(request, Finished(reason=reason, usage=usage, index=index))
+
+    def emit(self, request: GenerateRequest, *events: GenerateEvent) -> None:
+        self.send(wire.Step(events=tuple((request.request_id, event) for event in events)))
 
     def beat(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from ocserve.engine import handle as handle_module
 from ocserve.engine.handle import EngineHandle, LoadError, Supervision
@@ -94,6 +95,32 @@ async def test_a_generation_arrives_in_order() -> None:
     assert [type(event) for event in events[1:-1]] == [TextDelta] * 5
     assert isinstance(events[-1], Finished)
     assert events[-1].usage.completion_tokens == 5
+
+
+async def test_a_generation_ends_when_every_choice_has() -> None:
+    async with handle() as engine:
+        asked = replace(request("emit 3"), choices=3)
+        events = await run(engine, asked)
+        assert [event.index for event in events if isinstance(event, Finished)] == [0, 1, 2]
+        assert sum(isinstance(event, TextDelta) for event in events) == 9
+        assert not engine._flights
+
+
+async def test_cancel_ends_every_choice() -> None:
+    async with handle() as engine:
+        asked = replace(request("emit 100000"), choices=2)
+        await engine.prepare(asked)
+        events = engine.start(asked.request_id)
+        await anext(events)
+        engine.cancel(asked.request_id)
+        ends = [event for event in [event async for event in events] if isinstance(event, Finished)]
+        assert [(event.index, event.reason) for event in ends] == [(0, "cancelled"), (1, "cancelled")]
+
+
+async def test_a_crash_ends_all_choices_with_one_error() -> None:
+    async with handle() as engine:
+        events = await run(engine, replace(request("emit 2 crash"), choices=3))
+        assert [type(event) for event in events if isinstance(event, Finished | Failed)] == [Failed]
 
 
 async def test_a_refusal_is_raised_and_leaves_nothing() -> None:

@@ -16,12 +16,11 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.keys import KeyRing
-from ocserve.accounts.limits import Limiter
 from ocserve.http.application import build
 from ocserve.http.server import Stop, serve
 from ocserve.modelcard import ModelCard, SamplingDefaults, ServedModel
 from ocserve.service import Service
-from tests.scripted import ScriptedEngine
+from tests.scripted import ScriptedEngine, alone
 
 KEY = "sk-test-0123456789abcdef"
 MODEL = ServedModel(
@@ -206,7 +205,7 @@ def serving(
         loop = asyncio.get_running_loop()
         engine = make_engine()
         branch = limits or config.Limits()
-        service = Service(engine, (model,), Limiter(branch), branch)
+        service = alone(engine, model, branch)
         stop = Stop()
 
         def on_ready(url: str) -> None:

@@ -14,20 +14,18 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.keys import KeyRing
-from ocserve.accounts.limits import Limiter
 from ocserve.http.application import build
 from ocserve.http.server import serve
-from ocserve.service import Service
 from ocserve.telemetry import logs
 from tests.http.harness import MODEL
-from tests.scripted import Script, ScriptedEngine
+from tests.scripted import Script, ScriptedEngine, alone
 
 
 async def main(options: dict[str, Any]) -> None:
     script = options.get("script", {})
     engine = ScriptedEngine(Script(**{**script, "tokens": tuple(script.get("tokens", ["Hello", "!"]))}))
     limits = config.Limits()
-    service = Service(engine, (MODEL,), Limiter(limits), limits)
+    service = alone(engine, MODEL, limits)
     settings = replace(config.Server(), port=0, **options.get("server", {}))
     app = build(service, KeyRing(options.get("key"), config.Auth()), settings)
     await serve(app, settings, lambda url: print(url.rpartition(":")[2], flush=True), service.drain)

@@ -22,7 +22,11 @@ USAGE = {
     "completion_tokens": 4,
     "total_tokens": 11,
     "prompt_tokens_details": {"cached_tokens": 0},
-    "completion_tokens_details": {"reasoning_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
 }
 
 
@@ -143,6 +147,42 @@ def test_the_real_client_understands_every_answer(served: Served) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="tiny", messages=messages, temperature=3)  # type: ignore[arg-type]
         assert caught.value.param == "temperature"
+
+
+# Three answers of different lengths; one of them ends at the limit.
+CHOICES = Script(
+    tokens=("a", "b"), others=(("c",), ("d", "e", "f", "g")), accepted_draft_tokens=1, rejected_draft_tokens=2
+)
+
+
+def test_the_real_client_gets_every_choice_whole_and_streamed() -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    with (
+        serving(lambda: ScriptedEngine(CHOICES)) as served,
+        openai.OpenAI(base_url=served.url + "/v1", api_key="any", max_retries=0) as client,
+    ):
+        whole = client.chat.completions.create(model="tiny", messages=messages, n=3, max_tokens=3)  # type: ignore[arg-type]
+        found = [(choice.index, choice.message.content, choice.finish_reason) for choice in whole.choices]
+        assert found == [(0, "ab", "stop"), (1, "c", "stop"), (2, "def", "length")]
+        assert whole.usage is not None
+        assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens) == (7, 6, 13)
+        details = whole.usage.completion_tokens_details
+        assert details is not None
+        assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (3, 6)
+        with client.chat.completions.stream(model="tiny", messages=messages, n=3, max_tokens=3) as events:  # type: ignore[arg-type]
+            final = events.until_done().current_completion_snapshot  # the final one would refuse a `length`
+        assert [(c.index, c.message.role, c.message.content, c.finish_reason) for c in final.choices] == [
+            (index, "assistant", text, reason) for index, text, reason in found
+        ]
+        assert final.usage == whole.usage
+        text = client.completions.create(model="tiny", prompt="x", n=3, max_tokens=3)
+        assert [(choice.index, choice.text, choice.finish_reason) for choice in text.choices] == found
+        *chunks, last = client.completions.create(model="tiny", prompt="x", n=3, max_tokens=3, stream=True)
+        for index, text_, reason in found:
+            mine = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+            assert "".join(choice.text for choice in mine) == text_
+            assert [choice.finish_reason for choice in mine if choice.finish_reason] == [reason]
+        assert (last.choices, last.usage) == ([], text.usage)
 
 
 def test_the_real_client_raises_on_an_error_in_the_stream() -> None:

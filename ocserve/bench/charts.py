@@ -1,0 +1,199 @@
+"""Charts as SVG text: distribution curves, rates over concurrency, and ratios with their intervals. Pure.
+
+No script, no font and no image from elsewhere; colours follow the reader's light or dark scheme. All numbers in labels
+are rounded for reading, the exact ones are in the JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape
+
+from ocserve.bench.measures import Ratio, percentile
+
+WIDTH = 420
+_HEIGHT = 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 16, 40, 44
+_POINTS = 120
+_WIDE = 20.0  # values that lie further apart than this are drawn on a logarithmic axis
+
+STYLE = """
+svg{--ink:#1c2430;--soft:#5d6878;--line:#e3e7ed;--paper:#fff;--c0:#2563eb;--c1:#d9580d;--c2:#0d8f6f;--c3:#8b46d6;
+--c4:#b3261e;--c5:#5b6b00}
+@media(prefers-color-scheme:dark){svg{--ink:#e8ecf2;--soft:#9aa6b6;--line:#2c3542;--paper:#11161d;--c0:#6ea2ff;
+--c1:#ff9a57;--c2:#4fd0ac;--c3:#c397ff;--c4:#ff8a80;--c5:#c6d64a}}
+svg text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--soft)}
+svg .title{font-size:14px;font-weight:600;fill:var(--ink)}
+svg .grid{stroke:var(--line);stroke-width:1}
+svg .curve{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
+svg .whisker{stroke-width:2;stroke-linecap:round}
+svg .one{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A named curve; `values` are a sample for a distribution and (x, y) points for a line."""
+
+    name: str
+    values: Sequence[float]
+    points: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A scale from values to pixels, linear from 0 or logarithmic."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        if self.logarithmic:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.begin + share * (self.end - self.begin)
+
+    def ticks(self) -> list[float]:
+        """Round values on the axis."""
+        if self.logarithmic:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            found = [base * 10.0**power for power in powers for base in (1, 2, 5)]
+            found = [tick for tick in found if self.low <= tick <= self.high]
+            return found[:: max(1, len(found) // 5)]
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(power * base for base in (1, 2, 5, 10) if power * base >= rough)
+        first = math.ceil(self.low / step)
+        return [step * count for count in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def axis(values: Sequence[float], begin: float, end: float) -> Axis:
+    """A scale that shows all values: logarithmic where they lie far apart."""
+    high = max(values)
+    low = min(value for value in (*values, high) if value > 0) if high > 0 else 0.0
+    if low and percentile(values, 99) / max(low, percentile(values, 5)) > _WIDE:
+        return Axis(max(low, high / 1e4), high, begin, end, logarithmic=True)
+    return Axis(0.0, high * 1.02 or 1.0, begin, end)
+
+
+def seconds(value: float) -> str:
+    """A duration for a label."""
+    if value >= 1 or value == 0:
+        return f"{value:.3g} s"
+    return f"{1000 * value:.3g} ms"
+
+
+def distribution(title: str, series: Sequence[Series]) -> str:
+    """Cumulative distributions of durations in seconds: the share of values at most x."""
+    pooled = [value for each in series for value in each.values]
+    across = axis(pooled, _LEFT, WIDTH - _RIGHT)
+    up = Axis(0.0, 1.0, _HEIGHT - _BOTTOM, _TOP)
+    parts = [_frame(title, across, up, seconds, lambda share: f"{share:.0%}")]
+    for number, each in enumerate(series):
+        points = []
+        for step in range(_POINTS + 1):
+            value = min(max(percentile(each.values, 100 * step / _POINTS), across.low), across.high)
+            points.append((across(value), up(step / _POINTS)))
+        parts.append(_curve(points, number))
+    return "".join([*parts, _legend([each.name for each in series])])
+
+
+def lines(title: str, series: Sequence[Series]) -> str:
+    """Rates over concurrency: one line for each series of (concurrency, rate)."""
+    xs = [x for each in series for x, _ in each.points]
+    across = Axis(0.0, max(xs) * 1.05, _LEFT, WIDTH - _RIGHT)
+    up = Axis(0.0, max(y for each in series for _, y in each.points) * 1.1 or 1.0, _HEIGHT - _BOTTOM, _TOP)
+    parts = [_frame(title, across, up, lambda value: f"{value:g}", lambda value: f"{value:g}")]
+    for number, each in enumerate(series):
+        points = [(across(x), up(y)) for x, y in each.points]
+        parts.append(_curve(points, number))
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" style="fill:var(--c{number % 6})"/>' for x, y in points]
+    return "".join([*parts, _legend([each.name for each in series])])
+
+
+def whiskers(title: str, ratios: Sequence[tuple[str, Ratio]]) -> tuple[str, int]:
+    """Paired ratios with their intervals on a logarithmic axis around 1; the drawing and its height in pixels."""
+    left, width, row = 250, 2 * WIDTH, 24
+    values = [value for _, each in ratios for value in (each.median, each.low or each.median, each.high or each.median)]
+    reach = max(1.1, *(max(value, 1 / value) for value in values if value > 0)) * 1.05
+    across = Axis(1 / reach, reach, left, width - 150, logarithmic=True)
+    height = _TOP + row * len(ratios) + 30
+    bottom = height - 24
+    parts = [_title(title)]
+    for tick in sorted({1.0, *(tick for tick in (0.1, 0.2, 0.5, 0.8, 1.25, 2, 5, 10) if 1 / reach < tick < reach)}):
+        x = across(tick)
+        kind = "one" if tick == 1 else "grid"
+        parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 8}" y2="{bottom}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
+    for number, (name, each) in enumerate(ratios):
+        y = _TOP + row * number + 10
+        x = across(max(each.median, 1 / reach))
+        parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        label = f"{each.median:.3f}"
+        if each.low is not None and each.high is not None:
+            begin, end = across(max(each.low, 1 / reach)), across(max(each.high, 1 / reach))
+            style = "stroke:var(--c0)"
+            parts.append(
+                f'<line class="whisker" style="{style}" x1="{begin:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}"/>'
+            )
+            label += f"  [{each.low:.3f}, {each.high:.3f}]"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="4.5" style="fill:var(--c0)"/>')
+        parts.append(f'<text x="{width - 140}" y="{y + 4}">{label}</text>')
+    return "".join(parts), height
+
+
+def sheet(panels: Sequence[str], wide: Sequence[tuple[str, int]] = ()) -> str:
+    """One SVG document: panels two beside one another, wide ones (drawing, height) below."""
+    parts = []
+    y = 0
+    for number, panel in enumerate(panels):
+        parts.append(f'<g transform="translate({WIDTH * (number % 2)},{_HEIGHT * (number // 2)})">{panel}</g>')
+    y = _HEIGHT * math.ceil(len(panels) / 2)
+    for panel, height in wide:
+        parts.append(f'<g transform="translate(0,{y})">{panel}</g>')
+        y += height
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {y}" role="img">'
+        f'<style>{STYLE}</style><rect width="100%" height="100%" style="fill:var(--paper)"/>{"".join(parts)}</svg>'
+    )
+
+
+def _title(text: str) -> str:
+    return f'<text class="title" x="{_LEFT - 32}" y="20">{escape(text)}</text>'
+
+
+def _frame(
+    title: str, across: Axis, up: Axis, x_label: Callable[[float], str], y_label: Callable[[float], str]
+) -> str:
+    parts = [_title(title)]
+    for tick in up.ticks():
+        y = up(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{y_label(tick)}</text>')
+    for tick in across.ticks():
+        x = across(tick)
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{x_label(tick)}</text>')
+    return "".join(parts)
+
+
+def _curve(points: Sequence[tuple[float, float]], number: int) -> str:
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return f'<path class="curve" style="stroke:var(--c{number % 6})" d="M{path}"/>'
+
+
+def _legend(names: Sequence[str]) -> str:
+    parts, x = [], float(_LEFT)
+    for number, name in enumerate(names):
+        parts.append(
+            f'<rect x="{x:.0f}" y="{_HEIGHT - 14}" width="10" height="10" rx="2" style="fill:var(--c{number % 6})"/>'
+        )
+        parts.append(f'<text x="{x + 14:.0f}" y="{_HEIGHT - 5}">{escape(name)}</text>')
+        x += 26 + 6.4 * len(name)
+    return "".join(parts)

@@ -1,0 +1,73 @@
+"""What the front process costs beside the model: memory, idle CPU, time to start. Ceilings of times are tenfold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.e2e.daemon import RunningDaemon, daemon
+
+RESIDENT_BYTES = 120_000_000
+IDLE_SHARE = 0.005  # of one core
+START_CPU_S = 0.6
+
+# What downloads, renders templates or computes has no business in a front process whose model is installed.
+FOREIGN = {"huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "jinja2", "numpy", "llama_cpp", "tqdm", "yaml"}
+LIST_MODULES = """
+import json, sys
+from ocserve import app, cli
+async def serve(settings, models, on_ready):
+    async with app.running(settings, models):
+        print(json.dumps(sorted(sys.modules)))
+app.serve = serve
+cli.main()
+"""
+
+
+def cpu_s(*processes: psutil.Process) -> float:
+    return sum(process.cpu_times().user + process.cpu_times().system for process in processes)
+
+
+def test_the_front_process_is_small(server: RunningDaemon) -> None:
+    resident = psutil.Process(server.process.pid).memory_info().rss
+    print(f"front process: {resident / 1e6:.0f} MB resident")
+    assert resident < RESIDENT_BYTES
+
+
+def test_idle_costs_no_cpu(server: RunningDaemon, full: bool) -> None:
+    processes = [psutil.Process(server.process.pid), psutil.Process(server.engine_pid())]
+    time.sleep(0.5)
+    seconds = 30.0 if full else 3.0
+    before = cpu_s(*processes)
+    time.sleep(seconds)
+    share = (cpu_s(*processes) - before) / seconds
+    print(f"idle: {share:.2%} of a core")
+    assert share < IDLE_SHARE * (2 if full else 10)
+
+
+def test_the_front_process_starts_quickly(tiny_model: Path, full: bool) -> None:
+    used = []
+    for _ in range(3 if full else 1):
+        with daemon(str(tiny_model)) as small:
+            used.append(cpu_s(psutil.Process(small.process.pid)))
+    print(f"front process: {min(used):.2f} s of CPU time up to the ready line")
+    assert min(used) < START_CPU_S * (1 if full else 10)
+
+
+def test_the_serving_front_process_has_loaded_nothing_that_it_does_not_need(smollm2: Path, model_cache: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_MODULES, "run", "smollm2:135m", "--port", "0"],
+        env={**os.environ, "OCSERVE_STORE_DIRECTORY": str(model_cache)},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    assert {"starlette", "uvicorn", "msgspec"} <= loaded  # the list is the right one
+    assert not loaded & FOREIGN

@@ -1,0 +1,72 @@
+"""The composition root: what an engine is told follows from settings, card and what fits this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ocserve import app, config
+from ocserve.catalog import planning
+from ocserve.catalog.errors import DoesNotFit
+from ocserve.catalog.need import need
+from ocserve.catalog.pull import describe_file
+from ocserve.catalog.store import Installed
+from ocserve.machine import Device, HostMemory
+from tests.catalog import shapes
+
+GB = 1_000_000_000
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Installed:
+    """Llama 3 8B's shape, as a file of the user's own."""
+    return describe_file(str(shapes.write(tmp_path / "llama.gguf", "llama3-8b")))
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged."""
+    lines: list[str] = []
+    monkeypatch.setattr(app.logs, "event", lambda name, **facts: lines.append(facts["detail"]))
+    return lines
+
+
+def on_machine(monkeypatch: pytest.MonkeyPatch, host: float) -> None:
+    memory = HostMemory(total_bytes=int(host * GB), available_bytes=int(host * GB))
+    monkeypatch.setattr(planning, "host_memory", lambda: memory)
+
+
+def test_an_engine_is_told_the_plan_that_fits_and_the_log_what_was_lowered(
+    model: Installed, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = config.Config(cache=config.Cache(host_bytes=0))
+    on_machine(monkeypatch, 10.5)
+    found = app.plans(tree, {"llama": model}, ())["llama"]
+    spec = app.engine_spec(tree.engine, tree.cache, model, found.plan)
+    assert (spec.context, spec.gpu_layers, spec.kv_type) == (8192, -1, "f16")
+    assert 8192 <= spec.pool_tokens == found.plan.pool_tokens < 16_384
+    (line,) = said
+    assert line.startswith("llama: the pool of all sequences is lowered from 16,384 tokens to ")
+
+
+def test_layers_go_to_the_gpus_that_llama_cpp_can_use(
+    model: Installed, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_machine(monkeypatch, 64)
+    tree, card = config.Config(), Device("GPU0", "", "gpu", 24 * GB, 24 * GB)
+    found = app.plans(tree, {"llama": model}, (card,))["llama"]
+    assert app.engine_spec(tree.engine, tree.cache, model, found.plan).gpu_layers == 33
+    assert said == []
+
+
+def test_a_model_that_cannot_fit_is_refused(model: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_machine(monkeypatch, 4)
+    with pytest.raises(DoesNotFit, match=r"weights 8\.53 GB"):
+        app.plans(config.Config(), {"llama": model}, ())
+
+
+def test_without_a_plan_an_engine_is_told_what_settings_and_card_ask_for(model: Installed) -> None:
+    spec = app.engine_spec(config.Engine(context=1024, parallel=2), config.Cache(host_bytes=9), model)
+    assert (spec.context, spec.pool_tokens, spec.parallel, spec.host_cache_bytes) == (1024, 2048, 2, 9)
+    assert need(model.header, planning.wanted(config.Engine(), config.Cache(), model.card.defaults).plan).kv_bytes
