@@ -19,7 +19,7 @@ from ocserve.catalog import planning
 from ocserve.catalog.fit import Fit
 from ocserve.catalog.need import Plan
 from ocserve.catalog.store import Installed
-from ocserve.engine import devices
+from ocserve.engine import devices, profile
 from ocserve.engine.devices import ProbeFailed as ProbeFailed  # likewise
 from ocserve.engine.devices import probe as probe
 from ocserve.engine.fleet import Fleet
@@ -30,7 +30,7 @@ from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.http import application, server
 from ocserve.http.server import CannotListen as CannotListen  # likewise
-from ocserve.machine import Device, host_memory
+from ocserve.machine import Device, host_memory, usable_cores
 from ocserve.modelcard import ServedModel
 from ocserve.service import Service
 from ocserve.telemetry import logs
@@ -84,7 +84,8 @@ async def running(settings: config.Settings, models: Sequence[Installed]) -> Asy
     for model in models:
         refuse_context(tree.engine, model, model.header.context_length)
     default = models[0]
-    environment = config.engine_environment()
+    waiting = profile.waiting_environment(config.cache_directory(tree.cache), usable_cores())
+    environment = {**waiting, **config.engine_environment()}
     gpus = devices.usable_gpus(environment) if tree.engine.gpu_layers else ()
     fits = plans(tree, installed, gpus)
     fleet = build_fleet(tree, installed, fits, gpus, environment)
@@ -162,7 +163,7 @@ def engine_spec(
     engine: config.Engine, cache: config.Cache, installed: Installed, plan: Plan | None = None
 ) -> EngineSpec:
     """What the engine process is told: the settings and the plan; without one, what settings and card ask for."""
-    plan = plan or planning.wanted(engine, cache, installed.card.defaults).plan
+    plan = plan or planning.wanted(engine, cache, installed.card.defaults, installed.header).plan
     return EngineSpec(
         path=installed.path,
         context=plan.context,
@@ -172,7 +173,9 @@ def engine_spec(
         require_gpu=engine.require_gpu,
         threads_decode=engine.threads_decode,
         threads_prefill=engine.threads_prefill,
-        batch_tokens=engine.batch_tokens,
+        batch_tokens=plan.batch_tokens,
+        sequences=plan.sequences,
+        outputs=plan.outputs,
         chat_template=installed.card.chat_template,
         model_digest=_content_digest(installed),
         kv_type=engine.kv_type,

@@ -94,7 +94,7 @@ class Limits(_Branch, frozen=True):
         Meta(description="prompt and answer tokens of a key per minute; a minute's worth may come at once"),
     ] = None
     concurrent_requests: Annotated[Positive | None, Meta(description="requests of a key at the same time")] = None
-    queue: Annotated[Natural, Meta(description="requests that may wait for a slot, over all keys")] = 64
+    queue: Annotated[Natural, Meta(description="answers that may wait for a slot, per model and over all keys")] = 64
 
 
 class Engine(_Branch, frozen=True):

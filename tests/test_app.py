@@ -69,4 +69,6 @@ def test_a_model_that_cannot_fit_is_refused(model: Installed, monkeypatch: pytes
 def test_without_a_plan_an_engine_is_told_what_settings_and_card_ask_for(model: Installed) -> None:
     spec = app.engine_spec(config.Engine(context=1024, parallel=2), config.Cache(host_bytes=9), model)
     assert (spec.context, spec.pool_tokens, spec.parallel, spec.host_cache_bytes) == (1024, 2048, 2, 9)
-    assert need(model.header, planning.wanted(config.Engine(), config.Cache(), model.card.defaults).plan).kv_bytes
+    assert need(
+        model.header, planning.wanted(config.Engine(), config.Cache(), model.card.defaults, model.header).plan
+    ).kv_bytes

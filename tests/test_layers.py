@@ -52,6 +52,8 @@ HOMES = {
     "apsw": ("accounts/",),
     "structlog": ("telemetry/",),
     "huggingface_hub": ("catalog/",),
+    "llguidance": ("engine/constraint.py",),
+    "tiktoken": ("engine/encodings.py",),
 }
 BELOW_API = ("engine", "chat", "accounts", "telemetry", "catalog", "service.py", "generation.py", "errors.py")
 VENDORS = re.compile(r"openai|anthropic|google", re.IGNORECASE)

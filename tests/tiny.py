@@ -83,7 +83,8 @@ def _attention_blocks(weights: _Weights, *, gemma: bool) -> None:
             weights.constant(f"{block}.attn_q_norm.weight", 1, head)
             weights.constant(f"{block}.attn_k_norm.weight", 1, head)
             weights.constant(f"{block}.post_attention_norm.weight", 1, _EMBEDDING)
-            weights.constant(f"{block}.post_ffw_norm.weight", 1, _EMBEDDING)
+            # ggml looks GELU up in a table of half floats: a rounding of the input may move its output by 1e-3.
+            weights.constant(f"{block}.post_ffw_norm.weight", 0.2, _EMBEDDING)
 
 
 def _mamba_blocks(weights: _Weights, *, inner: int, state: int, rank: int, kernel: int) -> None:

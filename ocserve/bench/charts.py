@@ -140,9 +140,7 @@ def whiskers(title: str, ratios: Sequence[tuple[str, Ratio]]) -> tuple[str, int]
         if each.low is not None and each.high is not None:
             begin, end = across(max(each.low, 1 / reach)), across(max(each.high, 1 / reach))
             style = "stroke:var(--c0)"
-            parts.append(
-                f'<line class="whisker" style="{style}" x1="{begin:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}"/>'
-            )
+            parts.append(f'<line class="whisker" style="{style}" x1="{begin:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}"/>')
             label += f"  [{each.low:.3f}, {each.high:.3f}]"
         parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="4.5" style="fill:var(--c0)"/>')
         parts.append(f'<text x="{width - 140}" y="{y + 4}">{label}</text>')
@@ -169,9 +167,7 @@ def _title(text: str) -> str:
     return f'<text class="title" x="{_LEFT - 32}" y="20">{escape(text)}</text>'
 
 
-def _frame(
-    title: str, across: Axis, up: Axis, x_label: Callable[[float], str], y_label: Callable[[float], str]
-) -> str:
+def _frame(title: str, across: Axis, up: Axis, x_label: Callable[[float], str], y_label: Callable[[float], str]) -> str:
     parts = [_title(title)]
     for tick in up.ticks():
         y = up(tick)

@@ -6,23 +6,36 @@ from collections.abc import Sequence
 
 from ocserve import config
 from ocserve.catalog.fit import Fit, Lowerable, Machine, Wanted, fit
+from ocserve.catalog.gguf_header import GgufHeader
 from ocserve.catalog.need import Plan
 from ocserve.catalog.store import Installed
 from ocserve.machine import Device, HostMemory, host_memory
 from ocserve.modelcard import Defaults
 
+# Kept prefixes hold a sequence id of llama.cpp each. It reserves a distribution for every id, and where layers slide or
+# have states a window or a state of cells too.
+_MOST_SEQUENCES, _DISTRIBUTION_BYTES, _KEPT_STATES = 128, 32 * 1024 * 1024, 9
+# Rows of a batch for which a sequence may ask for a distribution: its newest token and as many drafted ones.
+_ROWS_WITH_DRAFTS = 9
+_MOST_IDS = 256  # llama.cpp's own
 
-def wanted(engine: config.Engine, cache: config.Cache, defaults: Defaults) -> Wanted:
+
+def wanted(engine: config.Engine, cache: config.Cache, defaults: Defaults, header: GgufHeader) -> Wanted:
     """The settings where they speak, the model's card elsewhere. A context of the user's own gets a pool of two."""
     context = engine.context or defaults.context
     pool = engine.pool_tokens or (2 * context if engine.context else defaults.pool)
+    parallel = engine.parallel or defaults.parallel
+    sequences = _sequences(header, parallel, engine)
+    batch_tokens = max(engine.batch_tokens, sequences)
     plan = Plan(
         context=context,
-        parallel=engine.parallel or defaults.parallel,
+        parallel=parallel,
         pool_tokens=max(pool, context),
         gpu_layers=engine.gpu_layers,
         kv_type=engine.kv_type,
-        batch_tokens=max(engine.batch_tokens, engine.parallel or defaults.parallel),
+        batch_tokens=batch_tokens,
+        sequences=sequences,
+        outputs=min(batch_tokens, max(sequences, parallel * _ROWS_WITH_DRAFTS)),
         host_cache_bytes=cache.host_bytes if engine.prefix_cache else 0,
     )
     set_by_user: dict[Lowerable, bool] = {
@@ -43,4 +56,13 @@ def plan(
 ) -> Fit:
     """How `model` is loaded here. Raises `DoesNotFit`. `memory` is what main memory it may have; None: all there is."""
     machine = Machine(memory or host_memory(), tuple(gpus))
-    return fit(model.header, wanted(engine, cache, model.card.defaults), machine)
+    return fit(model.header, wanted(engine, cache, model.card.defaults, model.header), machine)
+
+
+def _sequences(header: GgufHeader, parallel: int, engine: config.Engine) -> int:
+    """Sequence ids: those that run, one for copying, and those that keep prefixes."""
+    if any(layer.slides or layer.state for layer in header.layers):
+        kept = _KEPT_STATES
+    else:
+        kept = min(_MOST_SEQUENCES, _DISTRIBUTION_BYTES // (4 * max(1, header.vocabulary_size))) - parallel
+    return min(_MOST_IDS, parallel + 1 + max(kept, parallel, 1)) if engine.prefix_cache else parallel + 1

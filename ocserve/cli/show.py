@@ -128,7 +128,7 @@ def _memory(model: Installed, settings: config.Config) -> Memory:
     from ocserve.catalog.need import KV_TYPES, kv_bytes_per_token, need
     from ocserve.catalog.planning import wanted
 
-    plan = wanted(settings.engine, settings.cache, model.card.defaults).plan
+    plan = wanted(settings.engine, settings.cache, model.card.defaults, model.header).plan
     others = {each: kv_bytes_per_token(model.header, each) for each in KV_TYPES if each != plan.kv_type}
     return Memory(
         need=need(model.header, plan),

@@ -59,20 +59,22 @@ class Context:
         full_window: bool = False,
         exact: bool = False,
     ) -> None:
-        """`outputs` is how many rows of a batch may ask for a distribution (one per sequence unless given).
+        """`outputs` is how many rows of a batch may ask for a distribution: `sequences` at least, which is the default.
 
         `full_window` lets sliding-window layers keep all cells instead of those in the window. `exact` computes
         attention in F32 with an F32 cache and without flash attention. It is for comparing schedules: with flash
         attention, one row alone and the same row in a batch differ by up to 0.06 in the logits of a small F32 model;
         without, by less than 1e-5.
         """
+        outputs = max(outputs or 0, sequences)
+        assert sequences <= outputs <= batch_tokens, "llama.cpp aborts"
         parameters = api.llama_context_default_params()
         parameters.n_ctx = pool_tokens
         parameters.n_batch = batch_tokens
         parameters.n_ubatch = batch_tokens
         parameters.n_seq_max = sequences
         # The default would reserve batch_tokens × vocabulary floats.
-        parameters.n_outputs_max = outputs or sequences
+        parameters.n_outputs_max = outputs
         parameters.kv_unified = True
         parameters.swa_full = full_window
         parameters.n_threads = parameters.n_threads_batch = threads
@@ -87,8 +89,9 @@ class Context:
         if not self._memory or api.llama_model_has_encoder(model.pointer):
             raise LlamaError("this model cannot generate text token by token (an embedding or encoder model)")
         self.pool_tokens: int = api.llama_n_ctx(self._pointer)
-        self.outputs = outputs or sequences
-        self._capacity = batch_tokens
+        self.outputs = outputs
+        self.batch_tokens = batch_tokens
+        self.full_window = full_window
         self.sequences = sequences
         self._batch = api.llama_batch_init(batch_tokens, 0, 1)
         self._vocabulary = model.vocab.size
@@ -106,7 +109,7 @@ class Context:
 
     def decode(self, rows: Sequence[Row]) -> DecodeStatus:
         """Compute one batch; distributions are then read by row index."""
-        assert 0 < len(rows) <= self._capacity
+        assert 0 < len(rows) <= self.batch_tokens
         batch = self._batch
         batch.n_tokens = len(rows)
         for index, row in enumerate(rows):
@@ -164,14 +167,15 @@ class Context:
             raise LlamaError("the state of a sequence could not be read")
         return state
 
-    def restore(self, sequence: int, state: State) -> bool:
+    def restore(self, sequence: int, state: State | Buffer) -> bool:
         """Give `sequence` the content of a saved state, in cells of its own; False if there is no room for it.
 
         llama.cpp trusts what it is given: the state must come from `save` in a context of the same build, model and
         types.
         """
-        read = api.llama_state_seq_set_data(self._pointer, _bytes_pointer(state), state.nbytes, sequence)
-        if read == state.nbytes:
+        view = np.frombuffer(state, np.uint8)
+        read = api.llama_state_seq_set_data(self._pointer, _bytes_pointer(view), view.nbytes, sequence)
+        if read == view.nbytes:
             return True
         self.forget(sequence)
         return False
@@ -182,6 +186,7 @@ class Context:
         api.llama_free(self._pointer)
 
 
+Buffer = bytes | bytearray | memoryview
 State = np.ndarray[Any, np.dtype[np.uint8]]
 
 

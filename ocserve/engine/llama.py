@@ -8,23 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ocserve.engine.bindings import LlamaError, api, ggml_library
+from ocserve.machine import Device
 
 _TOKEN_UNKNOWN, _TOKEN_CONTROL, _TOKEN_USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
 _TOKEN_LSTRIP, _TOKEN_RSTRIP = 1 << 7, 1 << 8
 _DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
 _LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
 _NO_TOKEN = -1
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """A device as ggml lists it; memory in bytes."""
-
-    name: str
-    description: str
-    kind: str
-    memory_free: int
-    memory_total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +33,11 @@ def version() -> str:
     return str(api.llama_version().decode())
 
 
+def build() -> str:
+    """What saved states depend on: the version that is linked in and that of its format for them."""
+    return f"{version()} state {api.LLAMA_STATE_SEQ_VERSION}"
+
+
 def system_info() -> str:
     """llama.cpp's own line of CPU and backend features."""
     return str(api.llama_print_system_info().decode())
@@ -53,7 +48,7 @@ def supports_gpu_offload() -> bool:
     return bool(api.llama_supports_gpu_offload())
 
 
-def devices() -> tuple[DeviceInfo, ...]:
+def devices() -> tuple[Device, ...]:
     """The devices ggml sees. llama-cpp-python does not wrap these functions, so their types are declared here."""
     registry, base = ggml_library("ggml"), ggml_library("ggml-base")
     count, get = registry.ggml_backend_dev_count, registry.ggml_backend_dev_get
@@ -73,7 +68,7 @@ def devices() -> tuple[DeviceInfo, ...]:
         memory(device, ctypes.byref(free), ctypes.byref(total))
         number = kind(device)
         found.append(
-            DeviceInfo(
+            Device(
                 name=name(device).decode(),
                 description=description(device).decode(),
                 kind=_DEVICE_KINDS[number] if 0 <= number < len(_DEVICE_KINDS) else "other",

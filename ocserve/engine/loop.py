@@ -1,7 +1,7 @@
 """The engine's one loop: take messages, plan, compute a batch, sample, emit one frame for the whole step.
 
 Runs on one thread that owns the context and all sequences; nothing here is locked. While no sequence lives it blocks on
-its inbox and costs no CPU.
+its inbox and costs no CPU, apart from storing kept prefixes once after a while.
 """
 
 from __future__ import annotations
@@ -10,280 +10,434 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 import numpy as np
 
+from ocserve.engine.constraint import GuideError
 from ocserve.engine.context import Context, DecodeStatus, Row
-from ocserve.engine.llama import Vocab
+from ocserve.engine.counts import Counts
+from ocserve.engine.emission import Emitter
+from ocserve.engine.fairness import FairOrder
+from ocserve.engine.kv import KvMemory
+from ocserve.engine.prefixes import common_prefix
 from ocserve.engine.sampler import SamplerChain
-from ocserve.engine.scheduler import Plan, PrefillPace, plan
-from ocserve.engine.slots import Move, Phase, Sequence
-from ocserve.engine.threads import Kind, ThreadChooser
-from ocserve.engine.wire import EngineStats, Step
-from ocserve.errors import EngineFailed, Overloaded
-from ocserve.generation import (
-    Failed,
-    Finished,
-    FinishReason,
-    GenerateEvent,
-    Started,
-    TextDelta,
-)
+from ocserve.engine.scheduler import Chunk, Composer, Costs, admit, growth_margin, preempt
+from ocserve.engine.slots import Group, Move, Phase, Sequence
+from ocserve.engine.speculation import verified
+from ocserve.engine.wire import EngineStats
+from ocserve.errors import ApiError, EngineFailed, Overloaded
+from ocserve.generation import FinishReason
 
 # After this many steps in a row without one usable distribution the process is of no use; the front replaces it.
 _BROKEN_STEPS = 3
+_STATS_EVERY_S = 0.2
+# Kept prefixes are stored when nothing was to compute for this long.
+_STORE_AFTER_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class CancelSequence:
-    """Inbox message: end this request with what it has."""
+class CancelRequest:
+    """Inbox message: end this request's choices with what they have."""
 
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Inbox message: store what is worth storing and return."""
 
 
 class EngineBroken(Exception):
     """The context can no longer compute; the process must end."""
 
 
+class StepCosts(Costs, Protocol):
+    """Chooses thread counts too, and learns from what steps took."""
+
+    def threads(self, rows: int, *, prefill: bool = False) -> int: ...
+    def observe(self, rows: int, cells: int, threads: int, seconds: float) -> None: ...
+
+
 class EngineLoop:
-    """Runs sequences to their end. `submit` and `cancel` may be called from any thread."""
+    """Runs sequences to their end. `submit`, `cancel` and `stop` may be called from any thread."""
 
     def __init__(
         self,
         context: Context,
-        vocab: Vocab,
+        kv: KvMemory,
         *,
+        costs: StepCosts,
+        composer: Composer,
+        emitter: Emitter,
         parallel: int,
-        batch_tokens: int,
-        threads: ThreadChooser,
-        emit: Callable[[Step], None],
+        park_bytes: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`park_bytes` of main memory may hold the states of preempted sequences."""
+        self._clock = clock
         self._context = context
-        self._vocab = vocab
-        self._threads = threads
-        self._emit = emit
+        self._kv = kv
+        self._costs = costs
+        self._composer = composer
+        self._emitter = emitter
         self._parallel = parallel
-        self._pace = PrefillPace(batch_tokens)
-        self._inbox: SimpleQueue[Sequence | CancelSequence] = SimpleQueue()
+        self._park_bytes = park_bytes
+        self._order = FairOrder(self._prefill_s)
+        self._inbox: SimpleQueue[Group | CancelRequest | Stop] = SimpleQueue()
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
-        self._free_slots = list(range(parallel - 1, -1, -1))
-        self._events: list[tuple[str, GenerateEvent]] = []
-        self._steps = self._prefill_tokens = self._decode_tokens = self._preemptions = 0
-        self._steps_by_sequences = [0] * (parallel + 1)
+        self._stopping = False
+        self._counts = Counts(steps_by_sequences=[0] * (parallel + 1))
+        self._stats_due = 0.0
+        self._update_stats(0.0)
         self._broken_steps = 0
         self.step_started: float | None = None  # monotonic time, read by the heartbeat thread
 
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence for a slot."""
-        self._inbox.put(sequence)
+    def submit(self, group: Group) -> None:
+        """Queue a request's choices for slots."""
+        self._inbox.put(group)
 
     def cancel(self, request_id: str) -> None:
-        """End a sequence within one step, in whatever phase."""
-        self._inbox.put(CancelSequence(request_id))
+        """End a request within one step, in whatever phase."""
+        self._inbox.put(CancelRequest(request_id))
+
+    def stop(self) -> None:
+        """Have `run` return, soon if nothing is being computed."""
+        self._inbox.put(Stop())
 
     def stats(self) -> EngineStats:
-        """The counters; a consistent enough view from another thread."""
-        return EngineStats(
-            steps=self._steps,
-            prefill_tokens=self._prefill_tokens,
-            decode_tokens=self._decode_tokens,
-            steps_by_sequences=tuple(self._steps_by_sequences),
-            running=len(self._running),
-            waiting=len(self._waiting),
-            cells_used=sum(sequence.computed for sequence in list(self._running)),
-            cells_total=self._context.pool_tokens,
-            preemptions=self._preemptions,
-        )
+        """The counters as they were after a recent step, or now while idle; for any thread."""
+        return self._stats
+
+    def _update_stats(self, now: float) -> None:
+        self._stats = self._counts.snapshot(self._kv, running=len(self._running), waiting=len(self._waiting))
+        self._stats_due = now + _STATS_EVERY_S
 
     def run(self) -> None:
-        """Loop until the process ends; raises `EngineBroken` when it should."""
-        while True:
-            self._receive()
-            self.step_started = time.monotonic()
-            self._expire(self.step_started)
+        """Turn until stopped; raises `EngineBroken` when the process should end."""
+        while not self._stopping:
+            self.turn(wait=True)
+        while self._kv.save_one():
+            pass
+
+    def turn(self, *, wait: bool) -> bool:
+        """Take messages, compute one step, send what it made visible; False if there was nothing to compute.
+
+        Raises `EngineBroken`.
+        """
+        self._receive(wait=wait)
+        now = self.step_started = self._clock()
+        self._expire(now)
+        busy = bool(self._running or self._waiting)
+        if busy:
             self._step()
-            self.step_started = None
-            self._flush()
+        if not self._running or now >= self._stats_due:
+            self._update_stats(now)
+        self.step_started = None
+        self._emitter.flush()
+        return busy
 
-    def _flush(self) -> None:
-        """Send what became visible, as one frame."""
-        if self._events:
-            events, self._events = self._events, []
-            self._emit(Step(events=tuple(events)))
+    # --- messages ---------------------------------------------------------------------------------------------------
 
-    def _receive(self) -> None:
+    def _receive(self, *, wait: bool) -> None:
         """Take every message that is there; wait for one only if there is nothing to compute."""
-        idle = not self._running and not self._waiting and not self._events
         try:
+            if wait and not self._running and not self._waiting:
+                self._handle(self._next_when_idle())
             while True:
-                message = self._inbox.get(block=idle)
-                idle = False
-                if isinstance(message, Sequence):
-                    self._waiting.append(message)
-                else:
-                    self._cancel(message.request_id)
+                self._handle(self._inbox.get(block=False))
         except Empty:
             return
 
-    def _cancel(self, request_id: str) -> None:
-        for sequence in (*self._running, *self._waiting):
-            if sequence.id == request_id:
-                self._finish(sequence, "cancelled")
-                return
+    def _next_when_idle(self) -> Group | CancelRequest | Stop:
+        while self._kv.unsaved:
+            try:
+                return self._inbox.get(timeout=_STORE_AFTER_S)
+            except Empty:
+                while self._inbox.empty() and self._kv.save_one():
+                    pass
+        return self._inbox.get()
+
+    def _handle(self, message: Group | CancelRequest | Stop) -> None:
+        match message:
+            case Group(members=members):
+                self._waiting += members
+            case CancelRequest(request_id=request_id):
+                for sequence in [each for each in (*self._running, *self._waiting) if each.id == request_id]:
+                    self._finish(sequence, "cancelled")
+            case Stop():
+                self._stopping = True
 
     def _expire(self, now: float) -> None:
         """End what has reached its wall-clock cap; the cap is a length limit like any other."""
-        for sequence in (*self._running, *self._waiting):
-            if now < sequence.deadline:
-                continue
-            if sequence.started:
-                self._emit_text(sequence, sequence.text.finish())
+        for sequence in [each for each in (*self._running, *self._waiting) if now >= each.deadline]:
+            if sequence.group.started:
+                self._emitter.cut(sequence)
                 self._finish(sequence, "length")
-            else:
-                error = Overloaded("The request waited for a slot as long as it was allowed to run.")
-                self._end(sequence, Failed(error=error.info))
+            elif sequence.phase is not Phase.ENDED:
+                self._fail(sequence, Overloaded("The request waited for a slot as long as it was allowed to run."))
+
+    # --- one step ---------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        decoding = sum(sequence.phase is Phase.DECODE for sequence in self._running)
-        step = plan(
-            self._running,
-            self._waiting,
-            slots=self._parallel,
-            pool_tokens=self._context.pool_tokens,
-            prefill_budget=self._pace.budget(decoding),
-        )
-        for sequence in step.preempt:
-            self._preempt(sequence)
-        for sequence in step.admit:
-            self._admit(sequence)
-        if step.admit:
-            self._flush()  # a client learns that its prompt is being computed, not that it has been
-        if not step.decode and not step.prefill:
-            return
-        rows, sampled_from = self._rows(step)
-        prefill_tokens = sum(chunk.count for chunk in step.prefill)
-        kind = Kind.PREFILL if prefill_tokens else Kind.SINGLE if len(rows) == 1 else Kind.BATCH
-        self._context.use_threads(self._threads.choose(kind))
-        begun = time.monotonic()
-        status = self._context.decode(rows)
-        if status is not DecodeStatus.OK:
-            self._recover(status, step)
-            return
-        seconds = time.monotonic() - begun
-        self._threads.observe(kind, len(rows), seconds)
-        self._pace.observe(prefill_tokens, seconds)
-        self._count(step, prefill_tokens)
-        self._sample(sampled_from)
+        if self._waiting and len(self._running) < self._parallel:
+            self._admit()
+        prompts = self._prompts()
+        self._relieve()
+        prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
+        self._announce()
+        decode = self._decode_chunks([each for each in self._running if each.phase is Phase.DECODE])
+        prefill = self._composer.prefill(decode, prompts)
+        if decode or prefill:
+            self._compute(decode, prefill)
 
-    def _admit(self, sequence: Sequence) -> None:
-        self._waiting.remove(sequence)
-        sequence.move(Move.ADMIT)
-        sequence.slot = self._free_slots.pop()
-        self._running.append(sequence)
-        if not sequence.started:
-            sequence.started = True
-            self._events.append((sequence.id, Started(prompt_tokens=len(sequence.prompt))))
+    def _relieve(self) -> None:
+        """Preempt while the running sequences could outgrow memory in this step."""
+        claims = sum(sequence.claim for sequence in self._running)
+        room = self._kv.room(claims)
+        if claims > room:
+            for sequence in preempt(self._running, room, self._kv.freed_without):
+                self._preempt(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Give the cells back and wait again, before those that never ran."""
-        self._release(sequence)
+        """Move its cells to main memory and let it wait again, before those that never ran."""
+        if sequence.attached:
+            sequence.parked = self._kv.park(sequence, self._park_bytes - self._parked_bytes())
+            self._counts.parked += sequence.parked is not None
+        else:
+            self._kv.leave(sequence)
+        self._running.remove(sequence)
         sequence.move(Move.PREEMPT)
         self._waiting.insert(0, sequence)
-        self._preemptions += 1
+        self._counts.preemptions += 1
 
-    def _release(self, sequence: Sequence) -> None:
-        if sequence in self._running:
-            self._running.remove(sequence)
-        if sequence.slot is not None:
-            self._context.forget(sequence.slot)
-            self._free_slots.append(sequence.slot)
+    def _parked_bytes(self) -> int:
+        return sum(sequence.parked.state.nbytes for sequence in self._waiting if sequence.parked)
 
-    def _rows(self, step: Plan) -> tuple[list[Row], list[tuple[int, Sequence]]]:
-        """The batch, and for each sequence that samples after it the row to sample from. Marks rows as computed."""
-        rows: list[Row] = []
-        sampled_from: list[tuple[int, Sequence]] = []
-        chunks = [(sequence, 1) for sequence in step.decode]
-        chunks += [(chunk.sequence, chunk.count) for chunk in step.prefill]
-        for sequence, count in chunks:
-            assert sequence.slot is not None
-            end = sequence.computed + count
-            for position in range(sequence.computed, end):
-                last = position + 1 == sequence.length
-                rows.append(Row(sequence.token(position), position, sequence.slot, last))
-            sequence.computed = end
-            if sequence.remaining == 0:
-                sampled_from.append((len(rows) - 1, sequence))
-        return rows, sampled_from
+    def _admit(self) -> None:
+        begun = [sequence for sequence in self._waiting if sequence.generated or sequence.parked]
+        new = self._order.sort(sequence for sequence in self._waiting if sequence not in begun)
+        candidates = [*begun, *new][: self._parallel - len(self._running)]
+        for position, sequence in enumerate(candidates):
+            self._kv.expect(sequence, [*self._running, *candidates[:position]])
+        wanted = sum(each.claim for each in (*self._running, *candidates)) + growth_margin(self._parallel)
+        room = self._kv.room(wanted)
+        for sequence in admit(self._running, candidates, slots=self._parallel, room=room):
+            self._waiting.remove(sequence)
+            sequence.move(Move.ADMIT)
+            self._kv.enter(sequence)
+            self._running.append(sequence)
 
-    def _count(self, step: Plan, prefill_tokens: int) -> None:
-        self._steps += 1
-        self._prefill_tokens += prefill_tokens
-        self._decode_tokens += len(step.decode)
-        self._steps_by_sequences[len(step.decode)] += 1
+    def _prompts(self) -> list[Sequence]:
+        """Prompts that can be computed now, in the order in which they are served."""
+        ordered = self._order.sort(each for each in self._running if each.phase is Phase.PREFILL)
+        ready: list[Sequence] = []
+        for index, sequence in enumerate(ordered):
+            if not sequence.attached:
+                ahead = [*ordered[:index], *(later for later in ordered[index + 1 :] if later.attached)]
+                if self._kv.awaits(sequence, ahead):
+                    continue
+                self._attach(sequence)
+            ready.append(sequence)
+        return ready
 
-    def _sample(self, sampled_from: list[tuple[int, Sequence]]) -> None:
-        usable = not sampled_from
-        for row, sequence in sampled_from:
+    def _attach(self, sequence: Sequence) -> None:
+        resumed = sequence.parked is not None
+        self._kv.attach(sequence)
+        self._counts.resumed += resumed
+        group = sequence.group
+        if group.cached_tokens is None:
+            group.cached_tokens = min(sequence.computed, len(sequence.prompt))
+
+    def _announce(self) -> None:
+        """Clients learn that their prompts are being computed, not that they have been."""
+        for sequence in self._running:
+            self._emitter.started(sequence)
+        self._emitter.flush()
+
+    def _decode_chunks(self, sequences: list[Sequence]) -> list[Chunk]:
+        """One row for each decoding sequence, and forced or drafted tokens where that pays and the batch has room."""
+        spare = self._composer.spare_rows(len(sequences))
+        chunks = []
+        for sequence in sequences:
+            chunk = self._decode_chunk(sequence, len(sequences) - 1, spare)
+            spare -= chunk.rows - 1
+            chunks.append(chunk)
+        return chunks
+
+    def _decode_chunk(self, sequence: Sequence, others: int, spare: int) -> Chunk:
+        if sequence.remaining > 1:
+            return Chunk(sequence, 1 + self._composer.forced_rows(min(sequence.remaining - 1, spare), others))
+        most = min(sequence.room - 1, spare, self._composer.drafts_each(others + 1))
+        if sequence.speculator is None or most < 1:
+            return Chunk(sequence, 1)
+        drafts = sequence.speculator.propose(
+            lambda rows: self._costs.seconds(rows, rows * sequence.length),
+            rows_others=others,
+            tokens_others=others,
+            most=most,
+        )
+        return Chunk(sequence, 1, tuple(drafts))
+
+    # --- computing --------------------------------------------------------------------------------------------------
+
+    def _compute(self, decode: list[Chunk], prefill: tuple[Chunk, ...]) -> None:
+        chunks = [*decode, *prefill]
+        rows, first_output = _rows(chunks)
+        if not self._kv.make_room(len(rows)):
+            raise EngineBroken("the plan exceeds the pool")
+        for chunk in chunks:
+            if chunk.sequence.guide is not None and chunk.count == chunk.sequence.remaining:
+                chunk.sequence.guide.begin_mask()
+        threads = self._costs.threads(len(rows), prefill=bool(prefill))
+        self._context.use_threads(threads)
+        begun = self._clock()
+        status = self._context.decode(rows)
+        if status is DecodeStatus.NO_SLOT:  # fragmentation: kept prefixes make way
+            self._kv.drop_kept()
+            status = self._context.decode(rows)
+        if status is not DecodeStatus.OK:
+            self._recover(status, chunks)
+            return
+        cells = sum(chunk.cells for chunk in chunks)
+        self._costs.observe(len(rows), cells, threads, self._clock() - begun)
+        self._account(decode, prefill)
+        sampled = [(chunk, row) for chunk, row in zip(chunks, first_output, strict=True) if row is not None]
+        for chunk in chunks:
+            sequence = chunk.sequence
+            self._kv.append(sequence, sequence.tokens(sequence.computed, sequence.computed + chunk.count))
+        self._sample(sampled)
+
+    def _account(self, decode: list[Chunk], prefill: tuple[Chunk, ...]) -> None:
+        self._counts.steps += 1
+        self._counts.steps_by_sequences[len(decode)] += 1
+        self._counts.decode_tokens += sum(chunk.count for chunk in decode)
+        self._counts.prefill_tokens += sum(chunk.count for chunk in prefill)
+        for chunk in prefill:
+            self._order.charge(chunk.sequence.tenant, self._prefill_s(chunk.count))
+
+    def _prefill_s(self, tokens: int) -> float:
+        """Predicted seconds to compute so many tokens of a prompt."""
+        return tokens * self._composer.prefill_row_s
+
+    def _sample(self, sampled: list[tuple[Chunk, int]]) -> None:
+        usable = not sampled
+        for chunk, row in sampled:
+            sequence = chunk.sequence
+            if sequence.phase is Phase.ENDED:
+                continue  # another choice of its request failed in this very step
             if sequence.phase is Phase.PREFILL:
                 sequence.move(Move.COMPUTED)
-            # NaN or all -inf would abort the process inside the sampler; it ends this sequence only.
-            if not np.isfinite(self._context.logits(row).max()):
-                self._fail(sequence, "The model produced no usable distribution for this sequence.")
+            try:
+                reason = self._take(chunk, row)
+            except (_Unusable, GuideError) as error:
+                self._fail(sequence, EngineFailed(str(error)))
                 continue
             usable = True
-            assert isinstance(sequence.sampler, SamplerChain)
-            self._take(sequence, sequence.sampler.sample(self._context, row))
+            if reason is not None:
+                self._finish(sequence, reason)
         self._broken_steps = 0 if usable else self._broken_steps + 1
         if self._broken_steps >= _BROKEN_STEPS:
             raise EngineBroken("no usable distribution in several steps")
 
-    def _take(self, sequence: Sequence, token: int) -> None:
-        """Add a sampled token to its sequence and emit what became visible."""
-        sequence.generated.append(token)
-        sequence.unseen += 1
-        if self._vocab.is_end(token):
-            self._emit_text(sequence, sequence.text.finish())
-            self._finish(sequence, "stop")
-            return
-        text = sequence.text.feed(self._vocab.piece(token))
-        if sequence.text.matched is not None:
-            self._emit_text(sequence, text)
-            self._finish(sequence, "stop")
-        elif len(sequence.generated) >= sequence.max_tokens:
-            text += sequence.text.finish()
-            self._emit_text(sequence, text)
-            self._finish(sequence, "length")
-        else:
-            self._emit_text(sequence, text)
+    def _take(self, chunk: Chunk, row: int) -> FinishReason | None:
+        """Sample behind the newest token and behind each draft that the sample before confirmed.
 
-    def _emit_text(self, sequence: Sequence, text: str) -> None:
-        if text:
-            self._events.append((sequence.id, TextDelta(text=text, tokens=sequence.unseen)))
-            sequence.unseen = 0
+        Raises `_Unusable` or `GuideError`.
+        """
+        sequence, known = chunk.sequence, chunk.sequence.length
+        reason: FinishReason | None = None
+        for token in verified(chunk.drafts, lambda draft: self._draw(sequence, row + draft)):
+            reason = self._emitter.take(sequence, token)
+            if reason is not None:
+                break
+        tokens = sequence.tokens(known, sequence.length)
+        if chunk.drafts:
+            self._keep(sequence, chunk.drafts, tokens)
+        if sequence.speculator is not None:
+            sequence.speculator.accept(tokens)
+        return reason if reason is not None else self._follow(sequence, tokens[-1])
+
+    def _keep(self, sequence: Sequence, drafts: tuple[int, ...], tokens: list[int]) -> None:
+        """The cells of drafts that turned out true stay, the others go."""
+        accepted = common_prefix(drafts, tokens)
+        self._kv.append(sequence, list(drafts[:accepted]))
+        self._kv.cut(sequence)  # llama.cpp computed them all
+        sequence.drafted += len(drafts)
+        sequence.accepted += accepted
+        self._counts.drafted += len(drafts)
+        self._counts.accepted += accepted
+
+    def _draw(self, sequence: Sequence, row: int) -> int:
+        logits = self._context.logits(row)
+        if sequence.guide is not None:
+            sequence.guide.apply(logits)
+        # NaN or all -inf would abort the process inside the sampler; it ends this sequence only.
+        if not np.isfinite(logits.max()):
+            raise _Unusable("The model produced no usable distribution for this sequence.")
+        assert isinstance(sequence.sampler, SamplerChain)
+        return sequence.sampler.sample(self._context, row)
+
+    def _follow(self, sequence: Sequence, token: int) -> FinishReason | None:
+        """Tell the guide of a constrained sequence, and append what must follow."""
+        guide = sequence.guide
+        if guide is None:
+            return None
+        guide.accept(token)
+        while forced := guide.forced():
+            for follower in forced:
+                guide.accept(follower)
+                sequence.sampler.accept(follower)
+                self._counts.forced += 1
+                reason = self._emitter.take(sequence, follower)
+                if reason is not None:
+                    return reason
+        return "stop" if guide.finished else None
+
+    # --- ends -------------------------------------------------------------------------------------------------------
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        stop = sequence.text.matched if reason == "stop" else None
-        self._end(sequence, Finished(reason=reason, usage=sequence.usage, stop_sequence=stop))
-
-    def _fail(self, sequence: Sequence, message: str) -> None:
-        self._end(sequence, Failed(error=EngineFailed(message).info, usage=sequence.usage))
-
-    def _end(self, sequence: Sequence, event: Finished | Failed) -> None:
         self._release(sequence)
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-        sequence.move(Move.END)
-        sequence.sampler.close()
-        self._events.append((sequence.id, event))
+        self._emitter.finished(sequence, reason)
 
-    def _recover(self, status: DecodeStatus, step: Plan) -> None:
+    def _fail(self, sequence: Sequence, error: ApiError) -> None:
+        """One choice cannot go on: the request ends for all of them."""
+        for member in sequence.group.members:
+            if member.phase is not Phase.ENDED:
+                self._release(member)
+        self._emitter.failed(sequence.group, error)
+
+    def _release(self, sequence: Sequence) -> None:
+        self._kv.leave(sequence)
+        for queue in (self._running, self._waiting):
+            if sequence in queue:
+                queue.remove(sequence)
+        sequence.move(Move.END)
+        sequence.close()
+
+    def _recover(self, status: DecodeStatus, chunks: list[Chunk]) -> None:
         """A batch that could not be computed. The plan rules out a full pool, so NO_SLOT means fragmentation."""
         if status in (DecodeStatus.ABORTED, DecodeStatus.FATAL):
             raise EngineBroken(f"llama_decode failed: {status.name}")
-        # llama.cpp restored its state, but these rows count as computed here: the newest sequence ends, the others
-        # compute theirs again.
-        *others, newest = (*step.decode, *(chunk.sequence for chunk in step.prefill))
-        self._fail(newest, "The engine could not compute this sequence.")
-        for sequence in reversed(others):
-            self._preempt(sequence)
+        # llama.cpp restored its state: the newest sequence ends, which gives the others another step's worth of cells.
+        self._fail(chunks[-1].sequence, EngineFailed("The engine could not compute this sequence."))
+
+
+class _Unusable(Exception):
+    """No token can be drawn from this distribution."""
+
+
+def _rows(chunks: list[Chunk]) -> tuple[list[Row], list[int | None]]:
+    """The batch, and for each chunk the row of its first distribution, None if it asks for none."""
+    rows: list[Row] = []
+    first_output: list[int | None] = []
+    for chunk in chunks:
+        sequence = chunk.sequence
+        assert sequence.slot is not None
+        begin, end = sequence.computed, sequence.computed + chunk.count
+        for position, token in enumerate(sequence.tokens(begin, end), start=begin):
+            rows.append(Row(token, position, sequence.slot, position + 1 == sequence.length))
+        first_output.append(len(rows) - 1 if end == sequence.length else None)
+        rows += [Row(token, end + index, sequence.slot, True) for index, token in enumerate(chunk.drafts)]
+    return rows, first_output

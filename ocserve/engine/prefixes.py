@@ -8,7 +8,7 @@ while any holder has them. It knows nothing of llama.cpp, of time or of policy; 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,6 +150,24 @@ class PrefixTree:
         """How many cells only `holder` has: what closing it would free."""
         tail = self._tails[holder]
         return len(tail.tokens) if len(tail.holders) == 1 else 0
+
+    def held(self, holders: Collection[int]) -> int:
+        """Distinct cells that these holders have together, O(nodes they have)."""
+        wanted = set(holders)
+        cells = 0
+        pending = list(self._roots.values())
+        while pending:
+            node = pending.pop()
+            if not wanted.isdisjoint(node.holders):
+                cells += len(node.tokens)
+                for siblings in node.children.values():
+                    pending += siblings
+        return cells
+
+    def beginnings(self, holder: int) -> list[int]:
+        """The other holders of the same salt whose tokens are all a beginning of this one's."""
+        held = self._matches(self._salts[holder], self.tokens(holder))
+        return [other for other, matched in held.items() if other != holder and matched == self.length(other)]
 
     def covered_by(self, holder: int) -> int | None:
         """Another holder of the same salt whose tokens begin with all tokens of `holder`, if there is one."""

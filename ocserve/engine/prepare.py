@@ -1,4 +1,4 @@
-"""Preparing requests beside the decode loop: render, tokenise, check, build the sampler.
+"""Preparing requests beside the decode loop: render, tokenise, compile the constraint, check, build the samplers.
 
 One thread takes requests in order and answers `Prepared` or `Refused`; what it prepared waits here until `Start` or
 `Cancel`. The lock guards two small dictionaries, nothing is computed under it.
@@ -14,13 +14,20 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from ocserve.engine.bindings import LlamaError
+from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import Vocab
 from ocserve.engine.sampler import SamplerChain
-from ocserve.engine.slots import Sequence
+from ocserve.engine.slots import Group, Sequence
+from ocserve.engine.speculation import Speculator
 from ocserve.engine.tokens import PromptEncoder
 from ocserve.engine.wire import Prepared, Refused
 from ocserve.errors import ApiError, EngineFailed
 from ocserve.generation import GenerateRequest
+
+_SEED_BITS = 64
+# The tokenizer of constraints is built before the first request, since that holds the GIL, unless it takes a second
+# and a hundred megabytes: then only once somebody asks for a constraint.
+_EARLY_GRAMMARS = 160_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +35,28 @@ class _Ready:
     request: GenerateRequest
     prompt: tuple[int, ...]
     max_tokens: int
+    guide: Guide | None
 
 
 class Preparer:
     """Owns requests between `Prepare` and `Start`. `submit`, `take` and `cancel` are called by the reader thread."""
 
     def __init__(
-        self, encoder: PromptEncoder, vocab: Vocab, *, context: int, emit: Callable[[Prepared | Refused], None]
+        self,
+        encoder: PromptEncoder,
+        vocab: Vocab,
+        grammars: GrammarCompiler,
+        *,
+        context: int,
+        speculator: Callable[[tuple[int, ...]], Speculator] | None,
+        emit: Callable[[Prepared | Refused], None],
     ) -> None:
+        """`speculator` makes what drafts behind a prompt; None: nothing is drafted."""
         self._encoder = encoder
         self._vocab = vocab
+        self._grammars = grammars
         self._context = context
+        self._speculator = speculator
         self._emit = emit
         self._queue: SimpleQueue[GenerateRequest] = SimpleQueue()
         self._lock = threading.Lock()
@@ -58,28 +76,36 @@ class Preparer:
             self._wanted.discard(request_id)
             self._ready.pop(request_id, None)
 
-    def take(self, request_id: str) -> Sequence | None:
-        """A prepared request as a sequence that can be scheduled; None if it was cancelled."""
+    def take(self, request_id: str) -> Group | None:
+        """A prepared request as choices that can be scheduled; None if it was cancelled."""
         with self._lock:
             ready = self._ready.pop(request_id, None)
         if ready is None:
             return None
         request = ready.request
         seed = request.sampling.seed
-        sampler = SamplerChain(
-            self._vocab,
-            request.sampling,
-            seed=secrets.randbits(64) if seed is None else seed & 0xFFFFFFFFFFFFFFFF,
-            window=self._context,
-            prompt=ready.prompt,
-        )
-        return Sequence(
-            request,
-            ready.prompt,
-            max_tokens=ready.max_tokens,
-            sampler=sampler,
-            deadline=time.monotonic() + request.deadline_s,
-        )
+        first_seed = secrets.randbits(_SEED_BITS) if seed is None else seed
+        group = Group(request)
+        now = time.monotonic()
+        for index in range(request.choices):
+            sampler = SamplerChain(
+                self._vocab,
+                request.sampling,
+                seed=(first_seed + index) % (1 << _SEED_BITS),
+                window=self._context,
+                prompt=ready.prompt,
+            )
+            Sequence(
+                group,
+                ready.prompt,
+                max_tokens=ready.max_tokens,
+                sampler=sampler,
+                deadline=now + request.deadline_s,
+                arrived=now,
+                guide=ready.guide.copy() if ready.guide is not None else None,
+                speculator=self._speculator(ready.prompt) if self._speculator and ready.guide is None else None,
+            )
+        return group
 
     def busy(self) -> tuple[str | None, float]:
         """The request in work and for how many seconds; called by the heartbeat thread."""
@@ -88,6 +114,8 @@ class Preparer:
 
     def run(self) -> None:
         """Prepare for ever; the thread's target."""
+        if self._vocab.size <= _EARLY_GRAMMARS:
+            self._grammars.build()
         while True:
             request = self._queue.get()
             with self._lock:
@@ -101,6 +129,7 @@ class Preparer:
         try:
             ignored = self._encoder.unread(request)
             prompt = self._encoder.encode(request)
+            guide = self._grammars.guide(request.constraint) if request.constraint is not None else None
         except ApiError as error:
             self._refuse(request, error)
             return
@@ -112,7 +141,7 @@ class Preparer:
             if request.request_id not in self._wanted:
                 return
             self._wanted.discard(request.request_id)
-            self._ready[request.request_id] = _Ready(request, prompt, max_tokens)
+            self._ready[request.request_id] = _Ready(request, prompt, max_tokens, guide)
         self._emit(
             Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens, ignored=ignored)
         )

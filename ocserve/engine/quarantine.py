@@ -35,7 +35,16 @@ class Quarantine:
 
     def digest(self, request: GenerateRequest) -> bytes:
         """What identifies the work that a request asks for, whoever sends it."""
-        work = _encoder.encode((request.prompt, request.sampling, request.max_tokens, request.stop))
+        work = _encoder.encode(
+            (
+                request.prompt,
+                request.sampling,
+                request.max_tokens,
+                request.stop,
+                request.choices,
+                request.constraint,
+            )
+        )
         return hmac.new(self._key, work, hashlib.sha256).digest()
 
     def check(self, digest: bytes) -> None:

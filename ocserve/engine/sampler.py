@@ -57,6 +57,10 @@ class SamplerChain:
         """Draw the token that follows row `row` of the last batch."""
         return int(api.llama_sampler_sample(self._chain, context.pointer, row))
 
+    def accept(self, token: int) -> None:
+        """Record a token that was added without being drawn, for the penalties."""
+        api.llama_sampler_accept(self._chain, token)
+
     def close(self) -> None:
         """Free the chain and its samplers; the object is unusable afterwards."""
         if self._chain:

@@ -1,130 +1,199 @@
-"""What the next step computes: a pure decision over the sequences' facts; the loop carries it out.
+"""What the next step computes: pure decisions over the sequences' facts and a cost model; the loop carries them out.
 
-A plan is made in this order:
- 1. Preempt: while the running sequences could outgrow the pool in this step, the newest gives up its cells. The oldest
+A step is decided in this order:
+ 1. `preempt`: while the running sequences could outgrow memory in this step, the newest gives up its cells. The oldest
     always stays, and alone it always fits, so somebody always advances.
- 2. Admit: while a slot is free, take the waiting sequence of the tenant with the fewest running ones, the earliest
-    first, if its known tokens and some room to grow fit the pool beside the others. Nobody is admitted in a step that
-    preempts.
- 3. Decode: every sequence in its decode phase contributes its newest token.
- 4. Prefill: one prompt after another, earliest admitted first, within the prefill budget, so that the first of
-    several simultaneous prompts does not wait for the last.
+ 2. `admit`: while a slot is free, take the next waiting sequence if its known tokens and some room to grow fit memory
+    beside the others. Nobody is admitted in a step that preempts.
+ 3. `compose`: every sequence in its decode phase contributes its newest token (with forced or drafted ones beside it
+    where that pays). Prompts fill what the step's time budget leaves, one after another, so that the first of several
+    simultaneous prompts does not wait for the last.
+
+The time budget of a step in which somebody decodes is `STRETCH` times what decoding alone would take, at least
+`FLOOR_S`: that bounds the inter-token latency of running streams while prompts are computed.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from ocserve.engine.slots import Phase, Sequence
+from ocserve.engine.fastforward import worth_batching
+from ocserve.engine.slots import Sequence
+from ocserve.engine.speculation import MOST_DRAFTED
 
 # Cells that an admitted sequence must find free beyond its known tokens: room for some decode steps, so that a full
 # pool does not admit and preempt in turns.
 GROWTH_TOKENS = 64
+# A step with prompts in it may take this many times as long as without …
+STRETCH = 7.0
+# … or this long: a fifth of a second between two words is smoother than reading, and small chunks are dear.
+FLOOR_S = 0.15
+# Prompt tokens that a step computes at least, so that a slow machine's prompts advance too.
+LEAST_CHUNK = 16
+# A further prompt joins a batch if that takes at most this share of computing it afterwards.
+JOINS_BELOW = 0.9
+
+
+class Costs(Protocol):
+    """Predicts how long a step takes."""
+
+    def seconds(self, rows: int, cells: int = 0, *, prefill: bool = False) -> float:
+        """A batch of `rows` that attend `cells` in sum over the rows; `prefill` if rows of prompts are among them."""
+
+    def rows_within(self, seconds: float, *, rows: int, cells_per_row: int, most: int) -> int:
+        """How many prompt rows, at most `most`, fit the time beside `rows` others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` tokens of a prompt to compute in this step."""
+    """`count` known tokens of a sequence to compute in this step, and `drafts` to verify behind them."""
 
     sequence: Sequence
     count: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.count + len(self.drafts)
+
+    @property
+    def cells(self) -> int:
+        """Cells that the rows attend, in sum: each row those of all positions up to its own."""
+        return cells_attended(self.sequence.computed, self.rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The step to take; `preempt` and `admit` come before the batch, `decode` rows before `prefill` rows."""
-
-    preempt: tuple[Sequence, ...] = ()
-    admit: tuple[Sequence, ...] = ()
-    decode: tuple[Sequence, ...] = ()
-    prefill: tuple[Chunk, ...] = field(default=())
+def cells_attended(computed: int, rows: int) -> int:
+    """Cells that `rows` rows attend in sum, behind `computed` tokens."""
+    return rows * computed + rows * (rows + 1) // 2
 
 
-def plan(
-    running: Ordered[Sequence], waiting: Ordered[Sequence], *, slots: int, pool_tokens: int, prefill_budget: int
-) -> Plan:
-    """Decide one step. `running` is in order of admission, `waiting` in order of arrival."""
-    staying, preempted = _preempt(running, pool_tokens)
-    admitted = () if preempted else _admit(staying, waiting, slots, pool_tokens)
-    decode = tuple(sequence for sequence in staying if sequence.phase is Phase.DECODE)
-    prefilling = [sequence for sequence in staying if sequence.phase is Phase.PREFILL]
-    return Plan(
-        preempt=preempted,
-        admit=admitted,
-        decode=decode,
-        prefill=_prefill([*prefilling, *admitted], prefill_budget),
-    )
+def preempt(running: Ordered[Sequence], room: int, freed: Callable[[Sequence], int]) -> tuple[Sequence, ...]:
+    """Those to preempt so that the known tokens of the others fit.
 
-
-def _cells_after_step(sequences: Ordered[Sequence]) -> int:
-    """Cells that the sequences will have claimed when all their known tokens are computed."""
-    return sum(sequence.length for sequence in sequences)
-
-
-def _preempt(running: Ordered[Sequence], pool_tokens: int) -> tuple[list[Sequence], tuple[Sequence, ...]]:
+    `running` is in order of admission, `room` the cells that no running sequence holds, `freed` how many more there are
+    without this one.
+    """
     staying = list(running)
     preempted = []
-    while len(staying) > 1 and _cells_after_step(staying) > pool_tokens:
-        preempted.append(staying.pop())
-    return staying, tuple(preempted)
+    while len(staying) > 1 and sum(sequence.claim for sequence in staying) > room:
+        newest = staying.pop()
+        preempted.append(newest)
+        room += freed(newest)
+    return tuple(preempted)
 
 
-def _admit(
-    running: Ordered[Sequence], waiting: Ordered[Sequence], slots: int, pool_tokens: int
-) -> tuple[Sequence, ...]:
+def admit(running: Ordered[Sequence], waiting: Ordered[Sequence], *, slots: int, room: int) -> tuple[Sequence, ...]:
+    """Those to admit, of `waiting` in the order in which they are to be served."""
     admitted: list[Sequence] = []
-    held = Counter(sequence.tenant for sequence in running)
-    cells = _cells_after_step(running)
-    queue = list(waiting)
-    while queue and len(running) + len(admitted) < slots:
-        candidate = min(queue, key=lambda sequence: held[sequence.tenant])  # min keeps the earliest of equals
-        growth = min(GROWTH_TOKENS, candidate.max_tokens - len(candidate.generated))
-        growth *= 1 + len(running) + len(admitted)
-        alone = not running and not admitted
-        if not alone and cells + candidate.length + growth > pool_tokens:
+    free = room - sum(sequence.claim for sequence in running)
+    for candidate in waiting:
+        beside = len(running) + len(admitted)
+        growth = min(GROWTH_TOKENS, candidate.room) * (1 + beside)
+        if beside >= slots or (beside and candidate.claim + growth > free):
             break
-        queue.remove(candidate)
         admitted.append(candidate)
-        held[candidate.tenant] += 1
-        cells += candidate.length
+        free -= candidate.claim
     return tuple(admitted)
 
 
-def _prefill(prefilling: Ordered[Sequence], budget: int) -> tuple[Chunk, ...]:
+class Composer:
+    """Puts batches together."""
+
+    def __init__(
+        self,
+        costs: Costs,
+        *,
+        batch_tokens: int,
+        outputs: int,
+        order: Literal["serial", "joint"] = "serial",
+        fast_forward: bool = True,
+    ) -> None:
+        """A batch has at most `batch_tokens` rows, and `outputs` of them may ask for a distribution."""
+        self._costs = costs
+        self._batch_tokens = batch_tokens
+        self._outputs = outputs
+        self._order = order
+        self._fast_forward = fast_forward
+
+    @property
+    def prefill_row_s(self) -> float:
+        """Predicted seconds for one token of a long prompt."""
+        return self._costs.seconds(self._batch_tokens, prefill=True) / self._batch_tokens
+
+    def spare_rows(self, sequences: int) -> int:
+        """Rows of a batch beyond one for each of so many sequences."""
+        return self._batch_tokens - sequences
+
+    def drafts_each(self, sequences: int) -> int:
+        """How many drafted tokens each of so many decoding sequences may verify in one batch."""
+        return min(MOST_DRAFTED, self._outputs // sequences - 1)
+
+    def forced_rows(self, run: int, others: int) -> int:
+        """How many of a `run` of known tokens to compute beside their sequence's next one and `others` rows."""
+        return worth_batching(run, self._costs.seconds, others + 1) if self._fast_forward and run > 0 else 0
+
+    def budget(self, decode: Ordered[Chunk], position: int) -> int:
+        """Rows of prompts, about `position` tokens long so far, that fit beside the decoding sequences."""
+        rows = sum(chunk.rows for chunk in decode)
+        most = self._batch_tokens - rows
+        if not decode or most <= 0:
+            return max(most, 0)
+        cells = sum(chunk.cells for chunk in decode)
+        target_s = max(FLOOR_S, STRETCH * self._costs.seconds(rows, cells))
+        fitting = self._costs.rows_within(target_s, rows=rows, cells_per_row=position, most=most)
+        return min(most, max(fitting, LEAST_CHUNK))
+
+    def prefill(self, decode: Ordered[Chunk], prompts: Ordered[Sequence]) -> tuple[Chunk, ...]:
+        """Chunks of `prompts`, in the order in which they are to be served."""
+        if not prompts:
+            return ()
+        budget = self.budget(decode, prompts[0].computed)
+        if self._order == "joint":
+            return _shared_out(prompts, budget)
+        chunks: list[Chunk] = []
+        rows = sum(chunk.rows for chunk in decode)
+        for sequence in prompts:
+            count = _chunk(sequence, budget)
+            if count == 0 or (chunks and not self._joins(rows, count)):
+                break
+            chunks.append(Chunk(sequence, count))
+            rows += count
+            budget -= count
+            if count < sequence.remaining:
+                break  # it goes on in the next step; nobody passes it
+        return tuple(chunks)
+
+    def _joins(self, rows: int, more: int) -> bool:
+        """Whether `more` rows are notably cheaper beside `rows` than in a step of their own."""
+        apart = self._costs.seconds(rows) + self._costs.seconds(more)
+        return self._costs.seconds(rows + more) <= JOINS_BELOW * apart
+
+
+def growth_margin(slots: int) -> int:
+    """Cells that must be free beyond all known tokens for `slots` sequences to be admitted."""
+    return GROWTH_TOKENS * slots * (slots + 1) // 2
+
+
+def _chunk(sequence: Sequence, budget: int) -> int:
+    """How much of a prompt's rest to compute: up to where its state is to be kept, if it is."""
+    count = min(budget, sequence.remaining)
+    for stop in sequence.stops:
+        if sequence.computed < stop:
+            return min(count, stop - sequence.computed)
+    return count
+
+
+def _shared_out(prompts: Ordered[Sequence], budget: int) -> tuple[Chunk, ...]:
+    """Equal shares for all prompts; what a short one leaves goes to the others."""
     chunks = []
-    for sequence in prefilling:
-        if budget <= 0:
-            break
-        count = min(budget, sequence.remaining)
+    left = sorted(prompts, key=lambda sequence: sequence.remaining)
+    while left and budget > 0:
+        share = max(1, budget // len(left))
+        sequence = left.pop(0)
+        count = _chunk(sequence, min(share, budget))
         chunks.append(Chunk(sequence, count))
         budget -= count
     return tuple(chunks)
-
-
-class PrefillPace:
-    """How many prompt tokens one step may compute so that running streams stay smooth.
-
-    Measures prefill speed (tokens per second, moving average over steps that were mostly prefill) and allows as many
-    tokens as fit `target_s`; with nobody decoding the whole batch is allowed.
-    """
-
-    MINIMUM = 16
-
-    def __init__(self, batch_tokens: int, target_s: float = 0.1) -> None:
-        self._batch_tokens = batch_tokens
-        self._target_s = target_s
-        self._tokens_per_s = batch_tokens / target_s / 4
-
-    def budget(self, decoding: int) -> int:
-        """Prompt tokens for a step in which `decoding` sequences decode."""
-        room = self._batch_tokens - decoding
-        if not decoding:
-            return room
-        return min(room, max(self.MINIMUM, int(self._tokens_per_s * self._target_s)))
-
-    def observe(self, prefill_tokens: int, seconds: float) -> None:
-        """Learn from a step that computed `prefill_tokens` prompt tokens among others."""
-        if prefill_tokens >= self.MINIMUM and seconds > 0:
-            self._tokens_per_s += 0.2 * (prefill_tokens / seconds - self._tokens_per_s)

@@ -1,18 +1,23 @@
-"""Sequences and their states: what one generation holds while it lives in the engine.
+"""Sequences and their states: what one choice of a generation holds while it lives in the engine.
 
     WAITING ──admit──▶ PREFILL ──computed──▶ DECODE ──end──▶ ENDED
        ▲                  │                    │
        └────preempt───────┴────────────────────┘           (end is allowed from every state)
 
-A preempted sequence gives back its slot and KV cells and keeps its tokens, sampler and text stream, so that it later
-goes on where it was after computing its tokens again. A sequence stores facts; everything else is a property.
+A preempted sequence gives back its KV cells and keeps its tokens, sampler and text stream, so that it later goes on
+where it was: from its saved state if there was room for one, else after computing its tokens again. A sequence stores
+facts; everything else is a property.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from ocserve.engine.constraint import Guide
+from ocserve.engine.context import State
+from ocserve.engine.speculation import Speculator
 from ocserve.engine.text import TextStream
 from ocserve.generation import GenerateRequest, Usage
 
@@ -45,45 +50,96 @@ TRANSITIONS: dict[tuple[Phase, Move], Phase] = {
 class Sampler(Protocol):
     """Draws tokens for one sequence; owned by it and closed when it ends."""
 
-    def close(self) -> None: ...
+    def accept(self, token: int) -> None:
+        """A token was added without being drawn."""
+
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 class IllegalMove(Exception):
     """A transition that the table does not have; the sequence is unchanged."""
 
 
-class Sequence:
-    """One generation: its tokens, how many of them are in KV memory, and what it samples and emits with."""
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """What a preempted sequence had computed: its first `length` tokens, in main memory."""
 
-    def __init__(
-        self,
-        request: GenerateRequest,
-        prompt: tuple[int, ...],
-        *,
-        max_tokens: int,
-        sampler: Sampler,
-        deadline: float,
-    ) -> None:
-        self.request = request
-        self.prompt = prompt
-        self.max_tokens = max_tokens
-        self.sampler = sampler
-        self.deadline = deadline
-        self.text = TextStream(request.stop)
-        self.generated: list[int] = []
-        self.computed = 0  # tokens, from the start, whose KV cells exist
-        self.slot: int | None = None
-        self.phase = Phase.WAITING
-        self.started = False  # whether the client has been told that it holds a slot
-        self.unseen = 0  # sampled tokens whose text is still held back
+    state: State
+    length: int
+
+
+@dataclass(eq=False, slots=True)
+class Group:
+    """The choices of one request: they share a prompt and end together when one of them fails."""
+
+    request: GenerateRequest
+    members: list[Sequence] = field(default_factory=list)
+    started: bool = False  # whether the client has been told that it holds a slot
+    cached_tokens: int | None = None  # of the prompt, not computed for this request; None until its first choice began
 
     @property
     def id(self) -> str:
         return self.request.request_id
 
     @property
+    def usage(self) -> Usage:
+        """Of all choices together; the prompt counts once."""
+        usages = [sequence.usage for sequence in self.members]
+        return Usage(
+            prompt_tokens=usages[0].prompt_tokens,
+            cached_tokens=usages[0].cached_tokens,
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in usages),
+            rejected_draft_tokens=sum(usage.rejected_draft_tokens for usage in usages),
+        )
+
+
+class Sequence:
+    """One choice: its tokens, how many of them are in KV memory, and what it samples and emits with."""
+
+    def __init__(
+        self,
+        group: Group,
+        prompt: tuple[int, ...],
+        *,
+        max_tokens: int,
+        sampler: Sampler,
+        deadline: float,
+        arrived: float = 0.0,
+        guide: Guide | None = None,
+        speculator: Speculator | None = None,
+    ) -> None:
+        """`deadline` and `arrived` are monotonic seconds. The sequence joins `group` as its next choice."""
+        self.group = group
+        self.index = len(group.members)
+        group.members.append(self)
+        self.prompt = prompt
+        self.max_tokens = max_tokens
+        self.sampler = sampler
+        self.deadline = deadline
+        self.arrived = arrived
+        self.guide = guide
+        self.speculator = speculator
+        self.text = TextStream(group.request.stop)
+        self.generated: list[int] = []
+        self.computed = 0  # tokens, from the start, whose KV cells exist
+        self.slot: int | None = None
+        self.attached = False  # whether it has taken what memory holds of its tokens …
+        self.expected = 0  # … and how many of them it is expected to share until then
+        self.parked: Parked | None = None
+        self.stops: list[int] = []  # lengths, ascending, at which a chunk of its prompt must end
+        self.phase = Phase.WAITING
+        self.unseen = 0  # sampled tokens whose text is still held back
+        self.drafted = self.accepted = 0
+
+    @property
+    def id(self) -> str:
+        return self.group.id
+
+    @property
     def tenant(self) -> bytes:
-        return self.request.salt
+        return self.group.request.salt
 
     @property
     def length(self) -> int:
@@ -93,16 +149,37 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Known tokens that still have to be computed."""
-        return self.length - self.computed
+        return self.length - (self.computed or (self.parked.length if self.parked else 0))
+
+    @property
+    def claim(self) -> int:
+        """KV cells that its known tokens need beyond those that it holds."""
+        return self.remaining if self.attached else self.length - self.expected
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be generated."""
+        return self.max_tokens - len(self.generated)
 
     @property
     def usage(self) -> Usage:
-        return Usage(prompt_tokens=len(self.prompt), completion_tokens=len(self.generated))
+        return Usage(
+            prompt_tokens=len(self.prompt),
+            cached_tokens=self.group.cached_tokens or 0,
+            completion_tokens=len(self.generated),
+            accepted_draft_tokens=self.accepted,
+            rejected_draft_tokens=self.drafted - self.accepted,
+        )
 
     def token(self, position: int) -> int:
         """The known token at `position`."""
         prompt = len(self.prompt)
         return self.prompt[position] if position < prompt else self.generated[position - prompt]
+
+    def tokens(self, begin: int, end: int) -> list[int]:
+        """The known tokens at positions begin … end - 1."""
+        prompt = len(self.prompt)
+        return [*self.prompt[begin:end], *self.generated[max(begin - prompt, 0) : max(end - prompt, 0)]]
 
     def move(self, move: Move) -> None:
         """Take a transition; raises `IllegalMove` and changes nothing if there is none."""
@@ -113,3 +190,13 @@ class Sequence:
         if target in (Phase.WAITING, Phase.ENDED):
             self.computed = 0
             self.slot = None
+            self.attached = False
+            self.stops = []
+
+    def close(self) -> None:
+        """Free what the sequence owns outside of Python."""
+        self.sampler.close()
+        if self.guide is not None:
+            self.guide.close()
+        if self.speculator is not None:
+            self.speculator.close()

@@ -11,6 +11,7 @@ from ocserve.chat.messages import unread
 from ocserve.chat.specials import SpecialToken, SpecialTokens
 from ocserve.chat.template import ChatTemplate
 from ocserve.engine.llama import Vocab
+from ocserve.engine.turns import Turns
 from ocserve.errors import ContextLengthExceeded, InvalidRequest
 from ocserve.generation import ChatPrompt, GenerateRequest, TextPrompt, TokenPrompt
 
@@ -18,9 +19,10 @@ from ocserve.generation import ChatPrompt, GenerateRequest, TextPrompt, TokenPro
 class PromptEncoder:
     """Encodes prompts for one model; `template` None means that the model cannot chat."""
 
-    def __init__(self, vocab: Vocab, template: str | None, *, context: int) -> None:
+    def __init__(self, vocab: Vocab, template: str | None, *, context: int, turns: Turns) -> None:
         self._vocab = vocab
         self._context = context
+        self._turns = turns
         self._longest_piece = vocab.longest_piece()
         self._specials = SpecialTokens(
             SpecialToken(text=token.text, id=token.id, kind=token.kind, lstrip=token.lstrip, rstrip=token.rstrip)
@@ -51,12 +53,12 @@ class PromptEncoder:
                 if self._template is None:
                     raise InvalidRequest("This model has no chat template; use /v1/completions.", param=field)
                 self._check_size(sum(len(message.content.encode()) for message in messages), field)
-                ids = self._with_bos(self._specials.encode(self._template.render(messages), self._plain))
+                ids = self._with_bos(self._specials.encode(self._template.render(messages), self.plain))
             case TextPrompt(text=text):
                 field = "prompt"
                 # Partitioned here: llama.cpp's own search for special tokens takes quadratic time.
                 self._check_size(len(text.encode()), field)
-                ids = self._with_bos(self._specials.encode(self._specials.partition(text), self._plain))
+                ids = self._with_bos(self._specials.encode(self._specials.partition(text), self.plain))
             case TokenPrompt(tokens=tokens):
                 field = "prompt"
                 ids = self._checked(tokens)
@@ -77,7 +79,8 @@ class PromptEncoder:
         if at_least >= self._context:
             raise ContextLengthExceeded(limit=self._context, prompt_tokens=at_least, param=field, at_least=True)
 
-    def _plain(self, text: str) -> list[int]:
+    def plain(self, text: str) -> list[int]:
+        """Token ids of text without special tokens in it."""
         return self._vocab.tokenize(text, parse_special=False)
 
     def _with_bos(self, ids: list[int]) -> list[int]:

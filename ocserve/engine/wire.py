@@ -24,8 +24,9 @@ _LENGTH = struct.Struct(">I")
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that an engine process is told: the file, the sizes, the threads (None: the engine decides).
 
-    `model_digest` names the file's content and is part of what a stored prefix or profile is valid for.
-    `cache_directory` None: nothing is stored on disk.
+    `sequences` and `outputs` are the context's ids (running and kept sequences, one for copying) and rows with a
+    distribution; 0 is as few as can be. `model_digest` names the file's content and is part of what a stored prefix or
+    profile is valid for. `cache_directory` None: nothing is stored on disk.
     """
 
     path: str
@@ -37,6 +38,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads_decode: int | None
     threads_prefill: int | None
     batch_tokens: int
+    sequences: int = 0
+    outputs: int = 0
     chat_template: str | None = None
     model_digest: str = ""
     kv_type: str = "f16"

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,12 +210,27 @@ def test_whatever_is_asked_of_whatever_machine(
         assert roomier.plan.context >= found.plan.context
 
 
-def test_what_the_settings_name_is_fixed_and_the_card_fills_the_rest() -> None:
-    defaults = Defaults(context=8192, parallel=3)
-    silent = wanted(config.Engine(), config.Cache(host_bytes=7), defaults)
-    assert silent == Wanted(Plan(context=8192, parallel=3, pool_tokens=16_384, host_cache_bytes=7))
+def test_what_the_settings_name_is_fixed_and_the_card_fills_the_rest(headers: dict[str, GgufHeader]) -> None:
+    defaults, header = Defaults(context=8192, parallel=3), headers["llama3-8b"]
+    silent = wanted(config.Engine(), config.Cache(host_bytes=7), defaults, header)
+    assert silent.fixed == frozenset()
+    assert (silent.plan.context, silent.plan.parallel, silent.plan.pool_tokens) == (8192, 3, 16_384)
+    assert silent.plan.host_cache_bytes == 7
     engine = config.Engine(context=2048, gpu_layers=4, kv_type="q4_0", parallel=9, prefix_cache=False)
-    spoken = wanted(engine, config.Cache(), defaults)
+    spoken = wanted(engine, config.Cache(), defaults, header)
     assert spoken.fixed == {"context", "gpu_layers"}
-    assert spoken.plan == Plan(context=2048, parallel=9, pool_tokens=4096, gpu_layers=4, kv_type="q4_0")
-    assert wanted(config.Engine(pool_tokens=100), config.Cache(), defaults).plan.pool_tokens == 8192
+    plan = Plan(context=2048, parallel=9, pool_tokens=4096, gpu_layers=4, kv_type="q4_0", sequences=10, outputs=81)
+    assert spoken.plan == plan
+    assert wanted(config.Engine(pool_tokens=100), config.Cache(), defaults, header).plan.pool_tokens == 8192
+
+
+def test_ids_are_few_where_each_costs_a_window_or_many_distributions(headers: dict[str, GgufHeader]) -> None:
+    defaults = Defaults(context=8192, parallel=4)
+
+    def sequences(name: str, vocabulary: int) -> int:
+        header = msgspec.structs.replace(headers[name], vocabulary_size=vocabulary)
+        return wanted(config.Engine(), config.Cache(), defaults, header).plan.sequences
+
+    assert sequences("llama3-8b", 49_152) == 129
+    assert sequences("llama3-8b", 262_144) == 33
+    assert sequences("gemma3-4b", 49_152) == sequences("mamba-130m", 49_152) == 14

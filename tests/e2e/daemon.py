@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 _READY = re.compile(r"ready: (http://\S+)")
 _START_TIMEOUT_S = 120.0
 
@@ -55,7 +57,9 @@ def daemon(
     """Run `ocserve run … --port 0`, with the models of `store`; standard error goes to a file, as a service's would."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr.log"
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        # Profiles stay, so that not every start measures; prefixes do not, so that runs do not help each other.
+        cache = {"OCSERVE_CACHE_DIRECTORY": str(user_cache_path("ocserve-tests")), "OCSERVE_CACHE_DISK_BYTES": "0"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **cache, **(env or {})}
         if store is not None:
             environment["OCSERVE_STORE_DIRECTORY"] = str(store)
         with log.open("wb") as stderr:

@@ -1,240 +1,294 @@
-"""The loop on real kernels: what it serves under batching, preemption and cancels is what the model says alone.
-
-Equality is tie-aware: each served token, teacher-forced through an uncached run of its sequence, must be within the
-noise of the top logit that computing the same tokens in other chunks causes.
-"""
+"""The loop on real kernels: the life of requests, sharing, parking, and what clients are told of it."""
 
 from __future__ import annotations
 
-import random
+import json
 import threading
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ocserve.engine import llama, scheduler
-from ocserve.engine.context import Context, Row
-from ocserve.engine.loop import EngineLoop
-from ocserve.engine.sampler import SamplerChain
-from ocserve.engine.slots import Sequence
-from ocserve.engine.threads import ThreadChooser
-from ocserve.engine.wire import Step
-from ocserve.generation import (
-    Failed,
-    Finished,
-    GenerateEvent,
-    GenerateRequest,
-    Sampling,
-    Started,
-    TextDelta,
-    TokenPrompt,
-)
+from ocserve.engine.constraint import GrammarCompiler
+from ocserve.engine.context import Context
+from ocserve.generation import Failed, Finished, JsonConstraint, Sampling, Started, TextDelta
 from tests import tiny
-
-NO_END = {0: -100.0, tiny.END_OF_TURN: -100.0}
-
-
-class Bench:
-    """A tiny model with a running loop and a record of its events."""
-
-    def __init__(self, path: Path, *, pool_tokens: int, parallel: int) -> None:
-        log = llama.LoadLog()
-        self.model = llama.Model(str(path), gpu_layers=0, log=log)
-        log.close()
-        context = Context(
-            self.model, pool_tokens=pool_tokens, sequences=parallel, batch_tokens=64, threads=1, exact=True
-        )
-        self.events: dict[str, list[GenerateEvent]] = defaultdict(list)
-        self.loop = EngineLoop(
-            context,
-            self.model.vocab,
-            parallel=parallel,
-            batch_tokens=64,
-            threads=ThreadChooser(few=1, many=1),
-            emit=self._record,
-        )
-        threading.Thread(target=self.loop.run, daemon=True).start()
-
-    def _record(self, step: Step) -> None:
-        for request_id, event in step.events:
-            self.events[request_id].append(event)
-
-    def submit(
-        self, name: str, prompt: tuple[int, ...], max_tokens: int, *, stop: tuple[str, ...] = (), deadline_s: float = 60
-    ) -> Sequence:
-        sampling = Sampling(temperature=0.0, logit_bias=NO_END)
-        request = GenerateRequest(
-            request_id=name,
-            model="m",
-            prompt=TokenPrompt(tokens=prompt),
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
-            salt=name[:1].encode(),
-        )
-        sampler = SamplerChain(self.model.vocab, sampling, seed=1, window=512, prompt=prompt)
-        deadline = time.monotonic() + deadline_s
-        sequence = Sequence(request, prompt, max_tokens=max_tokens, sampler=sampler, deadline=deadline)
-        self.loop.submit(sequence)
-        return sequence
-
-    def ended(self, name: str) -> Finished | Failed | None:
-        events = self.events[name]
-        return events[-1] if events and isinstance(events[-1], Finished | Failed) else None
-
-    def wait(self, names: list[str]) -> None:
-        deadline = time.monotonic() + 120
-        while not all(self.ended(name) for name in names):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+from tests.engine.schedules import NO_END, Engine, FixedCosts, Oracle, load
 
 
-def teacher_forced(model: llama.Model, tokens: list[int], chunk: int, neighbour: int = 0) -> np.ndarray:
-    """Logits after every token, computed in chunks of `chunk` beside `neighbour` cells of another sequence."""
-    context = Context(model, pool_tokens=1024, sequences=64, batch_tokens=64, threads=1, exact=True)
-    for position in range(neighbour):
-        context.decode([Row(40, position, 1, False)])
-    rows = []
-    for start in range(0, len(tokens), chunk):
-        part = range(start, min(start + chunk, len(tokens)))
-        context.decode([Row(tokens[position], position, 0, True) for position in part])
-        rows += [np.array(context.logits(index)) for index in range(len(part))]
-    return np.array(rows)
-
-
-# Only the order of additions is left. A wrong or foreign cell moves the logits of these models by whole units.
-NOISE_FLOOR = 1e-4
-
-
-def check_served(model: llama.Model, sequence: Sequence) -> None:
-    """Every token that was served is the uncached run's best, up to the noise of computing it in another order."""
-    tokens = [*sequence.prompt, *sequence.generated]
-    logits = teacher_forced(model, tokens, 32)
-    noise = float(np.abs(logits - teacher_forced(model, tokens, 7, neighbour=100)).max())
-    logits[:, list(NO_END)] = -np.inf
-    first = len(sequence.prompt) - 1
-    for index, token in enumerate(sequence.generated):
-        row = logits[first + index]
-        assert row[token] >= row.max() - 4 * noise - NOISE_FLOOR, f"token {index} of {sequence.id}"
-
-
-@pytest.mark.parametrize("family", ["attention", "sliding", "recurrent"])
-def test_random_schedules_serve_what_the_model_says_alone(
-    tmp_path: Path, family: tiny.Family, full: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Arrivals, cancels and a pool that is too small for all, from a printed seed."""
-    monkeypatch.setattr(scheduler, "GROWTH_TOKENS", 2)  # admit greedily, so that sequences have to be preempted
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    choose = random.Random(seed)
-    bench = Bench(tiny.write(tmp_path / "m.gguf", family), pool_tokens=512, parallel=6)
-    sequences = []
-    for index in range(120 if full else 30):
-        prompt = tuple(choose.randrange(3, 260) for _ in range(choose.randrange(1, 150)))
-        sequences.append(bench.submit(f"{choose.choice('abc')}{index}", prompt, choose.randrange(1, 80)))
-        time.sleep(choose.random() * 0.002)
-        if choose.random() < 0.15:
-            bench.loop.cancel(choose.choice(sequences).id)
-    bench.wait([sequence.id for sequence in sequences])
-    for sequence in sequences:
-        end = bench.ended(sequence.id)
-        assert isinstance(end, Finished)
-        assert end.usage.completion_tokens == len(sequence.generated)
-        if end.reason == "length":
-            assert len(sequence.generated) == sequence.max_tokens
-        check_served(bench.model, sequence)
-    stats = bench.loop.stats()
-    assert (stats.running, stats.waiting, stats.cells_used) == (0, 0, 0)
-    assert stats.preemptions > 0
-
-
-def test_a_planted_wrong_token_is_found(tiny_model: Path) -> None:
-    """The check itself must be able to fail."""
-    bench = Bench(tiny_model, pool_tokens=512, parallel=1)
-    sequence = bench.submit("one", (40, 50, 60), 20)
-    bench.wait(["one"])
-    check_served(bench.model, sequence)
-    sequence.generated[10] = (sequence.generated[10] + 1) % 256 + 3
-    with pytest.raises(AssertionError, match="token 10"):
-        check_served(bench.model, sequence)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> llama.Model:
+    return load(tiny.write(tmp_path_factory.mktemp("model") / "m.gguf"))
 
 
 @pytest.fixture
-def bench(tiny_model: Path) -> Bench:
-    return Bench(tiny_model, pool_tokens=512, parallel=4)
+def engine(model: llama.Model) -> Engine:
+    return Engine(Path(), model=model)
 
 
-def test_events_come_in_order_and_their_tokens_add_up(bench: Bench) -> None:
-    bench.submit("one", (40, 50, 60), 30)
-    bench.wait(["one"])
-    started, *deltas, finished = bench.events["one"]
+def prompt(length: int, first: int = 10) -> list[int]:
+    return [3 + (first + 7 * index) % 250 for index in range(length)]
+
+
+def test_events_come_in_order_and_their_tokens_add_up(engine: Engine) -> None:
+    engine.submit("one", (40, 50, 60), 30)
+    engine.run()
+    started, *deltas, finished = engine.events["one"]
     assert started == Started(prompt_tokens=3)
     assert all(isinstance(delta, TextDelta) for delta in deltas)
     assert isinstance(finished, Finished)
     assert sum(delta.tokens for delta in deltas if isinstance(delta, TextDelta)) == 30
 
 
-def test_a_cancel_ends_a_sequence_in_every_phase(bench: Bench) -> None:
-    bench.submit("decoding", (40,) * 20, 480)
-    while not any(isinstance(event, TextDelta) for event in bench.events["decoding"]):
-        time.sleep(0.0005)
-    bench.loop.cancel("decoding")
-    bench.submit("queued", (40,), 480)
-    bench.loop.cancel("queued")
-    bench.wait(["decoding", "queued"])
-    for name in ("decoding", "queued"):
-        end = bench.ended(name)
-        assert isinstance(end, Finished)
-        assert end.reason == "cancelled"
-    assert bench.loop.stats().cells_used == 0
+def test_a_cancel_ends_a_request_in_every_phase(engine: Engine) -> None:
+    engine.submit("decoding", (40,) * 20, 480)
+    for _ in range(5):
+        engine.loop.turn(wait=False)
+    engine.submit("prefilling", prompt(300), 10, choices=2)
+    engine.loop.turn(wait=False)
+    engine.submit("queued", (40,), 480)
+    for name in ("queued", "prefilling", "decoding"):
+        engine.loop.cancel(name)
+    engine.run()
+    for name, choices in (("decoding", 1), ("prefilling", 2), ("queued", 1)):
+        ends = [event for event in engine.events[name] if isinstance(event, Finished)]
+        assert [end.reason for end in ends] == ["cancelled"] * choices
+    stats = engine.loop.stats()
+    assert stats.cells_used == stats.cells_kept
+    engine.kv.drop_kept()
+    assert engine.kv.cells == 0
 
 
-def test_the_wall_clock_cap_ends_with_length_and_an_expired_wait_with_an_error(bench: Bench) -> None:
+def test_the_wall_clock_cap_ends_with_length_and_an_expired_wait_with_an_error(engine: Engine) -> None:
     for index in range(4):
-        bench.submit(f"holder{index}", (40,) * 60, 400, deadline_s=0.03)
-    bench.submit("queued", (40,), 10, deadline_s=0)
-    bench.wait([*(f"holder{index}" for index in range(4)), "queued"])
-    queued = bench.ended("queued")
+        engine.submit(f"holder{index}", (40 + index,) * 20, 400, deadline_s=1.0)
+    engine.submit("queued", (60,) * 40, 10, deadline_s=0.5)
+    engine.run()
+    queued = engine.end("queued")
     assert isinstance(queued, Failed)
     assert queued.error.status == 429
-    assert all(getattr(bench.ended(f"holder{index}"), "reason", None) == "length" for index in range(4))
+    assert all(getattr(engine.end(f"holder{index}"), "reason", None) == "length" for index in range(4))
 
 
-def test_a_stop_string_is_named_and_cut(bench: Bench) -> None:
-    free = bench.submit("free", (40, 50, 60), 40)
-    bench.wait(["free"])
-    text = b"".join(bench.model.vocab.piece(token) for token in free.generated).decode(errors="replace")
+def test_a_stop_string_is_named_and_cut(engine: Engine) -> None:
+    free = engine.submit("free", (40, 50, 60), 40)
+    engine.run()
+    text = b"".join(engine.model.vocab.piece(token) for token in free.generated).decode(errors="replace")
     stop = next(text[start : start + 2] for start in range(5, 30) if text[start : start + 2].isascii())
-    bench.submit("stopped", (40, 50, 60), 40, stop=(stop,))
-    bench.wait(["stopped"])
-    end = bench.ended("stopped")
+    engine.submit("stopped", (40, 50, 60), 40, stop=(stop,))
+    engine.run()
+    end = engine.end("stopped")
     assert isinstance(end, Finished)
     assert (end.reason, end.stop_sequence) == ("stop", stop)
-    shown = "".join(event.text for event in bench.events["stopped"] if isinstance(event, TextDelta))
-    assert shown == text[: text.index(stop)]
+    assert engine.text("stopped") == text[: text.index(stop)]
 
 
-def test_an_idle_loop_uses_no_cpu(bench: Bench) -> None:
-    bench.submit("one", (40,), 3)
-    bench.wait(["one"])
+def test_an_idle_loop_uses_no_cpu(engine: Engine) -> None:
+    thread = threading.Thread(target=engine.loop.run, daemon=True)
+    thread.start()
+    engine.submit("one", (40,) * 40, 3)
+    deadline = time.monotonic() + 20
+    while not engine.end("one") or engine.kv.unsaved:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     before = time.process_time()
     time.sleep(1)
     assert time.process_time() - before < 0.05
+    engine.loop.stop()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
-def test_unusable_logits_end_the_sequence_and_not_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_logits_end_the_request_and_not_the_process(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN would abort inside llama.cpp's sampler."""
-    poisoned = np.full(bench.model.vocab.size, np.nan, dtype=np.float32)
+    poisoned = np.full(engine.model.vocab.size, np.nan, dtype=np.float32)
     monkeypatch.setattr(Context, "logits", lambda self, row: poisoned)
-    bench.submit("poisoned", (40,), 5)
-    bench.wait(["poisoned"])
+    engine.submit("poisoned", (40,), 5, choices=2)
+    engine.run()
     monkeypatch.undo()
-    end = bench.ended("poisoned")
-    assert isinstance(end, Failed)
-    assert end.error.code == "engine_failed"
-    bench.submit("fine", (40,), 5)
-    bench.wait(["fine"])
-    assert isinstance(bench.ended("fine"), Finished)
+    ends = [event for event in engine.events["poisoned"] if isinstance(event, Finished | Failed)]
+    assert len(ends) == 1
+    assert isinstance(ends[0], Failed)
+    assert ends[0].error.code == "engine_failed"
+    engine.submit("fine", (40,), 5)
+    engine.run()
+    assert isinstance(engine.end("fine"), Finished)
+
+
+def test_a_prefix_that_is_being_computed_is_waited_for(engine: Engine) -> None:
+    """Simultaneous requests compute what they share once."""
+    trunk = prompt(200)
+    for index in range(4):
+        engine.submit(f"r{index}", [*trunk, *prompt(16, first=3 * index)], 5)
+    engine.run()
+    assert engine.loop.stats().prefill_tokens <= 200 + 4 * 16
+    cached = [engine.end(f"r{index}").usage.cached_tokens for index in range(4)]  # type: ignore[union-attr]
+    assert sorted(cached)[0] == 0
+    assert sorted(cached)[1] >= 200
+
+
+def test_nothing_is_shared_between_tenants(engine: Engine) -> None:
+    """With a positive control: the same prompt of the same tenant is shared."""
+    engine.submit("a", prompt(200), 5, salt=b"a")
+    engine.run()
+    engine.submit("b", prompt(200), 5, salt=b"b")
+    engine.submit("again", prompt(200), 5, salt=b"a")
+    engine.run()
+    cached = {name: engine.end(name).usage.cached_tokens for name in ("a", "b", "again")}  # type: ignore[union-attr]
+    assert cached == {"a": 0, "b": 0, "again": 199}
+
+
+def test_a_conversation_computes_only_what_is_new(engine: Engine) -> None:
+    tokens = prompt(50)
+    for turn in range(8):
+        before = engine.loop.stats().prefill_tokens
+        sequence = engine.submit(f"t{turn}", tokens, 10)
+        engine.run()
+        computed = engine.loop.stats().prefill_tokens - before
+        assert computed == (50 if turn == 0 else 1 + 20)  # the last sampled token was not computed yet
+        tokens = [*tokens, *sequence.generated, *prompt(20, first=turn)]
+
+
+def test_sharing_can_be_turned_off(model: llama.Model) -> None:
+    engine = Engine(Path(), model=model, sharing=False)
+    for index in range(2):
+        engine.submit(f"r{index}", prompt(200), 5)
+    engine.run()
+    assert engine.loop.stats().prefill_tokens == 400
+    assert engine.kv.cells == 0
+
+
+def test_choices_share_one_prefill_and_differ(engine: Engine) -> None:
+    sampling = Sampling(temperature=1.5, seed=5, logit_bias=NO_END)
+    engine.submit("many", prompt(100), 30, choices=3, sampling=sampling)
+    engine.run()
+    assert engine.loop.stats().prefill_tokens <= 100 + 2
+    starts = [event for event in engine.events["many"] if isinstance(event, Started)]
+    ends = [event for event in engine.events["many"] if isinstance(event, Finished)]
+    assert len(starts) == 1
+    assert sorted(end.index for end in ends) == [0, 1, 2]
+    assert [end.usage.completion_tokens for end in ends] == [30, 30, 30]
+    assert len({engine.text("many", index) for index in range(3)}) == 3
+
+
+@pytest.mark.parametrize("park_bytes", [0, 1 << 24])
+def test_pressure_is_invisible(model: llama.Model, park_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that together need several times the pool all finish, with the text they have alone."""
+    monkeypatch.setattr(scheduler, "GROWTH_TOKENS", 2)  # admit greedily, so that sequences have to be preempted
+    engine = Engine(Path(), model=model, pool_tokens=256, parallel=8, park_bytes=park_bytes)
+    sequences = [engine.submit(f"r{index}", prompt(40, first=11 * index), 60) for index in range(20)]
+    engine.run()
+    oracle = Oracle(model)
+    for sequence in sequences:
+        end = engine.end(sequence.id)
+        assert isinstance(end, Finished)
+        assert end.usage.completion_tokens == 60
+        oracle.check(sequence)
+    stats = engine.loop.stats()
+    assert stats.preemptions > 0
+    assert stats.parked == stats.resumed == (stats.preemptions if park_bytes else 0)
+    if park_bytes:
+        assert stats.prefill_tokens <= 20 * 40 + stats.resumed
+
+
+def test_the_first_of_many_prompts_is_answered_first(engine: Engine) -> None:
+    for index in range(4):
+        engine.submit(f"r{index}", prompt(64, first=13 * index), 3)
+    firsts = []
+    for _ in range(40):
+        engine.loop.turn(wait=False)
+        for index in range(4):
+            if f"r{index}" not in firsts and any(isinstance(e, TextDelta) for e in engine.events[f"r{index}"]):
+                firsts.append(f"r{index}")
+    assert firsts == ["r0", "r1", "r2", "r3"]
+
+
+FREE_ROWS = FixedCosts(step_s=0.01, row_s=0.00001)  # like a GPU
+DEAR_ROWS = FixedCosts(step_s=0.0, row_s=0.01)
+
+
+def test_drafts_that_pay_save_steps_and_change_nothing(model: llama.Model) -> None:
+    """A greedy answer out of few words repeats itself, and is drafted from itself."""
+    few_words = Sampling(temperature=0.0, logit_bias={**NO_END, **dict.fromkeys(range(40, 43), 100.0)})
+    texts, steps = [], []
+    for speculates in (False, True):
+        engine = Engine(Path(), model=model, costs=FREE_ROWS)
+        sequences = [
+            engine.submit(f"r{i}", prompt(20, first=i), 150, sampling=few_words, speculates=speculates)
+            for i in range(2)
+        ]
+        engine.run()
+        texts.append([engine.text(f"r{i}") for i in range(2)])
+        steps.append(engine.loop.stats().steps)
+        engine.kv.drop_kept()
+        assert engine.kv.cells == 0
+    assert texts[0] == texts[1]
+    assert steps[1] < 0.8 * steps[0]
+    assert sequences[0].usage.accepted_draft_tokens > 20
+
+
+def test_drafts_that_do_not_pay_are_not_verified(model: llama.Model) -> None:
+    engine = Engine(Path(), model=model, costs=DEAR_ROWS)
+    engine.submit("one", prompt(20), 150, speculates=True)
+    engine.run()
+    assert engine.loop.stats().drafted_tokens == 0
+
+
+def test_sampling_is_the_same_with_drafts(model: llama.Model) -> None:
+    """One random stream gives one text: every token is drawn by the sequence's own sampler, drafted or not."""
+    sampling = Sampling(temperature=0.3, seed=11, logit_bias=NO_END)
+    texts = []
+    for speculates in (False, True):
+        engine = Engine(Path(), model=model, costs=FREE_ROWS)
+        engine.submit("one", prompt(20) * 3, 150, sampling=sampling, speculates=speculates)
+        engine.run()
+        texts.append(engine.text("one"))
+    assert texts[0] == texts[1]
+    assert engine.loop.stats().drafted_tokens > 0
+
+
+@pytest.fixture(scope="module")
+def compiler(model: llama.Model) -> GrammarCompiler:
+    return GrammarCompiler(model.vocab, lambda text: model.vocab.tokenize(text, parse_special=False))
+
+
+SCHEMA = (
+    '{"type":"object","properties":{"measured_temperature_celsius":{"type":"integer","minimum":0,"maximum":99},'
+    '"kind":{"enum":["indoor","outdoor"]}},"required":["measured_temperature_celsius","kind"],'
+    '"additionalProperties":false}'
+)
+
+
+def test_a_schema_is_held_to_and_fast_forward_changes_only_the_steps(
+    model: llama.Model, compiler: GrammarCompiler
+) -> None:
+    guide = compiler.guide(JsonConstraint(schema=SCHEMA))
+    ids, steps = [], []
+    for fast_forward in (False, True):
+        engine = Engine(Path(), model=model, costs=FREE_ROWS, fast_forward=fast_forward)
+        sampling = Sampling(temperature=1.0, seed=3)
+        sequences = [engine.submit(f"r{i}", prompt(20, first=i), 200, sampling=sampling, guide=guide) for i in range(3)]
+        engine.run()
+        for sequence in sequences:
+            end = engine.end(sequence.id)
+            assert isinstance(end, Finished)
+            assert end.reason == "stop"
+            value = json.loads(engine.text(sequence.id))
+            assert 0 <= value["measured_temperature_celsius"] <= 99
+            assert value["kind"] in ("indoor", "outdoor")
+        ids.append([sequence.generated for sequence in sequences])
+        steps.append(engine.loop.stats().steps)
+        assert engine.loop.stats().forced_tokens > 3 * 20
+    assert ids[0] == ids[1]
+    assert steps[1] < 0.5 * steps[0]
+
+
+def test_an_answer_that_is_cut_inside_a_value_says_length(engine: Engine, compiler: GrammarCompiler) -> None:
+    guide = compiler.guide(JsonConstraint(schema=SCHEMA))
+    engine.submit("short", prompt(20), 5, guide=guide)
+    engine.run()
+    end = engine.end("short")
+    assert isinstance(end, Finished)
+    assert (end.reason, end.usage.completion_tokens) == ("length", 5)

@@ -1,17 +1,37 @@
-"""The plan of a step, as a pure function of the sequences' facts."""
+"""The decisions of a step, as pure functions of the sequences' facts and a cost model."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocserve.engine.scheduler import PrefillPace, plan
-from ocserve.engine.slots import Move, Phase, Sequence
+from ocserve.engine import scheduler
+from ocserve.engine.scheduler import Chunk, Composer, admit, preempt
+from ocserve.engine.slots import Group, Move, Phase, Sequence
 from ocserve.generation import GenerateRequest, Sampling, TextPrompt
 
 
 class NoSampler:
+    def accept(self, token: int) -> None: ...
     def close(self) -> None: ...
+
+
+class Machine:
+    """A synthetic machine: seconds by row count."""
+
+    def __init__(self, step_s: float, row_s: float, free_rows: int) -> None:
+        self._step_s, self._row_s, self._free = step_s, row_s, free_rows
+
+    def seconds(self, rows: int, cells: int = 0, *, prefill: bool = False) -> float:
+        return self._step_s + self._row_s * max(0, rows - self._free)
+
+    def rows_within(self, seconds: float, *, rows: int, cells_per_row: int, most: int) -> int:
+        return max((more for more in range(most + 1) if self.seconds(rows + more) <= seconds), default=0)
+
+
+CPU = Machine(0.005, 0.0025, 0)  # every row costs
+GPU = Machine(0.010, 0.0001, 64)  # up to 64 rows are free, further ones nearly
 
 
 def sequence(name: str, prompt: int, *, tenant: str = "a", max_tokens: int = 32) -> Sequence:
@@ -23,12 +43,13 @@ def sequence(name: str, prompt: int, *, tenant: str = "a", max_tokens: int = 32)
         max_tokens=max_tokens,
         salt=tenant.encode(),
     )
-    return Sequence(request, tuple(range(prompt)), max_tokens=max_tokens, sampler=NoSampler(), deadline=1e9)
+    return Sequence(Group(request), tuple(range(prompt)), max_tokens=max_tokens, sampler=NoSampler(), deadline=1e9)
 
 
 def running(name: str, prompt: int, *, generated: int = 0, **rest: object) -> Sequence:
     made = sequence(name, prompt, **rest)  # type: ignore[arg-type]
     made.move(Move.ADMIT)
+    made.attached = True
     if generated:
         made.move(Move.COMPUTED)
         made.generated = [0] * generated
@@ -40,72 +61,131 @@ def names(sequences: tuple[Sequence, ...]) -> list[str]:
     return [each.id for each in sequences]
 
 
+def counts(chunks: tuple[Chunk, ...]) -> list[tuple[str, int]]:
+    return [(chunk.sequence.id, chunk.count) for chunk in chunks]
+
+
+def composer(machine: Machine = CPU, **rest: object) -> Composer:
+    return Composer(machine, batch_tokens=256, outputs=72, **rest)  # type: ignore[arg-type]
+
+
+def decoding(count: int) -> list[Chunk]:
+    return [Chunk(running(f"d{index}", 10, generated=2), 1) for index in range(count)]
+
+
 def test_prompts_are_served_one_after_another() -> None:
-    step = plan([running("first", 300), running("second", 300)], [], slots=4, pool_tokens=4096, prefill_budget=256)
-    assert [(chunk.sequence.id, chunk.count) for chunk in step.prefill] == [("first", 256)]
+    assert counts(composer().prefill([], [running("first", 300), running("second", 300)])) == [("first", 256)]
 
 
-def test_what_the_first_prompt_leaves_of_the_budget_goes_to_the_next() -> None:
-    step = plan([running("first", 100)], [sequence("second", 300)], slots=4, pool_tokens=4096, prefill_budget=256)
-    assert [(chunk.sequence.id, chunk.count) for chunk in step.prefill] == [("first", 100), ("second", 156)]
+def test_where_rows_cost_the_first_prompt_does_not_wait_for_the_second() -> None:
+    prompts = [running("first", 100), running("second", 100)]
+    assert counts(composer(CPU).prefill([], prompts)) == [("first", 100)]
 
 
-def test_every_decoding_sequence_decodes_in_every_step() -> None:
-    decoding = [running(str(index), 10, generated=2) for index in range(4)]
-    step = plan([*decoding, running("new", 500)], [], slots=8, pool_tokens=4096, prefill_budget=64)
-    assert names(step.decode) == ["0", "1", "2", "3"]
-    assert step.prefill[0].count == 64
+def test_where_rows_are_free_prompts_share_a_batch() -> None:
+    prompts = [running("first", 20), running("second", 20), running("third", 20)]
+    assert counts(composer(GPU).prefill([], prompts)) == [("first", 20), ("second", 20), ("third", 20)]
 
 
-def test_a_slot_goes_to_the_tenant_with_the_fewest_and_then_to_the_earliest() -> None:
-    waiting = [sequence("a2", 8), sequence("a3", 8), sequence("b1", 8, tenant="b"), sequence("b2", 8, tenant="b")]
-    step = plan([running("a1", 8, generated=1)], waiting, slots=4, pool_tokens=4096, prefill_budget=256)
-    assert names(step.admit) == ["b1", "a2", "b2"]
+def test_what_is_left_of_a_batch_goes_to_a_prompt_that_goes_on_later() -> None:
+    prompts = [running("first", 60), running("second", 300)]
+    assert counts(composer(GPU).prefill([], prompts)) == [("first", 60), ("second", 196)]
 
 
-def test_a_sequence_that_does_not_fit_beside_the_others_waits() -> None:
-    step = plan(
-        [running("big", 900, generated=1)], [sequence("next", 120)], slots=4, pool_tokens=1024, prefill_budget=256
-    )
-    assert step.admit == ()
+def test_joint_order_gives_every_prompt_the_same_share() -> None:
+    prompts = [running("first", 300), running("second", 300), running("short", 10)]
+    shares = dict(counts(composer(order="joint").prefill([], prompts)))
+    assert shares["short"] == 10
+    assert shares["first"] == shares["second"] == 123
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+def test_a_step_with_prompts_stays_within_the_bound(machine: Machine) -> None:
+    """The time that running streams wait is the stated multiple of what decoding alone takes, or the floor."""
+    decode = decoding(4)
+    (chunk,) = composer(machine).prefill(decode, [running("long", 4000)])
+    alone = machine.seconds(4)
+    bound = max(scheduler.FLOOR_S, scheduler.STRETCH * alone)
+    assert machine.seconds(4 + chunk.count) <= bound
+    assert chunk.count == 252 or machine.seconds(4 + chunk.count + 1) > bound
+
+
+def test_a_machine_that_is_too_slow_for_the_bound_still_advances_prompts() -> None:
+    slow = Machine(1.0, 1.0, 0)
+    (chunk,) = composer(slow).prefill(decoding(1), [running("long", 4000)])
+    assert chunk.count >= scheduler.LEAST_CHUNK
+
+
+def test_a_chunk_ends_where_a_state_is_to_be_kept() -> None:
+    prompt = running("p", 300)
+    prompt.stops = [100, 250]
+    assert counts(composer().prefill([], [prompt])) == [("p", 100)]
+    prompt.computed = 100
+    assert counts(composer().prefill([], [prompt])) == [("p", 150)]
+
+
+def test_slots_are_given_in_order_while_there_are_some() -> None:
+    waiting = [sequence(str(index), 8) for index in range(5)]
+    assert names(admit([running("r", 8, generated=1)], waiting, slots=4, room=4096)) == ["0", "1", "2"]
+
+
+def test_a_sequence_that_does_not_fit_beside_the_others_waits_and_nobody_passes_it() -> None:
+    waiting = [sequence("next", 120), sequence("small", 1)]
+    assert admit([running("big", 900, generated=1)], waiting, slots=4, room=124) == ()
 
 
 def test_alone_any_sequence_is_admitted() -> None:
-    assert names(plan([], [sequence("big", 1020)], slots=4, pool_tokens=1024, prefill_budget=256).admit) == ["big"]
+    assert names(admit([], [sequence("big", 1020)], slots=4, room=1020)) == ["big"]
 
 
-def test_a_full_pool_preempts_the_newest_and_admits_nobody() -> None:
-    sequences = [running("old", 500, generated=100), running("new", 400, generated=25)]
-    step = plan(sequences, [sequence("waiting", 1)], slots=4, pool_tokens=1024, prefill_budget=256)
-    assert names(step.preempt) == ["new"]
-    assert names(step.decode) == ["old"]
-    assert step.admit == ()
+def test_what_is_shared_needs_no_room() -> None:
+    candidate = sequence("next", 1000)
+    candidate.expected = 990
+    assert names(admit([running("big", 900, generated=1)], [candidate], slots=4, room=300)) == ["next"]
+
+
+def test_a_full_pool_preempts_the_newest() -> None:
+    old, new = running("old", 500, generated=100), running("new", 400, generated=25)
+    assert names(preempt([old, new], 1, lambda sequence: sequence.computed)) == ["new"]
+    assert preempt([old, new], 2, lambda sequence: sequence.computed) == ()
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 50)), min_size=1, max_size=8), st.integers(0, 400))
+def test_the_oldest_always_stays_and_what_stays_fits(shapes: list[tuple[int, int]], room: int) -> None:
+    sequences = [running(str(index), prompt, generated=made) for index, (prompt, made) in enumerate(shapes)]
+    gone = preempt(sequences, room, lambda sequence: sequence.computed)
+    staying = [each for each in sequences if each not in gone]
+    assert sequences[0] in staying
+    assert staying == sequences[: len(staying)]
+    freed = sum(each.computed for each in gone)
+    assert len(staying) == 1 or sum(each.claim for each in staying) <= room + freed
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 400), st.integers(0, 80), st.sampled_from("abc")), max_size=6),
-    st.lists(st.tuples(st.integers(1, 400), st.sampled_from("abc")), max_size=6),
-    st.integers(0, 256),
+    st.lists(st.integers(1, 600), min_size=1, max_size=8),
+    st.integers(0, 8),
+    st.sampled_from([CPU, GPU]),
+    st.sampled_from(["serial", "joint"]),
 )
-def test_a_plan_never_exceeds_slots_pool_or_budget_and_always_advances(
-    held: list[tuple[int, int, str]], asked: list[tuple[int, str]], budget: int
+def test_a_batch_never_exceeds_its_size_and_always_advances(
+    prompts: list[int], decoders: int, machine: Machine, order: str
 ) -> None:
-    now = [running(f"r{i}", p, generated=g, tenant=t) for i, (p, g, t) in enumerate(held)]
-    waiting = [sequence(f"w{i}", p, tenant=t) for i, (p, t) in enumerate(asked)]
-    step = plan(now, waiting, slots=6, pool_tokens=512, prefill_budget=budget)
-    after = [each for each in now if each not in step.preempt] + list(step.admit)
-    assert len(after) <= 6
-    assert sum(each.length for each in after) <= 512 or len(after) == 1
-    assert sum(chunk.count for chunk in step.prefill) <= budget
-    assert all(0 < chunk.count <= chunk.sequence.remaining for chunk in step.prefill)
-    if budget and (now or waiting):
-        assert step.decode or step.prefill
-    assert set(step.decode) == {each for each in after if each.phase is Phase.DECODE}
+    decode = decoding(decoders)
+    waiting = [running(str(index), length) for index, length in enumerate(prompts)]
+    chunks = composer(machine, order=order).prefill(decode, waiting)
+    assert chunks
+    assert sum(chunk.count for chunk in chunks) + decoders <= 256
+    assert all(1 <= chunk.count <= chunk.sequence.remaining for chunk in chunks)
+    assert len({chunk.sequence.id for chunk in chunks}) == len(chunks)
 
 
-def test_prefill_takes_the_whole_batch_alone_and_a_time_slice_beside_streams() -> None:
-    pace = PrefillPace(256, target_s=0.1)
-    for _ in range(50):
-        pace.observe(200, 0.5)  # 400 tokens a second
-    assert pace.budget(0) == 256
-    assert 35 <= pace.budget(4) <= 45
+@pytest.mark.parametrize("known", [2, 5, 30])
+def test_forced_tokens_are_batched_where_that_pays(known: int) -> None:
+    assert composer(GPU).forced_rows(known, 3) == known
+    assert composer(GPU, fast_forward=False).forced_rows(known, 3) == 0
+    assert composer(Machine(0, 0.01, 0)).forced_rows(known, 0) == 0
+
+
+def test_phases_of_the_fixture() -> None:
+    assert running("a", 5).phase is Phase.PREFILL
+    assert running("a", 5, generated=1).phase is Phase.DECODE

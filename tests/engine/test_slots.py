@@ -18,7 +18,7 @@ def test_every_pair(phase: Phase, move: Move) -> None:
         one.move(move)
         assert one.phase is TRANSITIONS[phase, move]
         if one.phase in (Phase.WAITING, Phase.ENDED):
-            assert (one.computed, one.slot) == (0, None)
+            assert (one.computed, one.slot, one.attached) == (0, None, False)
     else:
         with pytest.raises(IllegalMove):
             one.move(move)

@@ -1,0 +1,214 @@
+"""From a specification to an engine that is ready to compute: the model, its memory, its costs and its loop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocserve.chat.template import TemplateUnusable
+from ocserve.engine import llama, wire
+from ocserve.engine.bindings import LlamaError
+from ocserve.engine.constraint import GrammarCompiler
+from ocserve.engine.context import Context, DecodeStatus, Row
+from ocserve.engine.costs import CostModel
+from ocserve.engine.drafting import DraftModel
+from ocserve.engine.emission import Emitter
+from ocserve.engine.kv import KvMemory, Reuse
+from ocserve.engine.loop import EngineLoop
+from ocserve.engine.measure import stored_or_measured
+from ocserve.engine.prepare import Preparer
+from ocserve.engine.process import gpu_makers
+from ocserve.engine.scheduler import Composer
+from ocserve.engine.speculation import Drafter, PromptLookup, Speculator
+from ocserve.engine.tiers.disk import DiskTier
+from ocserve.engine.tiers.host import HostTier
+from ocserve.engine.tiers.tiers import Tiers
+from ocserve.engine.tokens import PromptEncoder
+from ocserve.engine.turns import Turns
+from ocserve.machine import usable_cores
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A loaded engine."""
+
+    loop: EngineLoop
+    preparer: Preparer
+    tiers: Tiers | None
+    facts: wire.EngineFacts
+
+
+def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) -> Engine:
+    """Load what `spec` names; raises `LlamaError` with what is wrong."""
+    begun = time.monotonic()
+    log = llama.LoadLog()
+    model = llama.Model(spec.path, gpu_layers=spec.gpu_layers, log=log)
+    if model.trained_context < 1:
+        raise LlamaError("the model's header claims an impossible context length")
+    context_tokens = min(spec.context, model.trained_context)
+    pool_tokens = max(spec.pool_tokens, context_tokens)  # alone, any sequence must fit
+    context = _context(model, spec, pool_tokens)
+    _warm_up(context, model.vocab)
+    costs = CostModel(
+        stored_or_measured(context, model.vocab, spec),
+        most_rows=context.batch_tokens,
+        decode_threads=spec.threads_decode,
+        prefill_threads=spec.threads_prefill,
+    )
+    log.close()
+    turns = Turns()
+    encoder, problem = _encoder(model, spec, context_tokens, turns)
+    identity = _identity(spec)
+    tiers = _tiers(spec, identity)
+    kv = KvMemory(
+        context,
+        reuse=Reuse.WHOLE_STATE if model.recurrent or model.hybrid or model.window else Reuse.ANY_PREFIX,
+        capacity=context.pool_tokens,
+        tiers=tiers,
+        identity=identity,
+        recompute_s=lambda tokens, position: costs.seconds(tokens, tokens * (position + tokens // 2), prefill=True),
+        window=model.window,
+        sharing=spec.prefix_cache,
+    )
+    loop = EngineLoop(
+        context,
+        kv,
+        costs=costs,
+        composer=Composer(
+            costs,
+            batch_tokens=context.batch_tokens,
+            outputs=context.outputs,
+            order=spec.prefill_order,
+            fast_forward=spec.fast_forward,
+        ),
+        emitter=Emitter(model.vocab, turns, send),
+        parallel=spec.parallel,
+        park_bytes=spec.host_cache_bytes,
+    )
+    preparer = Preparer(
+        encoder,
+        model.vocab,
+        GrammarCompiler(model.vocab, encoder.plain),
+        context=context_tokens,
+        speculator=_speculation(spec, model, pool_tokens),
+        emit=send,
+    )
+    facts = _facts(spec, model, context, costs, encoder, load_s=time.monotonic() - begun, problem=problem)
+    return Engine(loop, preparer, tiers, facts)
+
+
+def _speculation(
+    spec: wire.EngineSpec, model: llama.Model, pool_tokens: int
+) -> Callable[[tuple[int, ...]], Speculator] | None:
+    """What makes a prompt's speculator; None where nothing is to be drafted or drafts could not be taken back."""
+    if spec.speculation == "off" or model.recurrent or model.hybrid:
+        return None
+    if spec.draft_path is None:
+        return lambda prompt: Speculator(PromptLookup(prompt))
+    log = llama.LoadLog()
+    drafts = DraftModel(
+        llama.Model(spec.draft_path, gpu_layers=spec.gpu_layers, log=log),
+        model.vocab,
+        pool_tokens=pool_tokens,
+        sequences=spec.parallel,
+        batch_tokens=max(spec.batch_tokens, spec.parallel),
+        threads=usable_cores(),
+    )
+    log.close()
+
+    def speculator(prompt: tuple[int, ...]) -> Speculator:
+        drafter: Drafter = drafts.open() or PromptLookup()
+        drafter.extend(prompt)
+        return Speculator(drafter)
+
+    return speculator
+
+
+def _context(model: llama.Model, spec: wire.EngineSpec, pool_tokens: int) -> Context:
+    sequences = max(spec.sequences, spec.parallel + 2)  # one is for copying, one may be frozen
+    return Context(
+        model,
+        pool_tokens=pool_tokens,
+        sequences=sequences,
+        batch_tokens=max(spec.batch_tokens, sequences),
+        threads=usable_cores(),
+        outputs=spec.outputs,
+        kv_type=spec.kv_type,
+    )
+
+
+def _identity(spec: wire.EngineSpec) -> bytes:
+    """What stored prefixes are valid for: this file, build and layout of the cache."""
+    return "\n".join((spec.model_digest, llama.build(), spec.kv_type)).encode()
+
+
+def _tiers(spec: wire.EngineSpec, identity: bytes) -> Tiers | None:
+    disk = None
+    if spec.cache_directory and spec.model_digest and spec.disk_cache_bytes:
+        disk = DiskTier(Path(spec.cache_directory) / "prefixes", identity, spec.disk_cache_bytes, _say)
+    if disk is None and not spec.host_cache_bytes:
+        return None
+    return Tiers(HostTier(spec.host_cache_bytes), disk)
+
+
+def _say(reason: str) -> None:
+    """One line for the front's log."""
+    sys.stderr.write(f"ocserve-engine: prefixes are not stored on disk any more: {reason}\n")
+    sys.stderr.flush()
+
+
+def _encoder(model: llama.Model, spec: wire.EngineSpec, context: int, turns: Turns) -> tuple[PromptEncoder, str | None]:
+    """The encoder, and why the model cannot chat if its template is of no use; completions work all the same."""
+    template = spec.chat_template or model.chat_template
+    try:
+        return PromptEncoder(model.vocab, template, context=context, turns=turns), None
+    except TemplateUnusable as error:
+        return PromptEncoder(model.vocab, None, context=context, turns=turns), str(error)
+
+
+def _warm_up(context: Context, vocab: llama.Vocab) -> None:
+    """One real decode, so that a broken model is known before it is offered."""
+    token = vocab.bos if vocab.bos is not None else 0
+    status = context.decode([Row(token, 0, 0, True)])
+    if status is DecodeStatus.OK:
+        context.logits(0).max()
+    context.forget(0)
+    if status is not DecodeStatus.OK:
+        raise LlamaError(f"the warm-up decode failed: {status.name}")
+
+
+def _facts(
+    spec: wire.EngineSpec,
+    model: llama.Model,
+    context: Context,
+    costs: CostModel,
+    encoder: PromptEncoder,
+    *,
+    load_s: float,
+    problem: str | None,
+) -> wire.EngineFacts:
+    devices = llama.devices()
+    gpu_visible = any(device.is_gpu for device in devices)
+    gpu_layers = min(model.gpu_layers_asked, model.layers + 1) if gpu_visible else 0
+    return wire.EngineFacts(
+        architecture=model.metadata("general.architecture") or "unknown",
+        description=model.description,
+        context=min(spec.context, model.trained_context),
+        trained_context=model.trained_context,
+        parallel=spec.parallel,
+        pool_tokens=context.pool_tokens,
+        vocabulary=model.vocab.size,
+        parameters=model.parameters,
+        threads_decode=costs.usual_threads(1),
+        threads_prefill=costs.usual_threads(context.batch_tokens, prefill=True),
+        gpu_layers=gpu_layers,
+        devices=devices,
+        llama_cpp=llama.version(),
+        has_chat_template=encoder.can_chat,
+        chat_template_problem=problem,
+        unused_gpus=gpu_makers() if spec.gpu_layers != 0 and gpu_layers == 0 else (),
+        load_s=load_s,
+    )

@@ -1,0 +1,56 @@
+"""In which order waiting prompts are computed: fair between tenants, and nobody waits for a much longer prompt.
+
+Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) over the seconds of prefill that each tenant has been
+given: a tenant's prompts are stamped with the service after which they would be complete if the tenant were served
+alone from now on, and the smallest stamp goes first. A thousand prompts of one tenant thus delay another's single
+prompt by no more than its own length.
+
+Within a tenant, prompts go by arrival plus the time they take: a prompt is passed only by shorter ones, and only by
+those that arrive within the time that it takes itself. Nobody starves, and equal prompts keep their order of arrival,
+so the first of many simultaneous prompts does not wait for the last.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from ocserve.engine.slots import Sequence
+
+
+class FairOrder:
+    """Stamps and sorts sequences; `charge` tells it what was served."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        """`seconds` predicts how long this many prompt tokens take."""
+        self._seconds = seconds
+        self._served: defaultdict[bytes, float] = defaultdict(float)  # seconds of prefill, of tenants with prompts
+        self._now = 0.0  # virtual time: what the least served of them has been given
+
+    def sort(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        """The sequences in the order in which their prompts are to be computed."""
+        tenants: defaultdict[bytes, list[Sequence]] = defaultdict(list)
+        for sequence in sequences:
+            tenants[sequence.tenant].append(sequence)
+        self._activate(tenants.keys())
+        stamped: list[tuple[float, int, Sequence]] = []
+        for tenant, own in tenants.items():
+            own.sort(key=lambda sequence: sequence.arrived + self._seconds(len(sequence.prompt)))
+            stamp = self._served[tenant]
+            for sequence in own:
+                stamp += self._seconds(sequence.remaining)
+                stamped.append((stamp, len(stamped), sequence))
+        stamped.sort(key=lambda entry: entry[:2])
+        return [sequence for _, _, sequence in stamped]
+
+    def charge(self, tenant: bytes, seconds: float) -> None:
+        """`tenant` was given this much prefill."""
+        if tenant in self._served:
+            self._served[tenant] += seconds
+
+    def _activate(self, tenants: Iterable[bytes]) -> None:
+        """Who comes back after a pause has no credit for it; who has no prompts is forgotten."""
+        active = set(tenants)
+        known = [self._served[tenant] for tenant in active if tenant in self._served]
+        self._now = max(self._now, min(known, default=max(self._served.values(), default=self._now)))
+        self._served = defaultdict(float, {tenant: max(self._served.get(tenant, 0.0), self._now) for tenant in active})

@@ -1,0 +1,423 @@
+"""KV memory: who holds which cells, what is kept when a sequence ends, and where it goes when cells are needed.
+
+Sequence ids of llama.cpp's context are *holders*. A running sequence is a holder; when it ends, its holder stays and
+keeps the computed prefix until the cells or the id are needed. The prefix tree knows the tokens behind every holder's
+cells, so a new sequence takes its longest known prefix from any holder of its tenant by sharing cells. What is given
+up goes to the tiers in blocks, and comes back from there.
+
+Two kinds of memory differ in what may be taken from a holder (`Reuse`): plain attention gives any prefix; sliding
+windows and recurrent states can only be continued where they end, so their prefixes are frozen in holders of their
+own at chosen lengths (`freeze`) and stored whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from ocserve.engine.context import Context
+from ocserve.engine.prefixes import PrefixTree, Tokens, common_prefix
+from ocserve.engine.retention import Kept, Retention
+from ocserve.engine.slots import Parked, Sequence
+from ocserve.engine.tiers.blocks import BLOCK_TOKENS, block_keys, root_key
+from ocserve.engine.tiers.tiers import Tiers
+
+# Shorter prefixes are not worth an id, a wait or a stop.
+LEAST_SHARED = 16
+
+
+class Reuse(Enum):
+    """What a new sequence may take from a holder."""
+
+    ANY_PREFIX = "any prefix"
+    WHOLE_STATE = "the whole state"
+
+
+@dataclass(slots=True)
+class Hits:
+    """Tokens that were not computed because they were found, by where; counters since load."""
+
+    resident: int = 0
+    host: int = 0
+    disk: int = 0
+
+
+class KvMemory:
+    """The cells of one context. Belongs to the loop's thread."""
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        reuse: Reuse,
+        capacity: int,
+        tiers: Tiers | None = None,
+        identity: bytes = b"",
+        recompute_s: Callable[[int, int], float],
+        window: int = 0,
+        sharing: bool = True,
+    ) -> None:
+        """`capacity` is cells (tokens); `recompute_s` predicts the seconds to compute tokens behind a position.
+
+        `window` is how many positions the model's sliding layers attend, 0 if it has none; `identity` names everything
+        that a stored state is valid for, apart from the tenant.
+        """
+        self._context = context
+        self._reuse = reuse
+        self._capacity = capacity
+        self._window = window
+        self._tiers = tiers
+        self._identity = identity
+        self._sharing = sharing
+        self._tree = PrefixTree()
+        self._retention = Retention(recompute_s)
+        # The last id is never held for long: blocks pass through it on their way from and to the tiers.
+        self._scratch = context.sequences - 1
+        self._free_ids = list(range(context.sequences - 2, -1, -1))
+        self._running: dict[int, Sequence] = {}
+        self._kept: set[int] = set()
+        self._salts: dict[int, bytes] = {}
+        self._unsaved: dict[int, None] = {}  # kept holders whose blocks the tiers do not have yet, oldest first
+        self.hits = Hits()
+        self.evictions = 0
+
+    # --- room -------------------------------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def cells(self) -> int:
+        """Distinct cells that anybody holds."""
+        return self._tree.cells
+
+    @property
+    def cells_kept(self) -> int:
+        """Distinct cells that only kept prefixes hold."""
+        return self._tree.cells - self._tree.held(self._running)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether there is work for `save_one`."""
+        return bool(self._unsaved)
+
+    def room(self, wanted: int) -> int:
+        """Cells that no running sequence holds; exact where fewer than `wanted` are free of kept prefixes too."""
+        free = self._capacity - self._tree.cells
+        return free if free >= wanted else self._capacity - self._tree.held(self._running)
+
+    def freed_without(self, sequence: Sequence) -> int:
+        """Cells that no running sequence would hold any more if this one gave up its own."""
+        if sequence.slot is None:
+            return 0
+        others = {holder for holder in self._running if holder != sequence.slot}
+        return self._tree.held(self._running) - self._tree.held(others)
+
+    def make_room(self, cells: int) -> bool:
+        """Give up kept prefixes until this many cells are free; False if there are not enough of them."""
+        while self._capacity - self._tree.cells < cells:
+            if not self._evict():
+                return False
+        return True
+
+    def _evict(self, *, for_id: bool = False) -> bool:
+        """Give up the least valuable kept prefix; False if none frees a cell (or, `for_id`, if there is none)."""
+        kept = [Kept(holder, self._tree.length(holder), self._tree.private_cells(holder)) for holder in self._kept]
+        victim = self._retention.give_up(kept)
+        if victim is None and for_id and kept:
+            victim = min(kept, key=lambda each: each.cells).holder
+        if victim is None:
+            return False
+        self._store(victim)
+        self._drop(victim)
+        self.evictions += 1
+        return True
+
+    def drop_kept(self) -> None:
+        """Give up every kept prefix."""
+        for holder in list(self._kept):
+            self._store(holder)
+            self._drop(holder)
+            self.evictions += 1
+
+    def _drop(self, holder: int) -> None:
+        """Free a kept holder's cells and id."""
+        self._kept.discard(holder)
+        self._retention.forget(holder)
+        self._unsaved.pop(holder, None)
+        self._close(holder)
+
+    def _close(self, holder: int) -> None:
+        self._context.forget(holder)
+        self._tree.close(holder)
+        self._salts.pop(holder, None)
+        self._free_ids.append(holder)
+
+    def _open(self, salt: bytes) -> int:
+        """A fresh id; the least valuable kept prefix makes way if all are taken."""
+        if not self._free_ids and not self._evict(for_id=True):
+            raise RuntimeError("more sequences than ids")
+        holder = self._free_ids.pop()
+        self._tree.open(holder, salt)
+        self._salts[holder] = salt
+        return holder
+
+    # --- running sequences ------------------------------------------------------------------------------------------
+
+    def enter(self, sequence: Sequence) -> None:
+        """Give an admitted sequence its id."""
+        sequence.slot = self._open(sequence.tenant)
+        self._running[sequence.slot] = sequence
+
+    def expect(self, sequence: Sequence, others: Iterable[Sequence]) -> None:
+        """Estimate how much of its tokens it will share, with what is resident and with what `others` compute."""
+        if not self._sharing or sequence.parked is not None:
+            sequence.expected = 0
+            return
+        tokens = sequence.tokens(0, sequence.length)
+        match = self._match(sequence, tokens)
+        known = match[1] if match else 0
+        for other in others:
+            if other.tenant == sequence.tenant and other is not sequence:
+                known = max(known, common_prefix(tokens, other.prompt))
+        sequence.expected = min(known, sequence.length - 1)
+
+    def awaits(self, sequence: Sequence, ahead: Iterable[Sequence]) -> bool:
+        """Whether somebody `ahead` is about to compute a prefix that this sequence would otherwise compute again."""
+        if not self._sharing or sequence.parked is not None:
+            return False
+        match = self._match(sequence, sequence.tokens(0, sequence.length))
+        resident = match[1] if match else 0
+        for other in ahead:
+            if other.tenant != sequence.tenant:
+                continue
+            shared = min(common_prefix(sequence.prompt, other.prompt), len(sequence.prompt) - 1)
+            if shared >= LEAST_SHARED and shared > max(resident, other.computed):
+                if self._reuse is Reuse.WHOLE_STATE:
+                    _add_stop(other, shared)
+                return True
+        return False
+
+    def attach(self, sequence: Sequence) -> None:
+        """Take what memory and the tiers hold of the sequence's tokens; sets `computed`."""
+        assert sequence.slot is not None
+        sequence.attached = True
+        sequence.expected = 0
+        if sequence.parked is not None and self._unpark(sequence, sequence.parked):
+            return
+        if not self._sharing:
+            return
+        tokens = sequence.tokens(0, sequence.length)
+        resident = self._take_resident(sequence, tokens)
+        stored = self._take_stored(sequence, tokens, resident)
+        sequence.computed = stored or resident
+        self.hits.resident += resident if not stored or self._reuse is Reuse.ANY_PREFIX else 0
+        if self._reuse is Reuse.WHOLE_STATE:
+            self._plan_stops(sequence, tokens)
+
+    def _match(self, sequence: Sequence, tokens: list[int]) -> tuple[int, int] | None:
+        """The holder with the longest usable prefix of `tokens`, and its length. The last token is always computed."""
+        usable = self._whole if self._reuse is Reuse.WHOLE_STATE else None
+        match = self._tree.match(sequence.tenant, tokens[:-1], usable)
+        return (match.donor, match.length) if match is not None and match.length >= LEAST_SHARED else None
+
+    def _whole(self, holder: int, matched: int) -> int:
+        """What may be taken of a state that can only be continued where it ends, or where its window still reaches.
+
+        llama.cpp reuses the cells that have left a window even where it has room for all of them.
+        """
+        if matched == self._tree.length(holder):
+            return matched
+        reaches = self._window and self._context.positions(holder).start <= max(0, matched - self._window)
+        return matched if reaches else 0
+
+    def _take_resident(self, sequence: Sequence, tokens: list[int]) -> int:
+        match = self._match(sequence, tokens)
+        if match is None:
+            return 0
+        donor, length = match
+        assert sequence.slot is not None
+        self._context.share(donor, sequence.slot, 0, length)
+        self._tree.adopt(sequence.slot, donor, length)
+        self._retention.hit(donor)
+        return length
+
+    def _take_stored(self, sequence: Sequence, tokens: list[int], resident: int) -> int:
+        """Continue a resident prefix from the tiers; returns the length then reached, 0 if they had nothing more."""
+        if self._tiers is None:
+            return 0
+        assert sequence.slot is not None
+        whole = self._reuse is Reuse.WHOLE_STATE
+        keys = self._keys(sequence.tenant, tokens[:-1])
+        blocks = self._tiers.longest(keys, whole=whole)
+        if blocks * BLOCK_TOKENS < resident + LEAST_SHARED:
+            return 0
+        if whole:
+            return self._restore_whole(sequence, tokens, keys[blocks - 1], blocks * BLOCK_TOKENS)
+        reached = resident
+        for index in range(resident // BLOCK_TOKENS, blocks):
+            end = (index + 1) * BLOCK_TOKENS
+            found = self._tiers.get(keys[index])
+            if found is None or not self.make_room(BLOCK_TOKENS) or not self._context.restore(self._scratch, found[0]):
+                break
+            self._context.share(self._scratch, sequence.slot, reached, end)
+            self._context.forget(self._scratch)
+            self._tree.append(sequence.slot, tokens[reached:end])
+            self._count(found[1], end - reached)
+            reached = end
+        return reached if reached > resident else 0
+
+    def _restore_whole(self, sequence: Sequence, tokens: list[int], key: bytes, length: int) -> int:
+        assert self._tiers is not None
+        assert sequence.slot is not None
+        found = self._tiers.get(key)
+        if found is None or not self.make_room(length):
+            return 0
+        self._context.forget(sequence.slot)
+        self._tree.truncate(sequence.slot, 0)
+        if not self._context.restore(sequence.slot, found[0]):
+            return 0
+        self._tree.append(sequence.slot, tokens[:length])
+        self._count(found[1], length)
+        return length
+
+    def _count(self, tier: str, tokens: int) -> None:
+        if tier == "host":
+            self.hits.host += tokens
+        else:
+            self.hits.disk += tokens
+
+    def append(self, sequence: Sequence, tokens: list[int]) -> None:
+        """These tokens, the next of the sequence, have been computed."""
+        assert sequence.slot is not None
+        self._tree.append(sequence.slot, tokens)
+        sequence.computed += len(tokens)
+        if sequence.stops and sequence.computed >= sequence.stops[0]:
+            sequence.stops.pop(0)
+            self._freeze(sequence)
+
+    def cut(self, sequence: Sequence) -> None:
+        """Free the cells behind the sequence's computed tokens: drafts that were not confirmed."""
+        assert sequence.slot is not None
+        self._context.truncate(sequence.slot, sequence.computed)
+
+    # --- lengths at which states are frozen ---------------------------------------------------------------------------
+
+    def _plan_stops(self, sequence: Sequence, tokens: list[int]) -> None:
+        """Where to keep the state of this prompt.
+
+        Where it parts from what is known, at its last whole block, and before its last token, so that the same prompt
+        can be asked again.
+        """
+        last = len(tokens) - 1
+        known = self._tree.match(sequence.tenant, tokens[:-1])
+        for stop in (known.length if known else 0, last // BLOCK_TOKENS * BLOCK_TOKENS, last):
+            if stop >= LEAST_SHARED:
+                _add_stop(sequence, stop)
+
+    def _freeze(self, sequence: Sequence) -> None:
+        """Keep the state that the sequence has now in a holder of its own."""
+        assert sequence.slot is not None
+        holder = self._open(sequence.tenant)
+        self._context.share(sequence.slot, holder, 0, sequence.computed)
+        self._tree.adopt(holder, sequence.slot, sequence.computed)
+        self._retain(holder)
+
+    # --- what is kept -----------------------------------------------------------------------------------------------
+
+    def leave(self, sequence: Sequence) -> None:
+        """The sequence gives up its id; what it computed is kept if that is of use to anyone."""
+        if sequence.slot is None:
+            return
+        holder = sequence.slot
+        del self._running[holder]
+        if self._sharing and self._tree.length(holder) >= LEAST_SHARED and not self._superfluous(holder):
+            self._retain(holder)
+        else:
+            self._close(holder)
+
+    def _superfluous(self, holder: int) -> bool:
+        """Whether everything that could be taken from this holder can be taken from another."""
+        if self._reuse is Reuse.ANY_PREFIX:
+            return self._tree.covered_by(holder) is not None
+        length = self._tree.length(holder)
+        return any(self._tree.length(other) == length for other in self._tree.beginnings(holder))
+
+    def _retain(self, holder: int) -> None:
+        """Keep a holder that no sequence runs on any more. It takes the place of the earlier turns it grew from."""
+        hits = 0
+        if self._reuse is Reuse.ANY_PREFIX:
+            for earlier in self._tree.beginnings(holder):
+                if earlier in self._kept:
+                    hits += self._retention.hits(earlier)
+                    self._drop(earlier)
+        self._kept.add(holder)
+        self._retention.keep(holder, hits)
+        if self._tiers is not None:
+            self._unsaved[holder] = None
+
+    def park(self, sequence: Sequence, budget_bytes: int) -> Parked | None:
+        """Take a running sequence's cells away; returns what it had computed, None if that exceeds the budget."""
+        assert sequence.slot is not None
+        parked = None
+        if sequence.computed and budget_bytes > 0:
+            state = self._context.save(sequence.slot)
+            if state.nbytes <= budget_bytes:
+                parked = Parked(state, sequence.computed)
+        del self._running[sequence.slot]
+        self._close(sequence.slot)
+        return parked
+
+    def _unpark(self, sequence: Sequence, parked: Parked) -> bool:
+        """Put a parked state back; a prefix that others hold is shared with them again."""
+        assert sequence.slot is not None
+        sequence.parked = None
+        if not self.make_room(parked.length) or not self._context.restore(sequence.slot, parked.state):
+            return False
+        tokens = sequence.tokens(0, parked.length)
+        match = self._tree.match(sequence.tenant, tokens) if self._reuse is Reuse.ANY_PREFIX and self._sharing else None
+        shared = match.length if match is not None else 0
+        if match is not None:
+            self._context.forget_range(sequence.slot, 0, shared)
+            self._context.share(match.donor, sequence.slot, 0, shared)
+            self._tree.adopt(sequence.slot, match.donor, shared)
+        self._tree.append(sequence.slot, tokens[shared:])
+        sequence.computed = parked.length
+        return True
+
+    # --- tiers ------------------------------------------------------------------------------------------------------
+
+    def save_one(self) -> bool:
+        """Store one kept prefix, oldest first; False if there was none. For when there is nothing to compute."""
+        for holder in self._unsaved:
+            del self._unsaved[holder]
+            self._store(holder)
+            return True
+        return False
+
+    def _keys(self, salt: bytes, tokens: Tokens) -> list[bytes]:
+        return block_keys(root_key(self._identity, salt), tokens)
+
+    def _store(self, holder: int) -> None:
+        """Copy to the tiers what they do not have of a kept prefix."""
+        if self._tiers is None:
+            return
+        tokens = self._tree.tokens(holder)
+        keys = self._keys(self._salts[holder], tokens)
+        if self._reuse is Reuse.WHOLE_STATE:
+            if len(tokens) % BLOCK_TOKENS == 0 and keys and keys[-1] not in self._tiers:
+                self._tiers.put(keys[-1], self._context.save(holder).data)
+            return
+        for index, key in enumerate(keys):
+            if key in self._tiers:
+                continue
+            self._context.share(holder, self._scratch, index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
+            self._tiers.put(key, self._context.save(self._scratch).data)
+            self._context.forget(self._scratch)
+
+
+def _add_stop(sequence: Sequence, stop: int) -> None:
+    if sequence.computed < stop < sequence.length and stop not in sequence.stops:
+        sequence.stops = sorted([*sequence.stops, stop])
