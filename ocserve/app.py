@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from msgspec.structs import replace
+
 from ocserve import config
 from ocserve.accounts.keys import KeyRing, lasting_secret
 from ocserve.accounts.limits import Limiter
@@ -123,7 +125,12 @@ def build_fleet(
     environment: Mapping[str, str],
 ) -> Fleet:
     """An engine for each model, none of them started, and the memory that they share."""
-    specs = {name: engine_spec(tree.engine, tree.cache, model, fits[name].plan) for name, model in installed.items()}
+    default = next(iter(installed))
+    undrafted = replace(tree.engine, draft_model=None)  # a draft model has the vocabulary of one model
+    specs = {
+        name: engine_spec(tree.engine if name == default else undrafted, tree.cache, model, fits[name].plan)
+        for name, model in installed.items()
+    }
     engines = {
         name: EngineHandle(
             spec,

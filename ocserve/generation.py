@@ -124,7 +124,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
-    """The sequence holds its slot and prefill begins; `cached_tokens` of the prompt need no computing."""
+    """The request holds a slot and its prompt is being computed; of `cached_tokens` it is known by now that they exist.
+
+    A prompt whose beginning another request is computing may yet have more; `Finished` tells the final count.
+    """
 
     prompt_tokens: int
     cached_tokens: int = 0

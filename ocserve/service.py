@@ -94,6 +94,8 @@ class Trace:
             case Finished(reason=reason, usage=usage, index=index):
                 self.finish_reason = reason  # of several choices, that of the one that ended last
                 self._choices[index] = usage
+                if usage.prompt_tokens:  # what was cached may become known only after the start
+                    self._prompt = Usage(prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens)
             case Failed(error=error, usage=usage):
                 self.finish_reason, self.error_code = "error", error.code
                 if usage.prompt_tokens:  # else the engine died and could not say what it had used

@@ -123,7 +123,7 @@ class Engine(_Branch, frozen=True):
         Literal["auto", "off"], Meta(description="draft tokens and verify them together where that is faster")
     ] = "auto"
     draft_model: Annotated[
-        Text | None, Meta(description="a small model with the same vocabulary that drafts; an installed name or a file")
+        Text | None, Meta(description="a small model with the vocabulary of the first model served that drafts for it")
     ] = None
     heartbeat_timeout_s: Annotated[Seconds, Meta(description="silence after which the engine counts as hung")] = 5.0
     load_timeout_s: Annotated[Seconds, Meta(description="time for a model to load")] = 600.0

@@ -16,7 +16,7 @@ from ocserve.engine.handle import LoadError
 from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts
 from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded, RateLimited
-from ocserve.generation import Failed, Finished, GenerateRequest, Sampling, TextPrompt
+from ocserve.generation import Failed, Finished, GenerateRequest, Sampling, Started, TextPrompt, Usage
 from ocserve.modelcard import ServedModel
 from ocserve.service import Service, Trace
 from tests.http.harness import MODEL
@@ -290,3 +290,11 @@ async def test_a_drain_covers_every_model_and_those_that_wait_for_a_load() -> No
         await waiting
     assert refusal.value.code == "shutting_down"
     assert made.active == 0
+
+
+def test_what_a_waiting_prompt_came_to_share_is_known_at_its_end() -> None:
+    """A prompt may wait for another that computes the same beginning; its start cannot tell yet."""
+    trace = Trace("r", "/x")
+    trace.observe(Started(prompt_tokens=50))
+    trace.observe(Finished(reason="stop", usage=Usage(prompt_tokens=50, cached_tokens=40, completion_tokens=3)))
+    assert (trace.usage.cached_tokens, trace.usage.completion_tokens) == (40, 3)

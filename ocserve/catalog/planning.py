@@ -64,5 +64,5 @@ def _sequences(header: GgufHeader, parallel: int, engine: config.Engine) -> int:
     if any(layer.slides or layer.state for layer in header.layers):
         kept = _KEPT_STATES
     else:
-        kept = min(_MOST_SEQUENCES, _DISTRIBUTION_BYTES // (4 * max(1, header.vocabulary_size))) - parallel
+        kept = min(_MOST_SEQUENCES, _DISTRIBUTION_BYTES // (4 * max(1, header.vocabulary_size))) - parallel - 1
     return min(_MOST_IDS, parallel + 1 + max(kept, parallel, 1)) if engine.prefix_cache else parallel + 1

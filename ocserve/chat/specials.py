@@ -83,8 +83,20 @@ class Text:
     text: str
     cuts: tuple[int, ...] = ()
 
+    def part(self, start: int, end: int) -> Text:
+        """The text from `start` to `end`, with the cuts inside of it."""
+        return Text(self.text[start:end], tuple(cut - start for cut in self.cuts if start < cut < end))
 
-Segment = Control | Text
+
+@dataclass(frozen=True, slots=True)
+class Verbatim:
+    """Text whose tokens are known already: words of the assistant, as they were sampled."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+Segment = Control | Text | Verbatim
 
 
 class SpecialTokens:
@@ -95,7 +107,7 @@ class SpecialTokens:
         # Longest first, in bytes: the order in which llama.cpp looks for them.
         self.tokens = tuple(sorted(guarded, key=lambda token: -len(token.text.encode())))
         self.ids = {token.text: token.id for token in reversed(self.tokens)}
-        self._never_from_text = frozenset(token.id for token in self.tokens if token.kind != "unknown")
+        self.never_from_text = frozenset(token.id for token in self.tokens if token.kind != "unknown")
         folded = {_fold(token.text) for token in self.tokens} - {""}
         self._anywhere = re.compile(_any_of(folded))
         self._every_start = re.compile(f"(?={self._anywhere.pattern})")
@@ -151,10 +163,10 @@ class SpecialTokens:
             if isinstance(segment, Control):
                 ids.append(self.ids[segment.text])
                 continue
-            found = tokenize(segment.text)
-            if segment.cuts and not self._never_from_text.isdisjoint(found):
+            found = segment.ids if isinstance(segment, Verbatim) else tokenize(segment.text)
+            if isinstance(segment, Text) and segment.cuts and not self.never_from_text.isdisjoint(found):
                 found = [token for piece in _pieces(segment) for token in tokenize(piece)]
-            if not self._never_from_text.isdisjoint(found):
+            if not self.never_from_text.isdisjoint(found):
                 raise InvalidRequest(
                     "The messages contain text that this model's vocabulary reads as a control token.", param="messages"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -129,6 +130,14 @@ class Context:
         if not pointer:
             raise LlamaError(f"row {row} asked for no distribution")
         return np.ctypeslib.as_array(pointer, shape=(self._vocabulary,))
+
+    def usable(self, row: int) -> bool:
+        """Whether a token can be drawn from the distribution of this row.
+
+        Every logit sums over all of the last hidden state, so one number of it that is not finite shows in each.
+        """
+        pointer = api.llama_get_logits_ith(self._pointer, row)
+        return bool(pointer) and math.isfinite(pointer[0])
 
     def forget(self, sequence: int) -> None:
         """Free all cells of a sequence."""

@@ -115,6 +115,9 @@ class ModelDrafter:
         if self._slot is not None:
             self._tokens.extend(tokens)
 
+    def ready(self) -> bool:
+        return self._slot is not None
+
     def draft(self, most: int) -> list[int]:
         """The `most` likeliest next tokens, one after the other.
 

@@ -25,6 +25,8 @@ from ocserve.engine.tiers.tiers import Tiers
 
 # Shorter prefixes are not worth an id, a wait or a stop.
 LEAST_SHARED = 16
+# Blocks that are copied to the tiers before messages are looked at again: milliseconds each.
+_STORED_AT_ONCE = 4
 
 
 class Reuse(Enum):
@@ -100,7 +102,7 @@ class KvMemory:
 
     @property
     def unsaved(self) -> bool:
-        """Whether there is work for `save_one`."""
+        """Whether there is work for `save_some`."""
         return bool(self._unsaved)
 
     def room(self, wanted: int) -> int:
@@ -259,6 +261,7 @@ class KvMemory:
         reached = resident
         for index in range(resident // BLOCK_TOKENS, blocks):
             end = (index + 1) * BLOCK_TOKENS
+            self._tiers.prefetch(keys[index:blocks])
             found = self._tiers.get(keys[index])
             if found is None or not self.make_room(BLOCK_TOKENS) or not self._context.restore(self._scratch, found[0]):
                 break
@@ -389,33 +392,36 @@ class KvMemory:
 
     # --- tiers ------------------------------------------------------------------------------------------------------
 
-    def save_one(self) -> bool:
-        """Store one kept prefix, oldest first; False if there was none. For when there is nothing to compute."""
-        for holder in self._unsaved:
-            del self._unsaved[holder]
-            self._store(holder)
-            return True
-        return False
+    def save_some(self) -> bool:
+        """Store some blocks of the oldest kept prefix; False if there are none. For times without work."""
+        holder = next(iter(self._unsaved), None)
+        if holder is None:
+            return False
+        if self._store(holder, _STORED_AT_ONCE):
+            self._unsaved.pop(holder, None)
+        return True
 
     def _keys(self, salt: bytes, tokens: Tokens) -> list[bytes]:
         return block_keys(root_key(self._identity, salt), tokens)
 
-    def _store(self, holder: int) -> None:
-        """Copy to the tiers what they do not have of a kept prefix."""
+    def _store(self, holder: int, most: int | None = None) -> bool:
+        """Copy to the tiers what they do not have of a kept prefix, at most so many blocks; whether that is all."""
         if self._tiers is None:
-            return
+            return True
         tokens = self._tree.tokens(holder)
         keys = self._keys(self._salts[holder], tokens)
         if self._reuse is Reuse.WHOLE_STATE:
             if len(tokens) % BLOCK_TOKENS == 0 and keys and keys[-1] not in self._tiers:
                 self._tiers.put(keys[-1], self._context.save(holder).data)
-            return
-        for index, key in enumerate(keys):
-            if key in self._tiers:
-                continue
+            return True
+        # The last block first: what was stored last is given up last, and a prefix is worth its beginning.
+        missing = [index for index in reversed(range(len(keys))) if keys[index] not in self._tiers]
+        for index in missing[:most]:
             self._context.share(holder, self._scratch, index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
-            self._tiers.put(key, self._context.save(self._scratch).data)
+            self._tiers.put(keys[index], self._context.save(self._scratch).data)
             self._context.forget(self._scratch)
+        self._tiers.touch(keys)
+        return most is None or len(missing) <= most
 
 
 def _add_stop(sequence: Sequence, stop: int) -> None:

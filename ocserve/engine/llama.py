@@ -124,6 +124,7 @@ class Vocab:
         self.eos: int | None = self._token(api.llama_vocab_eos)
         self.add_bos = bool(api.llama_vocab_get_add_bos(self._pointer))
         self._pieces: dict[int, bytes] = {}
+        self._marked: tuple[VocabToken, ...] | None = None
 
     def _token(self, read: Callable[[object], int]) -> int | None:
         token = read(self._pointer)
@@ -146,7 +147,9 @@ class Vocab:
         return bool(api.llama_vocab_is_eog(self._pointer, token))
 
     def marked(self) -> tuple[VocabToken, ...]:
-        """All control, unknown, user-defined and end tokens. One pass over the vocabulary, at load."""
+        """All control, unknown, user-defined and end tokens. One pass over the vocabulary, the first time."""
+        if self._marked is not None:
+            return self._marked
         found = []
         for token in range(self.size):
             attributes = api.llama_vocab_get_attr(self._pointer, token)
@@ -156,7 +159,8 @@ class Vocab:
             if kind is not None and (text := self.text(token)):
                 lstrip, rstrip = bool(attributes & _TOKEN_LSTRIP), bool(attributes & _TOKEN_RSTRIP)
                 found.append(VocabToken(token, text, kind, lstrip, rstrip))
-        return tuple(found)
+        self._marked = tuple(found)
+        return self._marked
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         """Token ids of `text`, without any added begin or end token."""

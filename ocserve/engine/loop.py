@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-import numpy as np
-
 from ocserve.engine.constraint import GuideError
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.counts import Counts
@@ -118,7 +116,7 @@ class EngineLoop:
         """Turn until stopped; raises `EngineBroken` when the process should end."""
         while not self._stopping:
             self.turn(wait=True)
-        while self._kv.save_one():
+        while self._kv.save_some():
             pass
 
     def turn(self, *, wait: bool) -> bool:
@@ -155,7 +153,7 @@ class EngineLoop:
             try:
                 return self._inbox.get(timeout=_STORE_AFTER_S)
             except Empty:
-                while self._inbox.empty() and self._kv.save_one():
+                while self._inbox.empty() and self._kv.save_some():
                     pass
         return self._inbox.get()
 
@@ -370,12 +368,11 @@ class EngineLoop:
         self._counts.accepted += accepted
 
     def _draw(self, sequence: Sequence, row: int) -> int:
-        logits = self._context.logits(row)
-        if sequence.guide is not None:
-            sequence.guide.apply(logits)
         # NaN or all -inf would abort the process inside the sampler; it ends this sequence only.
-        if not np.isfinite(logits.max()):
+        if not self._context.usable(row):
             raise _Unusable("The model produced no usable distribution for this sequence.")
+        if sequence.guide is not None:
+            sequence.guide.apply(self._context.logits(row))
         assert isinstance(sequence.sampler, SamplerChain)
         return sequence.sampler.sample(self._context, row)
 

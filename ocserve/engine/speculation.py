@@ -38,6 +38,9 @@ class Drafter(Protocol):
     def extend(self, tokens: Sequence[int]) -> None:
         """Append true tokens of the sequence: its prompt, then what is generated."""
 
+    def ready(self) -> bool:
+        """Whether `draft` may have something now; told at no cost worth counting."""
+
     def draft(self, most: int) -> list[int]:
         """Exactly `most` guessed tokens, or none."""
 
@@ -90,18 +93,27 @@ class PromptLookup:
                 keys = _ngram_keys(self._tokens[successors.start - order : -1], order)
                 following.update(zip(keys, successors, strict=True))
 
+    def ready(self) -> bool:
+        return self._source() is not None
+
     def draft(self, most: int) -> list[int]:
         """`most` tokens that followed the suffix last time, or none where it is new."""
+        source = self._source()
+        if source is None:
+            return []
+        period = self._tokens[source : source + most].tolist()
+        return [period[index % len(period)] for index in range(most)]
+
+    def _source(self) -> int | None:
+        """The position behind the last occurrence of the longest suffix that occurred before."""
         tokens = self._tokens
         for order, following in self._next.items():
-            if len(tokens) <= order:
-                continue
-            [key] = _ngram_keys(tokens[-order:], order)
-            source = following.get(key)
-            if source is not None and tokens[source - order : source] == tokens[-order:]:
-                period = tokens[source : source + most].tolist()
-                return [period[index % len(period)] for index in range(most)]
-        return []
+            if len(tokens) > order:
+                [key] = _ngram_keys(tokens[-order:], order)
+                source = following.get(key)
+                if source is not None and tokens[source - order : source] == tokens[-order:]:
+                    return source
+        return None
 
     def close(self) -> None:
         """Forget the sequence."""
@@ -220,6 +232,9 @@ class Speculator:
         self._token_seconds = plain / (tokens_others + 1)
         self._draft = []
         length = 0
+        self._verify_seconds = 0.0
+        if not self._drafter.ready():
+            return []
         if self.earned >= -LOSS / 2 * self.needed:
             length = draft_length(
                 self._acceptance.cumulative(min(most, MOST_DRAFTED)),
@@ -235,7 +250,8 @@ class Speculator:
         elif not self._shadow and self.looked <= LOSS / 2 * self.needed:
             self._shadow, taken = self._ask(MOST_DRAFTED)
             self.looked += taken
-        self._verify_seconds = seconds(rows_others + 1 + len(self._draft)) - plain
+        if self._draft:
+            self._verify_seconds = seconds(rows_others + 1 + len(self._draft)) - plain
         return self._draft
 
     def accept(self, tokens: Sequence[int]) -> None:

@@ -7,20 +7,36 @@ so its special tokens are parsed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ocserve.chat.messages import unread
-from ocserve.chat.specials import SpecialToken, SpecialTokens
+from ocserve.chat.specials import Segment, SpecialToken, SpecialTokens
 from ocserve.chat.template import ChatTemplate
+from ocserve.engine.encodings import PlainTokenizer
 from ocserve.engine.llama import Vocab
-from ocserve.engine.turns import Turns
+from ocserve.engine.turns import Opening, Quoter, Turns
 from ocserve.errors import ContextLengthExceeded, InvalidRequest
-from ocserve.generation import ChatPrompt, GenerateRequest, TextPrompt, TokenPrompt
+from ocserve.generation import ChatPrompt, GenerateRequest, Message, TextPrompt, TokenPrompt
+
+# Two prompts for an answer, of which the words differ: what they end with is the template's.
+_PROBES = ("probe", "other words")
 
 
 class PromptEncoder:
     """Encodes prompts for one model; `template` None means that the model cannot chat."""
 
-    def __init__(self, vocab: Vocab, template: str | None, *, context: int, turns: Turns) -> None:
+    def __init__(
+        self,
+        vocab: Vocab,
+        template: str | None,
+        *,
+        context: int,
+        turns: Turns,
+        tokenizer: PlainTokenizer | None = None,
+    ) -> None:
+        """Raises `TemplateUnusable`. Without a `tokenizer`, llama.cpp's is used."""
         self._vocab = vocab
+        self.plain = tokenizer or PlainTokenizer(vocab)
         self._context = context
         self._turns = turns
         self._longest_piece = vocab.longest_piece()
@@ -33,6 +49,7 @@ class PromptEncoder:
             self._template = ChatTemplate(
                 template, bos=vocab.text(vocab.bos), eos=vocab.text(vocab.eos), specials=self._specials
             )
+        self._quoter = self._find_quoter()
 
     @property
     def can_chat(self) -> bool:
@@ -53,7 +70,7 @@ class PromptEncoder:
                 if self._template is None:
                     raise InvalidRequest("This model has no chat template; use /v1/completions.", param=field)
                 self._check_size(sum(len(message.content.encode()) for message in messages), field)
-                ids = self._with_bos(self._specials.encode(self._template.render(messages), self.plain))
+                ids = self._with_bos(self._specials.encode(self._render(messages, request.salt), self.plain))
             case TextPrompt(text=text):
                 field = "prompt"
                 # Partitioned here: llama.cpp's own search for special tokens takes quadratic time.
@@ -79,9 +96,31 @@ class PromptEncoder:
         if at_least >= self._context:
             raise ContextLengthExceeded(limit=self._context, prompt_tokens=at_least, param=field, at_least=True)
 
-    def plain(self, text: str) -> list[int]:
-        """Token ids of text without special tokens in it."""
-        return self._vocab.tokenize(text, parse_special=False)
+    def _render(self, messages: tuple[Message, ...], salt: bytes) -> Sequence[Segment]:
+        """The template's segments, with the assistant's former words as they were sampled."""
+        assert self._template is not None
+        segments = self._template.render(messages)
+        if self._quoter is None:
+            return segments
+        return self._quoter.quote(segments, messages, lambda text: self._turns.recall(salt, text))
+
+    def _find_quoter(self) -> Quoter | None:
+        if self._template is None:
+            return None
+        try:
+            one, other = (self._template.render((Message(role="user", content=text),)) for text in _PROBES)
+        except InvalidRequest:
+            return None  # a template that wants more than a user's words: its turns are not recognised
+        opening = Opening.of(one, other)
+        if opening is None:
+            return None
+        probe = _PROBES[0]
+        return Quoter(
+            opening,
+            self._vocab.piece,
+            self._specials.never_from_text,
+            apart=b"".join(map(self._vocab.piece, self.plain(probe))) == probe.encode(),
+        )
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self._vocab.bos

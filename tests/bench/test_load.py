@@ -18,7 +18,7 @@ from ocserve.bench.measures import Objective
 from ocserve.bench.session import Contender
 from ocserve.bench.text import Scale, Texts
 from ocserve.errors import RateLimited
-from ocserve.generation import GenerateRequest
+from ocserve.generation import ChatPrompt, GenerateRequest, Message
 from tests.http.harness import MODEL, serving
 from tests.scripted import Script, ScriptedEngine
 
@@ -27,6 +27,11 @@ WORDS = ("one ", "two ", "three ", "four ", "five ")
 
 def script(**fields: object) -> Script:
     return Script(**{"tokens": WORDS, "prefill_s": 0.1, "step_s": 0.02, **fields})  # type: ignore[arg-type]
+
+
+def messages_of(request: GenerateRequest) -> tuple[Message, ...]:
+    assert isinstance(request.prompt, ChatPrompt)
+    return request.prompt.messages
 
 
 def target(url: str) -> Target:
@@ -90,7 +95,7 @@ def test_a_conversation_grows_by_its_answers_and_goes_on_in_a_later_phase() -> N
     seen: list[list[str]] = []
 
     def remember(request: GenerateRequest) -> Script:
-        seen.append([message.role for message in request.messages or ()])
+        seen.append([message.role for message in messages_of(request)])
         return script(prefill_s=0.0, step_s=0.0)
 
     with serving(lambda: ScriptedEngine(remember)) as served:
@@ -115,7 +120,9 @@ def raw_server(answer: bytes) -> Iterator[str]:
             except OSError:
                 return
             with peer:
-                peer.recv(65536)
+                received = b""
+                while not received.endswith(b"}}"):  # all of it, or closing would reset the connection
+                    received += peer.recv(65536)
                 peer.sendall(answer)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -176,7 +183,7 @@ def counting(**fields: object) -> ScriptedEngine:
     """An engine whose prompts have two tokens a word."""
 
     def of(request: GenerateRequest) -> Script:
-        words = sum(len(str(message.content).split()) for message in request.messages or ())
+        words = sum(len(str(message.content).split()) for message in messages_of(request))
         return script(prompt_tokens=2 * words + 7, **fields)
 
     return ScriptedEngine(of)

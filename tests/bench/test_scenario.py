@@ -24,7 +24,7 @@ def test_all_kinds_of_load_are_shipped() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("phases=[]", "about"),
+        ('phases=[{name="a",groups=[{name="g"}]}]', "about"),
         ('about=""\nphases=[]', "length"),
         ('about=""\nphases=[{name="a",groups=[{name="g",speed=1}]}]', "speed"),
         ('about=""\nphases=[{name="a",groups=[{name="g"},{name="g"}]}]', "one name"),

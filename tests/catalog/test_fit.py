@@ -231,6 +231,6 @@ def test_ids_are_few_where_each_costs_a_window_or_many_distributions(headers: di
         header = msgspec.structs.replace(headers[name], vocabulary_size=vocabulary)
         return wanted(config.Engine(), config.Cache(), defaults, header).plan.sequences
 
-    assert sequences("llama3-8b", 49_152) == 129
-    assert sequences("llama3-8b", 262_144) == 33
+    assert sequences("llama3-8b", 49_152) == 128
+    assert sequences("llama3-8b", 262_144) == 32
     assert sequences("gemma3-4b", 49_152) == sequences("mamba-130m", 49_152) == 14

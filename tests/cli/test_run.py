@@ -45,7 +45,6 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[config.Confi
         ([], "prefix_cache", True),
         (["--no-speculation"], "speculation", "off"),
         (["--speculation"], "speculation", "auto"),
-        (["--draft-model", "smollm2:135m"], "draft_model", "smollm2:135m"),
         (["--require-gpu"], "require_gpu", True),
         ([], "require_gpu", False),
         (["--threads", "2"], "threads_decode", 2),
@@ -99,3 +98,12 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(tmp_path: Path, flags: l
     assert message in errors[0]
     assert "hint: " in finished.stderr
     assert finished.stdout == ""
+
+
+def test_a_draft_model_is_fetched_like_any_other_and_passed_on_as_its_file(
+    served: list[config.Config], tmp_path: Path
+) -> None:
+    model, draft = tiny.write(tmp_path / "tiny.gguf"), tiny.write(tmp_path / "draft.gguf", seed=2)
+    result = CliRunner().invoke(main, ["run", str(model), "--draft-model", str(draft)])
+    assert result.exit_code == 0, result.output
+    assert served[0].engine.draft_model == str(draft)

@@ -25,6 +25,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCSERVE_STORE_DIRECTORY", str(tmp_path / "models"))
     monkeypatch.setenv("OCSERVE_CACHE_DIRECTORY", str(tmp_path / "cache"))
     monkeypatch.setenv("OCSERVE_ENGINE_BATCH_TOKENS", "64")
+    monkeypatch.setenv("OCSERVE_ENGINE_PREFIX_CACHE", "false")  # ids for kept prefixes would make batches larger
 
 
 def a_round(spins: int | None, factor: float = 1.0, spread: float = 0.01, others: float = 0.05) -> tune._Round:

@@ -76,7 +76,7 @@ def test_conversations_share_what_they_have_in_common(model: str, full: bool, re
     engine.run()
     computed = engine.loop.stats().prefill_tokens
     assert computed <= len(trunk) + 20 * len(prompts) + 128
-    while engine.kv.save_one():
+    while engine.kv.save_some():
         pass
     engine.context.close()
     again = Engine(

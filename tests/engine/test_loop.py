@@ -12,7 +12,7 @@ import pytest
 
 from ocserve.engine import llama, scheduler
 from ocserve.engine.constraint import GrammarCompiler
-from ocserve.engine.context import Context
+from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.generation import Failed, Finished, JsonConstraint, Sampling, Started, TextDelta
 from tests import tiny
 from tests.engine.schedules import NO_END, Engine, FixedCosts, Oracle, load
@@ -103,8 +103,16 @@ def test_an_idle_loop_uses_no_cpu(engine: Engine) -> None:
 
 def test_unusable_logits_end_the_request_and_not_the_process(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN would abort inside llama.cpp's sampler."""
-    poisoned = np.full(engine.model.vocab.size, np.nan, dtype=np.float32)
-    monkeypatch.setattr(Context, "logits", lambda self, row: poisoned)
+    decode = Context.decode
+
+    def poisoned(self: Context, rows: list[Row]) -> DecodeStatus:
+        status = decode(self, rows)
+        for index, row in enumerate(rows):
+            if row.logits:
+                self.logits(index).fill(np.nan)
+        return status
+
+    monkeypatch.setattr(Context, "decode", poisoned)
     engine.submit("poisoned", (40,), 5, choices=2)
     engine.run()
     monkeypatch.undo()

@@ -122,7 +122,7 @@ class Schedule:
             if self._choose.random() < 0.15:
                 self.engine.loop.cancel(self._choose.choice(self.sequences).id)
             if self._choose.random() < 0.2:
-                self.engine.kv.save_one()
+                self.engine.kv.save_some()
             if self._choose.random() < 0.15:
                 self._restart()
         self.engine.run()
@@ -132,7 +132,7 @@ class Schedule:
         self.engine.run()
         self._count()
         self.check_memory()
-        while self.engine.kv.save_one():
+        while self.engine.kv.save_some():
             pass
         self.engine.context.close()
         self._tiers.flush(30)
