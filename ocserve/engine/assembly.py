@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from ocserve.chat.template import TemplateUnusable
-from ocserve.engine import llama, wire
+from ocserve.engine import encodings, llama, wire
 from ocserve.engine.bindings import LlamaError
 from ocserve.engine.constraint import GrammarCompiler
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.costs import CostModel
 from ocserve.engine.drafting import DraftModel
 from ocserve.engine.emission import Emitter
+from ocserve.engine.encodings import PlainTokenizer
 from ocserve.engine.kv import KvMemory, Reuse
 from ocserve.engine.loop import EngineLoop
 from ocserve.engine.measure import stored_or_measured
@@ -45,7 +47,10 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
     """Load what `spec` names; raises `LlamaError` with what is wrong."""
     begun = time.monotonic()
     log = llama.LoadLog()
-    model = llama.Model(spec.path, gpu_layers=spec.gpu_layers, log=log)
+    with ThreadPoolExecutor(1, "encoding") as beside:
+        encoding = beside.submit(encodings.build, Path(spec.path))
+        model = llama.Model(spec.path, gpu_layers=spec.gpu_layers, log=log)
+        tokenizer = encodings.prove(model.vocab, encoding.result)
     if model.trained_context < 1:
         raise LlamaError("the model's header claims an impossible context length")
     context_tokens = min(spec.context, model.trained_context)
@@ -60,7 +65,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
     )
     log.close()
     turns = Turns()
-    encoder, problem = _encoder(model, spec, context_tokens, turns)
+    encoder, problem = _encoder(model, spec, context_tokens, turns, tokenizer)
     identity = _identity(spec)
     tiers = _tiers(spec, identity)
     kv = KvMemory(
@@ -160,13 +165,18 @@ def _say(reason: str) -> None:
     sys.stderr.flush()
 
 
-def _encoder(model: llama.Model, spec: wire.EngineSpec, context: int, turns: Turns) -> tuple[PromptEncoder, str | None]:
+def _encoder(
+    model: llama.Model, spec: wire.EngineSpec, context: int, turns: Turns, tokenizer: PlainTokenizer
+) -> tuple[PromptEncoder, str | None]:
     """The encoder, and why the model cannot chat if its template is of no use; completions work all the same."""
-    template = spec.chat_template or model.chat_template
+
+    def encoder(template: str | None) -> PromptEncoder:
+        return PromptEncoder(model.vocab, template, context=context, turns=turns, tokenizer=tokenizer)
+
     try:
-        return PromptEncoder(model.vocab, template, context=context, turns=turns), None
+        return encoder(spec.chat_template or model.chat_template), None
     except TemplateUnusable as error:
-        return PromptEncoder(model.vocab, None, context=context, turns=turns), str(error)
+        return encoder(None), str(error)
 
 
 def _warm_up(context: Context, vocab: llama.Vocab) -> None:
@@ -207,6 +217,8 @@ def _facts(
         gpu_layers=gpu_layers,
         devices=devices,
         llama_cpp=llama.version(),
+        tokenizer=encoder.plain.name,
+        tokenizer_reason=encoder.plain.reason,
         has_chat_template=encoder.can_chat,
         chat_template_problem=problem,
         unused_gpus=gpu_makers() if spec.gpu_layers != 0 and gpu_layers == 0 else (),

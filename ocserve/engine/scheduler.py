@@ -29,8 +29,8 @@ from ocserve.engine.speculation import MOST_DRAFTED
 GROWTH_TOKENS = 64
 # A step with prompts in it may take this many times as long as without …
 STRETCH = 7.0
-# … or this long: a fifth of a second between two words is smoother than reading, and small chunks are dear.
-FLOOR_S = 0.15
+# … or this long: four words a second are read as fast as they come, and small chunks are dear.
+FLOOR_S = 0.25
 # Prompt tokens that a step computes at least, so that a slow machine's prompts advance too.
 LEAST_CHUNK = 16
 # A further prompt joins a batch if that takes at most this share of computing it afterwards.
@@ -168,8 +168,8 @@ class Composer:
 
     def _joins(self, rows: int, more: int) -> bool:
         """Whether `more` rows are notably cheaper beside `rows` than in a step of their own."""
-        apart = self._costs.seconds(rows) + self._costs.seconds(more)
-        return self._costs.seconds(rows + more) <= JOINS_BELOW * apart
+        first, second, both = (self._costs.seconds(count, prefill=True) for count in (rows, more, rows + more))
+        return both <= JOINS_BELOW * (first + second)
 
 
 def growth_margin(slots: int) -> int:

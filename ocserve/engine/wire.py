@@ -97,6 +97,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     load_s: float
     chat_template_problem: str | None = None
+    tokenizer: Literal["tiktoken", "llama.cpp"] = "llama.cpp"
+    tokenizer_reason: str | None = None  # why it is not the faster one
     unused_gpus: tuple[str, ...] = ()  # makers of GPUs that are here while every layer is on the CPU unasked
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from ocserve.engine import llama
 from ocserve.engine.tokens import PromptEncoder
+from ocserve.engine.turns import Turns
 from ocserve.generation import ChatPrompt, GenerateRequest, Message, Sampling
 
 
@@ -21,7 +22,7 @@ def model(smollm2: Path) -> llama.Model:
 
 
 def encoded(model: llama.Model, *contents: str) -> tuple[int, ...]:
-    encoder = PromptEncoder(model.vocab, model.chat_template, context=8192)
+    encoder = PromptEncoder(model.vocab, model.chat_template, context=8192, turns=Turns())
     roles = ("system", "user", "assistant", "user")
     messages = tuple(Message(role=role, content=text) for role, text in zip(roles, contents, strict=False))
     request = GenerateRequest(

