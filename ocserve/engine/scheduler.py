@@ -34,7 +34,7 @@ FLOOR_S = 0.25
 # Prompt tokens that a step computes at least, so that a slow machine's prompts advance too.
 LEAST_CHUNK = 16
 # A further prompt joins a batch if that takes at most this share of computing it afterwards.
-JOINS_BELOW = 0.9
+JOINS_BELOW = 0.75
 
 
 class Costs(Protocol):
@@ -178,12 +178,16 @@ def growth_margin(slots: int) -> int:
 
 
 def _chunk(sequence: Sequence, budget: int) -> int:
-    """How much of a prompt's rest to compute: up to where its state is to be kept, if it is."""
-    count = min(budget, sequence.remaining)
+    """How much of a prompt's rest to compute: in equal parts, up to where its state is to be kept if it is."""
+    rest = sequence.remaining
     for stop in sequence.stops:
         if sequence.computed < stop:
-            return min(count, stop - sequence.computed)
-    return count
+            rest = stop - sequence.computed
+            break
+    if budget <= 0:
+        return 0
+    parts = -(-rest // budget)
+    return -(-rest // parts)
 
 
 def _shared_out(prompts: Ordered[Sequence], budget: int) -> tuple[Chunk, ...]:
