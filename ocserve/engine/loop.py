@@ -182,21 +182,23 @@ class EngineLoop:
         if self._waiting and len(self._running) < self._parallel:
             self._admit()
         prompts = self._prompts()
-        self._relieve()
+        free = self._relieve()
         prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
         self._announce()
-        decode = self._decode_chunks([each for each in self._running if each.phase is Phase.DECODE])
+        decode = self._decode_chunks([each for each in self._running if each.phase is Phase.DECODE], free)
         prefill = self._composer.prefill(decode, prompts)
         if decode or prefill:
             self._compute(decode, prefill)
 
-    def _relieve(self) -> None:
-        """Preempt while the running sequences could outgrow memory in this step."""
+    def _relieve(self) -> int:
+        """Preempt while the running sequences could outgrow memory in this step; the cells that they leave over."""
         claims = sum(sequence.claim for sequence in self._running)
-        room = self._kv.room(claims)
-        if claims > room:
-            for sequence in preempt(self._running, room, self._kv.freed_without):
-                self._preempt(sequence)
+        room = self._kv.room(claims + self._composer.most_rows)
+        if claims <= room:
+            return room - claims
+        for sequence in preempt(self._running, room, self._kv.freed_without):
+            self._preempt(sequence)
+        return 0
 
     def _preempt(self, sequence: Sequence) -> None:
         """Move its cells to main memory and let it wait again, before those that never ran."""
@@ -254,20 +256,24 @@ class EngineLoop:
             self._emitter.started(sequence)
         self._emitter.flush()
 
-    def _decode_chunks(self, sequences: list[Sequence]) -> list[Chunk]:
-        """One row for each decoding sequence, and forced or drafted tokens where that pays and the batch has room."""
-        spare = self._composer.spare_rows(len(sequences))
+    def _decode_chunks(self, sequences: list[Sequence], free: int) -> list[Chunk]:
+        """One row for each decoding sequence, and forced or drafted tokens where that pays and there is room.
+
+        `free` cells are left over when all known tokens have theirs.
+        """
+        spare = self._composer.most_rows - len(sequences)
         chunks = []
         for sequence in sequences:
-            chunk = self._decode_chunk(sequence, len(sequences) - 1, spare)
+            chunk = self._decode_chunk(sequence, len(sequences) - 1, spare, free)
             spare -= chunk.rows - 1
+            free -= len(chunk.drafts)
             chunks.append(chunk)
         return chunks
 
-    def _decode_chunk(self, sequence: Sequence, others: int, spare: int) -> Chunk:
+    def _decode_chunk(self, sequence: Sequence, others: int, spare: int, free: int) -> Chunk:
         if sequence.remaining > 1:
             return Chunk(sequence, 1 + self._composer.forced_rows(min(sequence.remaining - 1, spare), others))
-        most = min(sequence.room - 1, spare, self._composer.drafts_each(others + 1))
+        most = min(sequence.room - 1, spare, free, self._composer.drafts_each(others + 1))
         if sequence.speculator is None or most < 1:
             return Chunk(sequence, 1)
         drafts = sequence.speculator.propose(

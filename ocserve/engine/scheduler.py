@@ -123,9 +123,10 @@ class Composer:
         """Predicted seconds for one token of a long prompt."""
         return self._costs.seconds(self._batch_tokens, prefill=True) / self._batch_tokens
 
-    def spare_rows(self, sequences: int) -> int:
-        """Rows of a batch beyond one for each of so many sequences."""
-        return self._batch_tokens - sequences
+    @property
+    def most_rows(self) -> int:
+        """Rows of a batch."""
+        return self._batch_tokens
 
     def drafts_each(self, sequences: int) -> int:
         """How many drafted tokens each of so many decoding sequences may verify in one batch."""

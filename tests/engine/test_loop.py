@@ -237,6 +237,20 @@ def test_drafts_that_pay_save_steps_and_change_nothing(model: llama.Model) -> No
     assert sequences[0].usage.accepted_draft_tokens > 20
 
 
+def test_drafts_are_left_out_where_the_pool_is_full(model: llama.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They need cells too: a plan with them once exceeded the pool and took the engine with it."""
+    monkeypatch.setattr(scheduler, "GROWTH_TOKENS", 2)
+    few_words = Sampling(temperature=0.0, logit_bias={**NO_END, **dict.fromkeys(range(40, 43), 100.0)})
+    engine = Engine(Path(), model=model, costs=FREE_ROWS, pool_tokens=256, parallel=6)
+    for index in range(6):
+        engine.submit(f"r{index}", prompt(20, first=index), 120, sampling=few_words, speculates=True)
+    engine.run()
+    assert all(isinstance(engine.end(f"r{index}"), Finished) for index in range(6))
+    stats = engine.loop.stats()
+    assert stats.drafted_tokens > 0
+    assert stats.preemptions > 0
+
+
 def test_drafts_that_do_not_pay_are_not_verified(model: llama.Model) -> None:
     engine = Engine(Path(), model=model, costs=DEAR_ROWS)
     engine.submit("one", prompt(20), 150, speculates=True)

@@ -23,7 +23,7 @@ from ocserve.engine.tiers.host import HostTier
 from ocserve.engine.tiers.tiers import Tiers
 from ocserve.generation import Finished
 from tests import tiny
-from tests.engine.schedules import IDENTITY, Engine, Oracle, load
+from tests.engine.schedules import IDENTITY, Engine, FixedCosts, Oracle, load
 
 # How a model's memory behaves, and how to make it so.
 MEMORIES: dict[str, tuple[tiny.Family, bool]] = {
@@ -57,6 +57,7 @@ class Schedule:
 
     def __init__(self, subjects: dict[str, Subject], memory: str, seed: int, folder: Path) -> None:
         family, self._full_window = MEMORIES[memory]
+        self._drafts = family != "recurrent"  # its states do not roll back
         self._choose = random.Random(seed)
         self._subject = subjects[family]
         self._parallel = self._choose.randrange(1, 7)
@@ -83,6 +84,7 @@ class Schedule:
             order=self._choose.choice(["serial", "serial", "joint"]),
             park_bytes=self._park_bytes,
             tiers=self._tiers,
+            costs=self._choose.choice([FixedCosts(), FixedCosts(step_s=0.01, row_s=0.00001)]),
         )
 
     def _new_tiers(self) -> Tiers:
@@ -114,6 +116,7 @@ class Schedule:
                 max_tokens,
                 salt=self._choose.choice([b"a", b"a", b"b"]),
                 choices=self._choose.choice([1, 1, 1, 2, 3]),
+                speculates=self._drafts and self._choose.random() < 0.5,
             )
             self.sequences += group.members
             self.engine.loop.submit(group)
