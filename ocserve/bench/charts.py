@@ -19,17 +19,33 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 16, 40, 44
 _POINTS = 120
 _WIDE = 20.0  # values that lie further apart than this are drawn on a logarithmic axis
 
-STYLE = """
-svg{--ink:#1c2430;--soft:#5d6878;--line:#e3e7ed;--paper:#fff;--c0:#2563eb;--c1:#d9580d;--c2:#0d8f6f;--c3:#8b46d6;
---c4:#b3261e;--c5:#5b6b00}
-@media(prefers-color-scheme:dark){svg{--ink:#e8ecf2;--soft:#9aa6b6;--line:#2c3542;--paper:#11161d;--c0:#6ea2ff;
---c1:#ff9a57;--c2:#4fd0ac;--c3:#c397ff;--c4:#ff8a80;--c5:#c6d64a}}
-svg text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--soft)}
-svg .title{font-size:14px;font-weight:600;fill:var(--ink)}
-svg .grid{stroke:var(--line);stroke-width:1}
-svg .curve{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
-svg .whisker{stroke-width:2;stroke-linecap:round}
-svg .one{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
+_COLOURS = 6
+_LIGHT = ("#2563eb", "#d9580d", "#0d8f6f", "#8b46d6", "#b3261e", "#5b6b00")
+_DARK = ("#6ea2ff", "#ff9a57", "#4fd0ac", "#c397ff", "#ff8a80", "#c6d64a")
+
+
+def _colours(series: Sequence[str], *, ink: str, soft: str, line: str, paper: str) -> str:
+    """Rules without variables, which many programs that draw SVG do not know."""
+    rules = [f".s{number}{{stroke:{colour}}}.f{number}{{fill:{colour}}}" for number, colour in enumerate(series)]
+    return "".join(
+        (
+            f".paper{{fill:{paper}}}text{{fill:{soft}}}.title{{fill:{ink}}}.grid{{stroke:{line}}}.one{{stroke:{soft}}}",
+            *rules,
+        )
+    )
+
+
+_ON_WHITE = _colours(_LIGHT, ink="#1c2430", soft="#5d6878", line="#e3e7ed", paper="#fff")
+_ON_BLACK = _colours(_DARK, ink="#e8ecf2", soft="#9aa6b6", line="#2c3542", paper="#11161d")
+STYLE = f"""
+text{{font-family:system-ui,-apple-system,"Segoe UI",sans-serif;font-size:12px}}
+.title{{font-size:14px;font-weight:600}}
+.grid{{stroke-width:1}}
+.curve{{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}}
+.whisker{{stroke-width:2;stroke-linecap:round}}
+.one{{stroke-width:1;stroke-dasharray:3 3}}
+{_ON_WHITE}
+@media(prefers-color-scheme:dark){{{_ON_BLACK}}}
 """
 
 
@@ -114,7 +130,7 @@ def lines(title: str, series: Sequence[Series]) -> str:
     for number, each in enumerate(series):
         points = [(across(x), up(y)) for x, y in each.points]
         parts.append(_curve(points, number))
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" style="fill:var(--c{number % 6})"/>' for x, y in points]
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="f{number % _COLOURS}"/>' for x, y in points]
     return "".join([*parts, _legend([each.name for each in series])])
 
 
@@ -139,10 +155,9 @@ def whiskers(title: str, ratios: Sequence[tuple[str, Ratio]]) -> tuple[str, int]
         label = f"{each.median:.3f}"
         if each.low is not None and each.high is not None:
             begin, end = across(max(each.low, 1 / reach)), across(max(each.high, 1 / reach))
-            style = "stroke:var(--c0)"
-            parts.append(f'<line class="whisker" style="{style}" x1="{begin:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}"/>')
+            parts.append(f'<line class="whisker s0" x1="{begin:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}"/>')
             label += f"  [{each.low:.3f}, {each.high:.3f}]"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="4.5" style="fill:var(--c0)"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="4.5" class="f0"/>')
         parts.append(f'<text x="{width - 140}" y="{y + 4}">{label}</text>')
     return "".join(parts), height
 
@@ -159,7 +174,7 @@ def sheet(panels: Sequence[str], wide: Sequence[tuple[str, int]] = ()) -> str:
         y += height
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {y}" role="img">'
-        f'<style>{STYLE}</style><rect width="100%" height="100%" style="fill:var(--paper)"/>{"".join(parts)}</svg>'
+        f'<style>{STYLE}</style><rect width="100%" height="100%" class="paper"/>{"".join(parts)}</svg>'
     )
 
 
@@ -181,14 +196,14 @@ def _frame(title: str, across: Axis, up: Axis, x_label: Callable[[float], str], 
 
 def _curve(points: Sequence[tuple[float, float]], number: int) -> str:
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path class="curve" style="stroke:var(--c{number % 6})" d="M{path}"/>'
+    return f'<path class="curve s{number % _COLOURS}" d="M{path}"/>'
 
 
 def _legend(names: Sequence[str]) -> str:
     parts, x = [], float(_LEFT)
     for number, name in enumerate(names):
         parts.append(
-            f'<rect x="{x:.0f}" y="{_HEIGHT - 14}" width="10" height="10" rx="2" style="fill:var(--c{number % 6})"/>'
+            f'<rect x="{x:.0f}" y="{_HEIGHT - 14}" width="10" height="10" rx="2" class="f{number % _COLOURS}"/>'
         )
         parts.append(f'<text x="{x + 14:.0f}" y="{_HEIGHT - 5}">{escape(name)}</text>')
         x += 26 + 6.4 * len(name)

@@ -183,7 +183,7 @@ class KvMemory:
         known = match[1] if match else 0
         for other in others:
             if other.tenant == sequence.tenant and other is not sequence:
-                known = max(known, common_prefix(tokens, other.prompt))
+                known = max(known, common_prefix(tokens, other.prompt_ids))
         sequence.expected = min(known, sequence.length - 1)
 
     def awaits(self, sequence: Sequence, ahead: Iterable[Sequence]) -> bool:
@@ -195,7 +195,7 @@ class KvMemory:
         for other in ahead:
             if other.tenant != sequence.tenant:
                 continue
-            shared = min(common_prefix(sequence.prompt, other.prompt), len(sequence.prompt) - 1)
+            shared = min(common_prefix(sequence.prompt_ids, other.prompt_ids), len(sequence.prompt) - 1)
             if shared >= LEAST_SHARED and shared > max(resident, other.computed):
                 if self._reuse is Reuse.WHOLE_STATE:
                     _add_stop(other, shared)
@@ -219,7 +219,7 @@ class KvMemory:
         if self._reuse is Reuse.WHOLE_STATE:
             self._plan_stops(sequence, tokens)
 
-    def _match(self, sequence: Sequence, tokens: list[int]) -> tuple[int, int] | None:
+    def _match(self, sequence: Sequence, tokens: Tokens) -> tuple[int, int] | None:
         """The holder with the longest usable prefix of `tokens`, and its length. The last token is always computed."""
         usable = self._whole if self._reuse is Reuse.WHOLE_STATE else None
         match = self._tree.match(sequence.tenant, tokens[:-1], usable)
@@ -235,7 +235,7 @@ class KvMemory:
         reaches = self._window and self._context.positions(holder).start <= max(0, matched - self._window)
         return matched if reaches else 0
 
-    def _take_resident(self, sequence: Sequence, tokens: list[int]) -> int:
+    def _take_resident(self, sequence: Sequence, tokens: Tokens) -> int:
         match = self._match(sequence, tokens)
         if match is None:
             return 0
@@ -246,7 +246,7 @@ class KvMemory:
         self._retention.hit(donor)
         return length
 
-    def _take_stored(self, sequence: Sequence, tokens: list[int], resident: int) -> int:
+    def _take_stored(self, sequence: Sequence, tokens: Tokens, resident: int) -> int:
         """Continue a resident prefix from the tiers; returns the length then reached, 0 if they had nothing more."""
         if self._tiers is None:
             return 0
@@ -272,7 +272,7 @@ class KvMemory:
             reached = end
         return reached if reached > resident else 0
 
-    def _restore_whole(self, sequence: Sequence, tokens: list[int], key: bytes, length: int) -> int:
+    def _restore_whole(self, sequence: Sequence, tokens: Tokens, key: bytes, length: int) -> int:
         assert self._tiers is not None
         assert sequence.slot is not None
         found = self._tiers.get(key)
@@ -292,7 +292,7 @@ class KvMemory:
         else:
             self.hits.disk += tokens
 
-    def append(self, sequence: Sequence, tokens: list[int]) -> None:
+    def append(self, sequence: Sequence, tokens: Tokens) -> None:
         """These tokens, the next of the sequence, have been computed."""
         assert sequence.slot is not None
         self._tree.append(sequence.slot, tokens)
@@ -308,7 +308,7 @@ class KvMemory:
 
     # --- lengths at which states are frozen ---------------------------------------------------------------------------
 
-    def _plan_stops(self, sequence: Sequence, tokens: list[int]) -> None:
+    def _plan_stops(self, sequence: Sequence, tokens: Tokens) -> None:
         """Where to keep the state of this prompt.
 
         Where it parts from what is known, at its last whole block, and before its last token, so that the same prompt

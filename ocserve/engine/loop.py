@@ -18,7 +18,7 @@ from ocserve.engine.counts import Counts
 from ocserve.engine.emission import Emitter
 from ocserve.engine.fairness import FairOrder
 from ocserve.engine.kv import KvMemory
-from ocserve.engine.prefixes import common_prefix
+from ocserve.engine.prefixes import Tokens, common_prefix
 from ocserve.engine.sampler import SamplerChain
 from ocserve.engine.scheduler import Chunk, Composer, Costs, admit, growth_margin, preempt
 from ocserve.engine.slots import Group, Move, Phase, Sequence
@@ -363,7 +363,7 @@ class EngineLoop:
             sequence.speculator.accept(tokens)
         return reason if reason is not None else self._follow(sequence, tokens[-1])
 
-    def _keep(self, sequence: Sequence, drafts: tuple[int, ...], tokens: list[int]) -> None:
+    def _keep(self, sequence: Sequence, drafts: tuple[int, ...], tokens: Tokens) -> None:
         """The cells of drafts that turned out true stay, the others go."""
         accepted = common_prefix(drafts, tokens)
         self._kv.append(sequence, list(drafts[:accepted]))

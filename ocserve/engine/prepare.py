@@ -103,9 +103,15 @@ class Preparer:
                 deadline=now + request.deadline_s,
                 arrived=now,
                 guide=ready.guide.copy() if ready.guide is not None else None,
-                speculator=self._speculator(ready.prompt) if self._speculator and ready.guide is None else None,
+                speculator=self._drafts(ready),
             )
         return group
+
+    def _drafts(self, ready: _Ready) -> Speculator | None:
+        """What drafts for a choice. Not for one with a seed: when to draft follows from measured times, and a batch of
+        another size may round otherwise, so that its answer would not be the same each time."""
+        seeded = ready.request.sampling.seed is not None
+        return None if self._speculator is None or ready.guide is not None or seeded else self._speculator(ready.prompt)
 
     def busy(self) -> tuple[str | None, float]:
         """The request in work and for how many seconds; called by the heartbeat thread."""

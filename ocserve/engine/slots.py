@@ -11,6 +11,7 @@ facts; everything else is a property.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -115,6 +116,7 @@ class Sequence:
         self.index = len(group.members)
         group.members.append(self)
         self.prompt = prompt
+        self.prompt_ids = array("i", prompt)  # compared and cut without an object for each token
         self.max_tokens = max_tokens
         self.sampler = sampler
         self.deadline = deadline
@@ -176,10 +178,13 @@ class Sequence:
         prompt = len(self.prompt)
         return self.prompt[position] if position < prompt else self.generated[position - prompt]
 
-    def tokens(self, begin: int, end: int) -> list[int]:
+    def tokens(self, begin: int, end: int) -> array[int]:
         """The known tokens at positions begin … end - 1."""
         prompt = len(self.prompt)
-        return [*self.prompt[begin:end], *self.generated[max(begin - prompt, 0) : max(end - prompt, 0)]]
+        tokens = self.prompt_ids[begin:end]
+        if end > prompt:
+            tokens.extend(self.generated[max(begin - prompt, 0) : end - prompt])
+        return tokens
 
     def move(self, move: Move) -> None:
         """Take a transition; raises `IllegalMove` and changes nothing if there is none."""

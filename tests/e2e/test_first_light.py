@@ -35,9 +35,9 @@ def test_a_streamed_answer_ends_with_its_usage(client: openai.OpenAI) -> None:
 
 
 def test_stream_and_whole_answer_agree(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model="default", messages=QUESTION, max_tokens=32, temperature=0)
+    whole = client.chat.completions.create(model="default", messages=QUESTION, max_tokens=32, temperature=0, seed=1)
     streamed = client.chat.completions.create(
-        model="default", messages=QUESTION, max_tokens=32, temperature=0, stream=True
+        model="default", messages=QUESTION, max_tokens=32, temperature=0, seed=1, stream=True
     )
     chunks = list(streamed)
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
