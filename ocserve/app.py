@@ -153,6 +153,12 @@ def build_fleet(
     return Fleet(engines, memory, rules, wait_s=tree.model.room_wait_s, on_event=logs.event)
 
 
+def plan_here(tree: config.Config, model: Installed) -> Plan:
+    """How `model` would be loaded alone on this machine. Raises as `running` does."""
+    gpus = devices.usable_gpus(config.engine_environment()) if tree.engine.gpu_layers else ()
+    return plans(tree, {model.name: model}, gpus)[model.name].plan
+
+
 def plans(tree: config.Config, installed: Mapping[str, Installed], gpus: Sequence[Device]) -> dict[str, Fit]:
     """How each model is loaded so that it fits this machine alone; what had to be lowered for it is logged.
 
@@ -201,8 +207,8 @@ def _content_digest(installed: Installed) -> str:
     """Names the content of a model's files: their digests, or of a user's own file its identity and last change."""
     if installed.source != "file":
         return ",".join(file.sha256 or "" for file in installed.files)
-    status = os.stat(installed.path)
-    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+    states = [os.stat(os.path.join(installed.directory, file.name)) for file in installed.files]
+    return ",".join(f"{each.st_dev}:{each.st_ino}:{each.st_size}:{each.st_mtime_ns}" for each in states)
 
 
 def refuse_context(engine: config.Engine, installed: Installed, trained: int) -> None:

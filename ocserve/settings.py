@@ -16,7 +16,7 @@ Positive = Annotated[int, Meta(ge=1)]
 # These cross into C as 32-bit integers; llama.cpp takes at most 256 sequences and 512 threads.
 Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 BatchTokens = Annotated[int, Meta(ge=1, le=65_536)]
-Sequences = Annotated[int, Meta(ge=1, le=256)]
+Sequences = Annotated[int, Meta(ge=1, le=254)]  # llama.cpp has 256 ids; one is for copying, one for a frozen state
 Threads = Annotated[int, Meta(ge=1, le=512)]
 Natural = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -133,7 +133,9 @@ class Engine(_Branch, frozen=True):
 class Cache(_Branch, frozen=True):
     """Where computed prefixes go when the device's KV pool needs their cells. Sizes are bytes; 0 turns a tier off."""
 
-    host_bytes: Annotated[Natural, Meta(description="main memory for prefixes of each engine")] = 512 * 1024 * 1024
+    host_bytes: Annotated[
+        Natural, Meta(description="main memory of each engine for prefixes and for parked answers, half for each")
+    ] = 512 * 1024 * 1024
     disk_bytes: Annotated[
         Natural, Meta(description="disk space for prefixes (files hold what prompts computed; mode 0600)")
     ] = 2 * 1024 * 1024 * 1024

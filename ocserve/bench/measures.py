@@ -233,5 +233,5 @@ def relations(scenario: Scenario, rounds: Sequence[Sequence[Sample]], label: str
 
 def same_answers(one: Sequence[Sample], other: Sequence[Sample], key: Callable[[Sample], str]) -> tuple[int, int]:
     """(equal, compared): answers of two targets in one round, matched by cell and by the order of their texts."""
-    ours, theirs = Counter(map(key, one)), Counter(map(key, other))
+    ours, theirs = (Counter(key(sample) for sample in samples if sample.error is None) for samples in (one, other))
     return (ours & theirs).total(), max(ours.total(), theirs.total())

@@ -22,8 +22,13 @@ _MOST_IDS = 256  # llama.cpp's own
 
 def wanted(engine: config.Engine, cache: config.Cache, defaults: Defaults, header: GgufHeader) -> Wanted:
     """The settings where they speak, the model's card elsewhere. A context of the user's own gets a pool of two."""
-    context = engine.context or defaults.context
+    context = engine.context or min(defaults.context, engine.pool_tokens or defaults.context)
     pool = engine.pool_tokens or (2 * context if engine.context else defaults.pool)
+    if pool < context:
+        raise config.ConfigError(
+            f"engine.pool_tokens is {pool}, and engine.context {context} does not fit in it.",
+            hint="Raise the pool or lower the context.",
+        )
     parallel = engine.parallel or defaults.parallel
     sequences = _sequences(header, parallel, engine)
     batch_tokens = max(engine.batch_tokens, sequences)

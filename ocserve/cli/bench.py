@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -200,9 +201,9 @@ def _contender(
     from ocserve.bench.session import Contender
 
     key = config.key_variable(key_from) if key_from else None
-    if words is not None or (label == "A" and key is None):  # our own servers have our key
-        key = key or config.resolve_key(config.load().config.auth)
     url = url.rstrip("/")
+    if key is None and (words is not None or url == _OWN):  # our own servers have our key, and nobody else gets it
+        key = config.resolve_key(config.load().config.auth)
 
     def restart() -> None:
         servers.restart_by_command(options.restart_command or "", url)
@@ -215,8 +216,20 @@ def _contender(
     elif work.scenario.restarts and (options.restart_command is None or label != "A"):
         raise click.UsageError(f"{work.scenario.name} restarts the server: use --serve, or say how (--restart-command)")
     model = options.model or asyncio.run(load.first_model(url, key))
-    what = url if words is None else f"ocserve run {words}"
+    what = _without_userinfo(url) if words is None else f"ocserve run {_without_secrets(words)}"
     return Contender(Target(label, url, model, key, options.suppress), what, restart)
+
+
+def _without_userinfo(url: str) -> str:
+    """The address as it may stand in a report."""
+    scheme, separator, rest = url.rpartition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + path
+
+
+def _without_secrets(words: str) -> str:
+    """A server's command line as it may stand in a report: keys and tokens without their values."""
+    return re.sub(r"\b(\w*(?:KEY|TOKEN)\w*)=\S+", r"\1=…", words)
 
 
 def _ceiling(options: Options, model: Path) -> None:

@@ -82,14 +82,16 @@ def command(models: tuple[str, ...], quiet: bool, **flags: object) -> None:
         installed.append(model)
         size = f"{model.size_bytes / 1e6:.0f} MB"
         say(f"{model.name}: {model.quantisation}, {size}, from {SOURCES[model.source]}")
+    drafting: list[Installed] = []
     if tree.engine.draft_model is not None:
         with progress(quiet=quiet) as on_progress:
             draft = pull(tree.engine.draft_model, tree.store, on_progress)
+        drafting.append(draft)
         settings = config.load({**_settings(flags), **named, "engine.draft_model": draft.path})
     store = Store(tree.store)
     try:
         with ExitStack() as uses:
-            for model in installed:
+            for model in (*installed, *drafting):
                 uses.enter_context(store.used(model))
             asyncio.run(app.serve(settings, installed, _announce))
     except app.LoadError as error:

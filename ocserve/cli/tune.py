@@ -102,7 +102,7 @@ def command(model: str | None, quick: bool, force: bool, as_json: bool) -> None:
     reference = model or tree.model.default or choose_default(tree.store, say=lambda line: click.echo(line, err=True))
     with progress() as on_progress:
         installed = pull(reference, tree.store, on_progress)
-    spec = msgspec.to_builtins(app.engine_spec(tree.engine, tree.cache, installed))
+    spec = msgspec.to_builtins(app.engine_spec(tree.engine, tree.cache, installed, app.plan_here(tree, installed)))
     try:
         with click.progressbar(length=1000, label=f"Measuring {installed.name}", file=sys.stderr) as bar:
             rounds = measure(

@@ -86,12 +86,13 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
             costs,
             batch_tokens=context.batch_tokens,
             outputs=context.outputs,
+            slots=spec.parallel,
             order=spec.prefill_order,
             fast_forward=spec.fast_forward,
         ),
         emitter=Emitter(model.vocab, turns, send),
         parallel=spec.parallel,
-        park_bytes=spec.host_cache_bytes,
+        park_bytes=spec.host_cache_bytes // 2,
     )
     preparer = Preparer(
         encoder,
@@ -147,7 +148,7 @@ def _context(model: llama.Model, spec: wire.EngineSpec, pool_tokens: int) -> Con
 
 def _identity(spec: wire.EngineSpec) -> bytes:
     """What stored prefixes are valid for: this file, build and layout of the cache."""
-    return "\n".join((spec.model_digest, llama.build(), spec.kv_type)).encode()
+    return "\n".join((spec.model_digest, llama.build(), spec.kv_type, str(spec.gpu_layers))).encode()
 
 
 def _tiers(spec: wire.EngineSpec, identity: bytes) -> Tiers | None:
@@ -156,7 +157,7 @@ def _tiers(spec: wire.EngineSpec, identity: bytes) -> Tiers | None:
         disk = DiskTier(Path(spec.cache_directory) / "prefixes", identity, spec.disk_cache_bytes, _say)
     if disk is None and not spec.host_cache_bytes:
         return None
-    return Tiers(HostTier(spec.host_cache_bytes), disk)
+    return Tiers(HostTier(spec.host_cache_bytes - spec.host_cache_bytes // 2), disk)  # the rest is for parked states
 
 
 def _say(reason: str) -> None:

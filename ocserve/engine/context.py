@@ -167,9 +167,13 @@ class Context:
         """Whether the sequence holds any cell."""
         return bool(api.llama_memory_seq_pos_max(self._memory, sequence) >= 0)
 
+    def state_bytes(self, sequence: int) -> int:
+        """How large `save` would be."""
+        return int(api.llama_state_seq_get_size(self._pointer, sequence))
+
     def save(self, sequence: int) -> State:
         """A copy of everything the memory holds for a sequence, in llama.cpp's own format."""
-        size = api.llama_state_seq_get_size(self._pointer, sequence)
+        size = self.state_bytes(sequence)
         state = np.empty(size, np.uint8)
         written = api.llama_state_seq_get_data(self._pointer, _bytes_pointer(state), size, sequence)
         if written != size or not size:

@@ -23,6 +23,13 @@ class Counts:
     drafted: int = 0
     accepted: int = 0
 
+    def step(self, sequences: int, decode_tokens: int, prefill_tokens: int) -> None:
+        """A batch was computed in which `sequences` decoded."""
+        self.steps += 1
+        self.steps_by_sequences[sequences] += 1
+        self.decode_tokens += decode_tokens
+        self.prefill_tokens += prefill_tokens
+
     def snapshot(self, kv: KvMemory, *, running: int, waiting: int) -> EngineStats:
         """The counters and those of memory, with how many sequences there are now."""
         return EngineStats(

@@ -162,7 +162,7 @@ class Fleet:
         failure: LoadError | None = None
         try:
             await self.engines[name].open()
-        except (LoadError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever it was, the model must not stay half loaded for ever
             failure = error if isinstance(error, LoadError) else LoadError(type(error).__name__)
         self._residency.done(name, Move.LOADED if failure is None else Move.FAILED, _now())
         if failure is None:
@@ -176,10 +176,12 @@ class Fleet:
         self._act()
 
     async def _unload(self, name: str) -> None:
-        await self.engines[name].close()
-        self._residency.done(name, Move.UNLOADED, _now())
-        self._on_event("model_unloaded", model=name)
-        self._act()
+        try:
+            await self.engines[name].close()
+        finally:
+            self._residency.done(name, Move.UNLOADED, _now())
+            self._on_event("model_unloaded", model=name)
+            self._act()
 
 
 def _now() -> float:

@@ -27,6 +27,7 @@ from ocserve.engine.tiers.tiers import Tiers
 LEAST_SHARED = 16
 # Blocks that are copied to the tiers before messages are looked at again: milliseconds each.
 _STORED_AT_ONCE = 4
+_STORED_ON_EVICTION = 16
 
 
 class Reuse(Enum):
@@ -80,7 +81,7 @@ class KvMemory:
         self._running: dict[int, Sequence] = {}
         self._kept: set[int] = set()
         self._salts: dict[int, bytes] = {}
-        self._unsaved: dict[int, None] = {}  # kept holders whose blocks the tiers do not have yet, oldest first
+        self._unsaved: dict[int, int] = {}  # kept holders, oldest first, and how many of their first blocks to store
         self.hits = Hits()
         self.evictions = 0
 
@@ -120,11 +121,11 @@ class KvMemory:
     def make_room(self, cells: int) -> bool:
         """Give up kept prefixes until this many cells are free; False if there are not enough of them."""
         while self._capacity - self._tree.cells < cells:
-            if not self._evict():
+            if not self.evict():
                 return False
         return True
 
-    def _evict(self, *, for_id: bool = False) -> bool:
+    def evict(self, *, for_id: bool = False) -> bool:
         """Give up the least valuable kept prefix; False if none frees a cell (or, `for_id`, if there is none)."""
         kept = [Kept(holder, self._tree.length(holder), self._tree.private_cells(holder)) for holder in self._kept]
         victim = self._retention.give_up(kept)
@@ -132,7 +133,9 @@ class KvMemory:
             victim = min(kept, key=lambda each: each.cells).holder
         if victim is None:
             return False
-        self._store(victim)
+        if victim in self._unsaved:  # its beginning, if there was no time for all of it: a step waits for this
+            keys = self._keys(self._salts[victim], self._tree.tokens(victim))
+            self._store(victim, keys, range(min(_STORED_ON_EVICTION, len(keys))))
         self._drop(victim)
         self.evictions += 1
         return True
@@ -140,7 +143,6 @@ class KvMemory:
     def drop_kept(self) -> None:
         """Give up every kept prefix."""
         for holder in list(self._kept):
-            self._store(holder)
             self._drop(holder)
             self.evictions += 1
 
@@ -159,7 +161,7 @@ class KvMemory:
 
     def _open(self, salt: bytes) -> int:
         """A fresh id; the least valuable kept prefix makes way if all are taken."""
-        if not self._free_ids and not self._evict(for_id=True):
+        if not self._free_ids and not self.evict(for_id=True):
             raise RuntimeError("more sequences than ids")
         holder = self._free_ids.pop()
         self._tree.open(holder, salt)
@@ -179,12 +181,20 @@ class KvMemory:
             sequence.expected = 0
             return
         tokens = sequence.tokens(0, sequence.length)
-        match = self._match(sequence, tokens)
-        known = match[1] if match else 0
+        match = self._tree.match(sequence.tenant, tokens[:-1], self._held_by_running)
+        known = match.length if match is not None else 0
         for other in others:
             if other.tenant == sequence.tenant and other is not sequence:
-                known = max(known, common_prefix(tokens, other.prompt_ids))
+                shared = common_prefix(tokens, other.prompt_ids)
+                if self._reuse is Reuse.ANY_PREFIX or other.computed < shared:
+                    known = max(known, shared)
         sequence.expected = min(known, sequence.length - 1)
+
+    def _held_by_running(self, holder: int, matched: int) -> int:
+        """What a sequence would share with running ones: kept cells count as free until somebody takes them."""
+        if holder not in self._running:
+            return 0
+        return matched if self._reuse is Reuse.ANY_PREFIX else self._whole(holder, matched)
 
     def awaits(self, sequence: Sequence, ahead: Iterable[Sequence]) -> bool:
         """Whether somebody `ahead` is about to compute a prefix that this sequence would otherwise compute again."""
@@ -214,7 +224,8 @@ class KvMemory:
         tokens = sequence.tokens(0, sequence.length)
         resident = self._take_resident(sequence, tokens)
         stored = self._take_stored(sequence, tokens, resident)
-        sequence.computed = stored or resident
+        sequence.computed = self._tree.length(sequence.slot)  # what a failed restore has left, too
+        sequence.stops = [stop for stop in sequence.stops if stop > sequence.computed]
         self.hits.resident += resident if not stored or self._reuse is Reuse.ANY_PREFIX else 0
         if self._reuse is Reuse.WHOLE_STATE:
             self._plan_stops(sequence, tokens)
@@ -297,9 +308,9 @@ class KvMemory:
         assert sequence.slot is not None
         self._tree.append(sequence.slot, tokens)
         sequence.computed += len(tokens)
-        if sequence.stops and sequence.computed >= sequence.stops[0]:
-            sequence.stops.pop(0)
+        if sequence.computed in sequence.stops:
             self._freeze(sequence)
+        sequence.stops = [stop for stop in sequence.stops if stop > sequence.computed]
 
     def cut(self, sequence: Sequence) -> None:
         """Free the cells behind the sequence's computed tokens: drafts that were not confirmed."""
@@ -335,6 +346,8 @@ class KvMemory:
         if sequence.slot is None:
             return
         holder = sequence.slot
+        if sequence.speculator is not None:  # drafts of a step that ended before they were judged
+            self._context.truncate(holder, self._tree.length(holder))
         del self._running[holder]
         if self._sharing and self._tree.length(holder) >= LEAST_SHARED and not self._superfluous(holder):
             self._retain(holder)
@@ -359,16 +372,14 @@ class KvMemory:
         self._kept.add(holder)
         self._retention.keep(holder, hits)
         if self._tiers is not None:
-            self._unsaved[holder] = None
+            self._unsaved[holder] = self._tree.length(holder) // BLOCK_TOKENS
 
     def park(self, sequence: Sequence, budget_bytes: int) -> Parked | None:
         """Take a running sequence's cells away; returns what it had computed, None if that exceeds the budget."""
         assert sequence.slot is not None
         parked = None
-        if sequence.computed and budget_bytes > 0:
-            state = self._context.save(sequence.slot)
-            if state.nbytes <= budget_bytes:
-                parked = Parked(state, sequence.computed)
+        if sequence.computed and 0 < self._context.state_bytes(sequence.slot) <= budget_bytes:
+            parked = Parked(self._context.save(sequence.slot), sequence.computed)
         del self._running[sequence.slot]
         self._close(sequence.slot)
         return parked
@@ -393,35 +404,42 @@ class KvMemory:
     # --- tiers ------------------------------------------------------------------------------------------------------
 
     def save_some(self) -> bool:
-        """Store some blocks of the oldest kept prefix; False if there are none. For times without work."""
+        """Store some blocks of the oldest kept prefix; False if there are none. For times without work.
+
+        Its last blocks come first: what was stored last is given up last, and a prefix is worth its beginning. Each is
+        tried once, whatever becomes of those before it.
+        """
         holder = next(iter(self._unsaved), None)
         if holder is None:
             return False
-        if self._store(holder, _STORED_AT_ONCE):
-            self._unsaved.pop(holder, None)
+        keys = self._keys(self._salts[holder], self._tree.tokens(holder))
+        end = min(self._unsaved[holder], len(keys))
+        begin = max(0, end - _STORED_AT_ONCE)
+        self._store(holder, keys, range(end - 1, begin - 1, -1))
+        if begin:
+            self._unsaved[holder] = begin
+        else:
+            del self._unsaved[holder]
+            if self._tiers is not None:
+                self._tiers.touch(keys)
         return True
 
     def _keys(self, salt: bytes, tokens: Tokens) -> list[bytes]:
         return block_keys(root_key(self._identity, salt), tokens)
 
-    def _store(self, holder: int, most: int | None = None) -> bool:
-        """Copy to the tiers what they do not have of a kept prefix, at most so many blocks; whether that is all."""
+    def _store(self, holder: int, keys: list[bytes], blocks: Iterable[int]) -> None:
+        """Copy to the tiers what they do not have of these blocks of a kept prefix, or its whole state."""
         if self._tiers is None:
-            return True
-        tokens = self._tree.tokens(holder)
-        keys = self._keys(self._salts[holder], tokens)
+            return
         if self._reuse is Reuse.WHOLE_STATE:
-            if len(tokens) % BLOCK_TOKENS == 0 and keys and keys[-1] not in self._tiers:
+            if self._tree.length(holder) % BLOCK_TOKENS == 0 and keys and keys[-1] not in self._tiers:
                 self._tiers.put(keys[-1], self._context.save(holder).data)
-            return True
-        # The last block first: what was stored last is given up last, and a prefix is worth its beginning.
-        missing = [index for index in reversed(range(len(keys))) if keys[index] not in self._tiers]
-        for index in missing[:most]:
-            self._context.share(holder, self._scratch, index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
-            self._tiers.put(keys[index], self._context.save(self._scratch).data)
-            self._context.forget(self._scratch)
-        self._tiers.touch(keys)
-        return most is None or len(missing) <= most
+            return
+        for index in blocks:
+            if keys[index] not in self._tiers:
+                self._context.share(holder, self._scratch, index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
+                self._tiers.put(keys[index], self._context.save(self._scratch).data)
+                self._context.forget(self._scratch)
 
 
 def _add_stop(sequence: Sequence, stop: int) -> None:

@@ -81,7 +81,8 @@ class EngineLoop:
         self._emitter = emitter
         self._parallel = parallel
         self._park_bytes = park_bytes
-        self._order = FairOrder(self._prefill_s)
+        self._most_running = parallel
+        self._order = FairOrder(lambda: composer.prefill_row_s)
         self._inbox: SimpleQueue[Group | CancelRequest | Stop] = SimpleQueue()
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -179,7 +180,9 @@ class EngineLoop:
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        if self._waiting and len(self._running) < self._parallel:
+        prefilling = [each for each in self._running if each.phase is Phase.PREFILL]
+        self._order.activate({each.tenant for each in (*self._waiting, *prefilling)})
+        if self._waiting and len(self._running) < self._most_running:
             self._admit()
         prompts = self._prompts()
         free = self._relieve()
@@ -207,6 +210,8 @@ class EngineLoop:
             self._counts.parked += sequence.parked is not None
         else:
             self._kv.leave(sequence)
+        if sequence.parked is None and not sequence.generated:
+            sequence.group.cached_tokens = None  # its prompt begins anew
         self._running.remove(sequence)
         sequence.move(Move.PREEMPT)
         self._waiting.insert(0, sequence)
@@ -218,12 +223,12 @@ class EngineLoop:
     def _admit(self) -> None:
         begun = [sequence for sequence in self._waiting if sequence.generated or sequence.parked]
         new = self._order.sort(sequence for sequence in self._waiting if sequence not in begun)
-        candidates = [*begun, *new][: self._parallel - len(self._running)]
+        candidates = [*begun, *new][: self._most_running - len(self._running)]
         for position, sequence in enumerate(candidates):
             self._kv.expect(sequence, [*self._running, *candidates[:position]])
         wanted = sum(each.claim for each in (*self._running, *candidates)) + growth_margin(self._parallel)
         room = self._kv.room(wanted)
-        for sequence in admit(self._running, candidates, slots=self._parallel, room=room):
+        for sequence in admit(self._running, candidates, slots=self._most_running, room=room):
             self._waiting.remove(sequence)
             sequence.move(Move.ADMIT)
             self._kv.enter(sequence)
@@ -296,16 +301,15 @@ class EngineLoop:
                 chunk.sequence.guide.begin_mask()
         threads = self._costs.threads(len(rows), prefill=bool(prefill))
         self._context.use_threads(threads)
-        begun = self._clock()
+        begun = time.perf_counter()
         status = self._context.decode(rows)
-        if status is DecodeStatus.NO_SLOT:  # fragmentation: kept prefixes make way
-            self._kv.drop_kept()
-            status = self._context.decode(rows)
+        while status is DecodeStatus.NO_SLOT and self._kv.evict():
+            status = self._context.decode(rows)  # windows have cells of their own, which no plan knows
         if status is not DecodeStatus.OK:
             self._recover(status, chunks)
             return
         cells = sum(chunk.cells for chunk in chunks)
-        self._costs.observe(len(rows), cells, threads, self._clock() - begun)
+        self._costs.observe(len(rows), cells, threads, max(time.perf_counter() - begun, 1e-6))
         self._account(decode, prefill)
         sampled = [(chunk, row) for chunk, row in zip(chunks, first_output, strict=True) if row is not None]
         for chunk in chunks:
@@ -314,16 +318,9 @@ class EngineLoop:
         self._sample(sampled)
 
     def _account(self, decode: list[Chunk], prefill: tuple[Chunk, ...]) -> None:
-        self._counts.steps += 1
-        self._counts.steps_by_sequences[len(decode)] += 1
-        self._counts.decode_tokens += sum(chunk.count for chunk in decode)
-        self._counts.prefill_tokens += sum(chunk.count for chunk in prefill)
+        self._counts.step(len(decode), sum(chunk.count for chunk in decode), sum(chunk.count for chunk in prefill))
         for chunk in prefill:
-            self._order.charge(chunk.sequence.tenant, self._prefill_s(chunk.count))
-
-    def _prefill_s(self, tokens: int) -> float:
-        """Predicted seconds to compute so many tokens of a prompt."""
-        return tokens * self._composer.prefill_row_s
+            self._order.charge(chunk.sequence.tenant, chunk.count)
 
     def _sample(self, sampled: list[tuple[Chunk, int]]) -> None:
         usable = not sampled
@@ -417,14 +414,19 @@ class EngineLoop:
             if sequence in queue:
                 queue.remove(sequence)
         sequence.move(Move.END)
+        sequence.parked = None
         sequence.close()
+        self._most_running = self._parallel
 
     def _recover(self, status: DecodeStatus, chunks: list[Chunk]) -> None:
-        """A batch that could not be computed. The plan rules out a full pool, so NO_SLOT means fragmentation."""
+        """A batch that could not be computed; llama.cpp restored its state."""
         if status in (DecodeStatus.ABORTED, DecodeStatus.FATAL):
             raise EngineBroken(f"llama_decode failed: {status.name}")
-        # llama.cpp restored its state: the newest sequence ends, which gives the others another step's worth of cells.
-        self._fail(chunks[-1].sequence, EngineFailed("The engine could not compute this sequence."))
+        if status is DecodeStatus.NO_SLOT and len(self._running) > 1:
+            self._most_running = len(self._running) - 1  # until one of them ends
+            self._preempt(self._running[-1])
+        else:
+            self._fail(chunks[-1].sequence, EngineFailed("The engine could not compute this sequence."))
 
 
 class _Unusable(Exception):

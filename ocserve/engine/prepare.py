@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from ocserve.engine.bindings import LlamaError
 from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import Vocab
 from ocserve.engine.sampler import SamplerChain
@@ -139,7 +138,7 @@ class Preparer:
         except ApiError as error:
             self._refuse(request, error)
             return
-        except (LlamaError, RecursionError, MemoryError):
+        except Exception:  # noqa: BLE001  # whatever native code or a template raised: this request, not the thread
             self._refuse(request, EngineFailed("The prompt could not be prepared."))
             return
         max_tokens = min(request.max_tokens, self._context - len(prompt))

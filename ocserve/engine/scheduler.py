@@ -9,8 +9,8 @@ A step is decided in this order:
     where that pays). Prompts fill what the step's time budget leaves, one after another, so that the first of several
     simultaneous prompts does not wait for the last.
 
-The time budget of a step in which somebody decodes is `STRETCH` times what decoding alone would take, at least
-`FLOOR_S`: that bounds the inter-token latency of running streams while prompts are computed.
+The time budget of a step in which somebody decodes (`bound_s`) is a multiple of what decoding alone would take: that
+bounds the inter-token latency of running streams while prompts are computed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from ocserve.engine.speculation import MOST_DRAFTED
 GROWTH_TOKENS = 64
 # A step with prompts in it may take this many times as long as without …
 STRETCH = 7.0
-# … or this long: four words a second are read as fast as they come, and small chunks are dear.
-FLOOR_S = 0.25
+# … or up to this many times, if it is then no longer than so many seconds: four words a second are read as fast as they
+# come, and small chunks are dear.
+MOST_STRETCH, SMOOTH_S = 10.0, 0.25
 # Prompt tokens that a step computes at least, so that a slow machine's prompts advance too.
 LEAST_CHUNK = 16
 # A further prompt joins a batch if that takes at most this share of computing it afterwards.
@@ -99,6 +100,11 @@ def admit(running: Ordered[Sequence], waiting: Ordered[Sequence], *, slots: int,
     return tuple(admitted)
 
 
+def bound_s(decode_s: float) -> float:
+    """How long a step with prompts may take where decoding alone takes `decode_s`."""
+    return max(STRETCH * decode_s, min(MOST_STRETCH * decode_s, SMOOTH_S))
+
+
 class Composer:
     """Puts batches together."""
 
@@ -108,13 +114,16 @@ class Composer:
         *,
         batch_tokens: int,
         outputs: int,
+        slots: int,
         order: Literal["serial", "joint"] = "serial",
         fast_forward: bool = True,
     ) -> None:
-        """A batch has at most `batch_tokens` rows, and `outputs` of them may ask for a distribution."""
+        """A batch has at most `batch_tokens` rows, and `outputs` of them may ask for a distribution: one for each of
+        `slots` sequences, the others for drafts."""
         self._costs = costs
         self._batch_tokens = batch_tokens
         self._outputs = outputs
+        self._slots = slots
         self._order = order
         self._fast_forward = fast_forward
 
@@ -130,7 +139,7 @@ class Composer:
 
     def drafts_each(self, sequences: int) -> int:
         """How many drafted tokens each of so many decoding sequences may verify in one batch."""
-        return min(MOST_DRAFTED, self._outputs // sequences - 1)
+        return min(MOST_DRAFTED, (self._outputs - self._slots) // sequences)
 
     def forced_rows(self, run: int, others: int) -> int:
         """How many of a `run` of known tokens to compute beside their sequence's next one and `others` rows."""
@@ -143,7 +152,7 @@ class Composer:
         if not decode or most <= 0:
             return max(most, 0)
         cells = sum(chunk.cells for chunk in decode)
-        target_s = max(FLOOR_S, STRETCH * self._costs.seconds(rows, cells))
+        target_s = bound_s(self._costs.seconds(rows, cells))
         fitting = self._costs.rows_within(target_s, rows=rows, cells_per_row=position, most=most)
         return min(most, max(fitting, LEAST_CHUNK))
 

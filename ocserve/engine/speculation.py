@@ -263,6 +263,7 @@ class Speculator:
         self.accepted += accepted
         self.earned += accepted * self._token_seconds - self._verify_seconds
         self.needed += len(tokens) * self._token_seconds
+        self._draft, self._verify_seconds = [], 0.0
         self._drafter.extend(tokens)
 
     def close(self) -> None:

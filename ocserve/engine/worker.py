@@ -78,6 +78,16 @@ class Worker:
         os._exit(0)
 
     def _read(self) -> None:
+        try:
+            self._take_messages()
+        except Exception as error:  # noqa: BLE001  # without this thread the engine would only look alive
+            _die(f"reading messages failed: {type(error).__name__}")
+        # The front is gone: kept prefixes are stored if that is quickly done.
+        self._engine.loop.stop()
+        time.sleep(_STORING_S)
+        os._exit(0)
+
+    def _take_messages(self) -> None:
         loop, preparer = self._engine.loop, self._engine.preparer
         for message in self._connection.messages():
             match message:
@@ -92,10 +102,6 @@ class Worker:
                     loop.cancel(request_id)
                 case wire.Load():
                     _die("a second load")
-        # The front is gone: kept prefixes are stored if that is quickly done.
-        loop.stop()
-        time.sleep(_STORING_S)
-        os._exit(0)
 
     def _beat(self) -> None:
         loop, preparer = self._engine.loop, self._engine.preparer

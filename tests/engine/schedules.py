@@ -106,7 +106,12 @@ class Engine:
             self.kv,
             costs=self.costs,
             composer=Composer(
-                self.costs, batch_tokens=batch_tokens, outputs=outputs, order=order, fast_forward=fast_forward
+                self.costs,
+                batch_tokens=batch_tokens,
+                outputs=outputs,
+                slots=parallel,
+                order=order,
+                fast_forward=fast_forward,
             ),
             emitter=Emitter(self.model.vocab, Turns(), self._record),
             parallel=parallel,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,8 +12,17 @@ from ocserve.engine.slots import Sequence
 from tests.engine.test_scheduler import sequence
 
 
+class Order(FairOrder):
+    """All tenants of what is sorted are active."""
+
+    def sort(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        listed = list(sequences)
+        self.activate({each.tenant for each in listed})
+        return super().sort(listed)
+
+
 def order() -> FairOrder:
-    return FairOrder(lambda tokens: tokens / 100)
+    return Order(lambda: 0.01)
 
 
 def names(sequences: list[Sequence]) -> list[str]:
@@ -40,14 +51,14 @@ def test_one_prompt_of_a_tenant_does_not_wait_for_the_many_of_another() -> None:
     fair = order()
     assert names(fair.sort([*many, one])).index("b") <= 1
     for _ in range(10):
-        fair.charge(b"a", 1.0)
+        fair.charge(b"a", 100)
     assert names(fair.sort([*many[10:], one]))[0] == "b"
 
 
 def test_who_was_idle_has_saved_nothing_up() -> None:
     fair = order()
     fair.sort([at("a", 100, arrived=0)])
-    fair.charge(b"a", 1000.0)
+    fair.charge(b"a", 100_000)
     both = [at("a", 100, arrived=0), at("b1", 100, arrived=0, tenant="b"), at("b2", 100, arrived=0, tenant="b")]
     assert names(fair.sort(both)) in (["a", "b1", "b2"], ["b1", "a", "b2"])
 
@@ -64,7 +75,22 @@ def test_everybody_is_served_and_no_tenant_gets_more_than_its_share(jobs: list[t
         first = fair.sort(waiting)[0]
         waiting.remove(first)
         seconds = len(first.prompt) / 100
-        fair.charge(first.tenant, seconds)
+        fair.charge(first.tenant, len(first.prompt))
         served[first.tenant.decode()] += seconds
         shares = [served[who] for who in backlogged]
         assert max(shares) - min(shares) <= 2 * longest + 1e-9
+
+
+def test_a_long_prompt_is_not_passed_for_ever_by_another_tenants_short_ones() -> None:
+    """Steps that look at some of the prompts only, or at none, do not make the order forget who was served."""
+    fair = FairOrder(lambda: 0.01)
+    long = at("long", 1000, arrived=0)
+    for turn in range(30):
+        short = at(f"short{turn}", 100, arrived=turn, tenant="b")
+        fair.activate({b"a", b"b"})
+        fair.sort([short])
+        fair.sort([])
+        if fair.sort([long, short])[0] is long:
+            break
+        fair.charge(b"b", 100)
+    assert turn <= 10

@@ -66,7 +66,7 @@ def counts(chunks: tuple[Chunk, ...]) -> list[tuple[str, int]]:
 
 
 def composer(machine: Machine = CPU, **rest: object) -> Composer:
-    return Composer(machine, batch_tokens=256, outputs=72, **rest)  # type: ignore[arg-type]
+    return Composer(machine, batch_tokens=256, outputs=72, slots=8, **rest)  # type: ignore[arg-type]
 
 
 def decoding(count: int) -> list[Chunk]:
@@ -106,7 +106,8 @@ def test_a_step_with_prompts_stays_within_the_bound(machine: Machine) -> None:
     decode = decoding(4)
     (chunk,) = composer(machine).prefill(decode, [running("long", 4000)])
     alone = machine.seconds(4)
-    bound = max(scheduler.FLOOR_S, scheduler.STRETCH * alone)
+    bound = scheduler.bound_s(alone)
+    assert 7 * alone <= bound <= 10 * alone
     assert machine.seconds(4 + chunk.count) <= bound
     parts = -(-4000 // chunk.count)
     fewer = -(-4000 // (parts - 1))  # rows in each of one part less
