@@ -78,7 +78,21 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
         window=model.window,
         sharing=spec.prefix_cache,
     )
-    loop = EngineLoop(
+    loop = _loop(spec, context, kv, costs, Emitter(model.vocab, turns, send))
+    preparer = Preparer(
+        encoder,
+        model.vocab,
+        GrammarCompiler(model.vocab, encoder.plain),
+        context=context_tokens,
+        speculator=_speculation(spec, model, pool_tokens),
+        emit=send,
+    )
+    facts = _facts(spec, model, context, costs, encoder, load_s=time.monotonic() - begun, problem=problem)
+    return Engine(loop, preparer, tiers, facts)
+
+
+def _loop(spec: wire.EngineSpec, context: Context, kv: KvMemory, costs: CostModel, emitter: Emitter) -> EngineLoop:
+    return EngineLoop(
         context,
         kv,
         costs=costs,
@@ -90,20 +104,10 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
             order=spec.prefill_order,
             fast_forward=spec.fast_forward,
         ),
-        emitter=Emitter(model.vocab, turns, send),
+        emitter=emitter,
         parallel=spec.parallel,
         park_bytes=spec.host_cache_bytes // 2,
     )
-    preparer = Preparer(
-        encoder,
-        model.vocab,
-        GrammarCompiler(model.vocab, encoder.plain),
-        context=context_tokens,
-        speculator=_speculation(spec, model, pool_tokens),
-        emit=send,
-    )
-    facts = _facts(spec, model, context, costs, encoder, load_s=time.monotonic() - begun, problem=problem)
-    return Engine(loop, preparer, tiers, facts)
 
 
 def _speculation(

@@ -221,7 +221,14 @@ def test_what_the_settings_name_is_fixed_and_the_card_fills_the_rest(headers: di
     assert spoken.fixed == {"context", "gpu_layers"}
     plan = Plan(context=2048, parallel=9, pool_tokens=4096, gpu_layers=4, kv_type="q4_0", sequences=10, outputs=81)
     assert spoken.plan == plan
-    assert wanted(config.Engine(pool_tokens=100), config.Cache(), defaults, header).plan.pool_tokens == 8192
+
+
+def test_a_pool_of_the_users_own_bounds_the_context_and_is_never_raised(headers: dict[str, GgufHeader]) -> None:
+    defaults, header = Defaults(context=8192, parallel=3), headers["llama3-8b"]
+    small = wanted(config.Engine(pool_tokens=2048), config.Cache(), defaults, header).plan
+    assert (small.context, small.pool_tokens) == (2048, 2048)
+    with pytest.raises(config.ConfigError, match="does not fit"):
+        wanted(config.Engine(pool_tokens=2048, context=4096), config.Cache(), defaults, header)
 
 
 def test_ids_are_few_where_each_costs_a_window_or_many_distributions(headers: dict[str, GgufHeader]) -> None:
