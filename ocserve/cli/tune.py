@@ -236,8 +236,11 @@ def _ask(
                 line = msgspec.json.decode(text, type=Line)
                 if line.share is not None:
                     on_progress(line.share)
-        except (BrokenPipeError, msgspec.MsgspecError):
+        except BrokenPipeError:
             child.kill()
+        except msgspec.MsgspecError:
+            child.kill()
+            raise TuningFailed("the measuring process said something that is not a measurement") from None
         finally:
             limit.cancel()
     if line.error is not None:
