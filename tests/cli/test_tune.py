@@ -113,7 +113,11 @@ def test_a_model_that_does_not_load_is_said_so(tiny_model: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("program", "says"),
-    [("import os; os.abort()", "status -6"), ("print('no json')", "not a measurement"), ("import time; time.sleep(60)", "status")],
+    [
+        ("import os; os.abort()", "status -6"),
+        ("print('no json')", "not a measurement"),
+        ("import time; time.sleep(60)", "status"),
+    ],
     ids=["crash", "babble", "hang"],
 )
 def test_a_child_that_fails_fails_the_command_only(program: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
