@@ -37,7 +37,6 @@ class Row:
 
 # enum ggml_type
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
-MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 
 
 class Context:
@@ -92,7 +91,6 @@ class Context:
         self.pool_tokens: int = api.llama_n_ctx(self._pointer)
         self.outputs = outputs
         self.batch_tokens = batch_tokens
-        self.full_window = full_window
         self.sequences = sequences
         self._batch = api.llama_batch_init(batch_tokens, 0, 1)
         self._vocabulary = model.vocab.size

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from ocserve.chat.specials import Control, Text, Verbatim
 from ocserve.engine import llama
-from ocserve.engine.bindings import api
 from ocserve.engine.tokens import PromptEncoder
 from ocserve.engine.turns import Opening, Quoter, Turns
 from ocserve.errors import InvalidRequest
 from ocserve.generation import ChatPrompt, GenerateRequest, Message, Role, Sampling
 from tests.chat import conftest as chat
+from tests.engine.test_encodings import vocab_only
 
 models_folder = chat.models_folder
 real_templates = chat.real_templates
@@ -29,15 +29,6 @@ CASES = (
     ("gpt-2", "plain"),
 )
 ANSWER = "It's unbelievable: 東京 has 13,960,000 inhabitants.\n\n```py\nprint('x' * 100)\n```"
-
-
-def vocab_only(path: Path) -> llama.Vocab:
-    log = llama.LoadLog()
-    parameters = api.llama_model_default_params()
-    parameters.vocab_only = True
-    vocab = llama.Vocab(api.llama_model_load_from_file(str(path).encode(), parameters))
-    log.close()
-    return vocab
 
 
 def request(*contents: str, salt: bytes = b"one") -> GenerateRequest:
