@@ -47,6 +47,7 @@ def wanted(engine: config.Engine, cache: config.Cache, defaults: Defaults, heade
         "context": engine.context is not None,
         "pool_tokens": engine.pool_tokens is not None,
         "gpu_layers": engine.gpu_layers >= 0,
+        "host_cache_bytes": cache.host_bytes != config.Cache().host_bytes,
     }
     return Wanted(plan, frozenset(name for name, is_set in set_by_user.items() if is_set))
 

@@ -213,7 +213,8 @@ def test_whatever_is_asked_of_whatever_machine(
 def test_what_the_settings_name_is_fixed_and_the_card_fills_the_rest(headers: dict[str, GgufHeader]) -> None:
     defaults, header = Defaults(context=8192, parallel=3), headers["llama3-8b"]
     silent = wanted(config.Engine(), config.Cache(host_bytes=7), defaults, header)
-    assert silent.fixed == frozenset()
+    assert silent.fixed == {"host_cache_bytes"}
+    assert wanted(config.Engine(), config.Cache(), defaults, header).fixed == frozenset()
     assert (silent.plan.context, silent.plan.parallel, silent.plan.pool_tokens) == (8192, 3, 16_384)
     assert silent.plan.host_cache_bytes == 7
     engine = config.Engine(context=2048, gpu_layers=4, kv_type="q4_0", parallel=9, prefix_cache=False)
