@@ -2,7 +2,8 @@
 
 Both decode greedily at the same thread count, with as many sequences as streams, after prompts of about the same
 length; tokens that end an answer are kept from being chosen on both sides. A rate is tokens over the time while all
-sequences are decoding. Only one side computes at a time.
+sequences are decoding. Only one side computes at a time, and the two figures of a pair are taken one right after the
+other: the speed of a shared machine drifts within minutes.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import asyncio
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Self
 
 import msgspec
 
@@ -25,12 +29,18 @@ from ocserve.bench.client import Target
 from ocserve.bench.measures import Ratio
 from ocserve.bench.scenario import Group, Phase, Scenario
 from ocserve.bench.servers import OwnServer
-from ocserve.bench.text import Texts
+from ocserve.bench.text import Scale, Texts
 
 _PROMPT_TOKENS = 64
-_TIMEOUT_S = 3600.0
+CHUNKS = (16, 64, 256)  # tokens in a batch of the bare loop's prefill
 # As engine processes have it: with OpenMP's default, threads that wait for one another spin.
 _WAITING = {"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"}
+# What an own server leaves out here: batches of drafts, and work that goes on when an answer has ended.
+_PLAIN = {
+    "OCSERVE_ENGINE_SPECULATION": "off",
+    "OCSERVE_CACHE_HOST_BYTES": "0",
+    "OCSERVE_CACHE_DISK_BYTES": "0",
+}
 
 
 class CeilingFailed(Exception):
@@ -46,10 +56,13 @@ class Rates(msgspec.Struct, frozen=True):
 
 
 class Ceiling(msgspec.Struct, frozen=True):
-    """What `ocserve.engine.ceiling` prints."""
+    """The bare loop at every thread count."""
 
-    end_tokens: tuple[int, ...]
     rates: tuple[Rates, ...]
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    end_tokens: tuple[int, ...]
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,35 +79,132 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     of_best: float
 
 
+class BareLoop:
+    """`ocserve.engine.ceiling` as a child process, which computes only while it is asked. Raises `CeilingFailed`."""
+
+    def __init__(self, model: Path, *, most_sequences: int, most_batch: int = 64, tokens: int) -> None:
+        sizes = {
+            "--most-sequences": most_sequences,
+            "--most-batch": most_batch,
+            "--prompt-tokens": _PROMPT_TOKENS,
+            "--tokens": tokens,
+        }
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "ocserve.engine.ceiling",
+                str(model),
+                *(str(x) for pair in sizes.items() for x in pair),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=_WAITING | config.engine_environment(),
+        )
+        self.end_tokens = msgspec.json.decode(self._line(), type=_Facts).end_tokens
+
+    def prefill(self, chunk: int, threads: int) -> float:
+        """Tokens per second of a prompt that is read in batches of `chunk`."""
+        return self._ask({"threads": threads, "prefill": chunk})
+
+    def decode(self, sequences: int, threads: int) -> float:
+        """Tokens per second of `sequences` sequences together."""
+        return self._ask({"threads": threads, "decode": sequences})
+
+    def _ask(self, task: dict[str, int]) -> float:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(task) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: there will be no line
+        return msgspec.json.decode(self._line(), type=float)
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        if line := self._process.stdout.readline():
+            return line
+        status = self._process.wait()
+        self._errors.seek(0)
+        *_, last = self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        self.close()
+        raise CeilingFailed(f"the bare loop ended with status {status}: {last}")
+
+    def close(self) -> None:
+        """End the process; twice is harmless."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
 def bare(
     model: Path,
     *,
     threads: Sequence[int],
     batches: Sequence[int],
-    chunks: Sequence[int] = (16, 64, 256),
+    chunks: Sequence[int] = CHUNKS,
     tokens: int = 128,
+    on_rate: Callable[[], None] = lambda: None,
 ) -> Ceiling:
-    """Measure the bare loop in a process of its own. Raises `CeilingFailed`."""
-    argv = [sys.executable, "-m", "ocserve.engine.ceiling", str(model)]
-    for flag, values in (("--threads", threads), ("--batch", batches), ("--chunk", chunks)):
-        argv += [flag, *map(str, values)]
-    argv += ["--prompt-tokens", str(_PROMPT_TOKENS), "--tokens", str(tokens)]
-    try:
-        finished = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-            env=config.engine_environment() | _WAITING,
+    """Measure the bare loop in a process of its own; `on_rate` hears of each figure. Raises `CeilingFailed`."""
+    with BareLoop(model, most_sequences=max(batches), most_batch=max(chunks), tokens=tokens) as loop:
+        loop.prefill(min(chunks), threads[0])  # the first batch also pays for pages and buffers
+
+        def heard(rate: float) -> float:
+            on_rate()
+            return rate
+
+        return Ceiling(
+            tuple(
+                Rates(
+                    count,
+                    {chunk: heard(loop.prefill(chunk, count)) for chunk in chunks},
+                    {batch: heard(loop.decode(batch, count)) for batch in batches},
+                )
+                for count in threads
+            )
         )
-    except subprocess.TimeoutExpired:
-        raise CeilingFailed("the bare loop took too long") from None
-    if finished.returncode != 0:
-        *_, last = finished.stderr.strip().splitlines() or ["no message"]
-        raise CeilingFailed(f"the bare loop ended with status {finished.returncode}: {last}")
-    return msgspec.json.decode(finished.stdout, type=Ceiling)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The two sides at one thread count."""
+
+    loop: BareLoop
+    target: Target
+    scale: Scale
+    threads: int
+    tokens: int
+
+    def http(self, label: str, streams: int) -> float:
+        """The decode rate over HTTP. Raises `CeilingFailed`."""
+        group = Group(name="streams", conversations=streams, prompt_tokens=_PROMPT_TOKENS, output_tokens=self.tokens)
+        scenario = Scenario(name="ceiling", about="", phases=(Phase(name="x", groups=(group,)),))
+        texts = Texts(label, self.scale)
+        player = load.Load(self.target, texts, time.perf_counter(), lambda: None, lambda sample: None)
+        samples = asyncio.run(player.scenario(scenario))
+        rate = measures.decode_rate(samples)
+        if rate is None:
+            errors = {sample.error for sample in samples if sample.error is not None}
+            raise CeilingFailed(
+                f"{streams} streams never streamed together ({', '.join(sorted(errors)) or 'too short'})"
+            )
+        return rate
+
+    def bare(self, label: str, streams: int) -> float:
+        """The decode rate of the bare loop."""
+        return self.loop.decode(streams, self.threads)
 
 
 def against_http(
@@ -107,92 +217,49 @@ def against_http(
     tokens: int,
     arguments: str = "",
     key: str | None = None,
-    on_round: Callable[[], None],
+    on_pair: Callable[[], None],
 ) -> list[Share]:
-    """Alternate the bare loop and an own server `rounds` times at each thread count, after one unmeasured round.
+    """Alternate the bare loop and an own server, at each thread and stream count `rounds` times, after one unmeasured.
 
-    Drafts are off, so that both sides decode the same batches. Raises `CeilingFailed`, `load.TargetUnusable` and
-    `servers.ServerFailed`.
+    Drafts and tiers are off, so that both sides decode the same batches and nothing else. `on_pair` hears of every
+    pair, measured or not. Raises `CeilingFailed`, `load.TargetUnusable` and `servers.ServerFailed`.
     """
     found = []
     for count in threads:
-        settings = f"OCSERVE_ENGINE_THREADS_DECODE={count} OCSERVE_ENGINE_THREADS_PREFILL={count}"
-        words = f"{settings} OCSERVE_ENGINE_SPECULATION=off OCSERVE_ENGINE_PARALLEL={max(streams)} {arguments} "
-        server = OwnServer(f"{words} {shlex.quote(str(model))}", folder / f"threads-{count}")
-        server.start()
-        try:
-            found += _alternate(server, model, count, streams, rounds=rounds, tokens=tokens, key=key, on_round=on_round)
-        finally:
-            server.stop()
+        settings = _PLAIN | {
+            "OCSERVE_ENGINE_THREADS_DECODE": str(count),
+            "OCSERVE_ENGINE_THREADS_PREFILL": str(count),
+            "OCSERVE_ENGINE_PARALLEL": str(max(streams)),
+        }
+        server = OwnServer(f"{arguments} {shlex.quote(str(model))}", folder / f"threads-{count}", settings)
+        with ExitStack() as stack:
+            stack.callback(server.stop)
+            server.start()
+            loop = stack.enter_context(BareLoop(model, most_sequences=max(streams), tokens=tokens))
+            target = Target("HTTP", server.url, asyncio.run(load.first_model(server.url, key)), key)
+            scale = asyncio.run(load.calibrate(target, "ceiling"))
+            pair = _Pair(loop, replace(target, bias=loop.end_tokens), scale, count, tokens)
+            found += _alternate(pair, streams, rounds, on_pair)
     best = {each: max(median(share.bare) for share in found if share.streams == each) for each in streams}
     return [msgspec.structs.replace(share, of_best=median(share.bare) / best[share.streams]) for share in found]
 
 
-def _alternate(
-    server: OwnServer,
-    model: Path,
-    threads: int,
-    streams: Sequence[int],
-    *,
-    rounds: int,
-    tokens: int,
-    key: str | None,
-    on_round: Callable[[], None],
-) -> list[Share]:
-    target = Target("HTTP", server.url, asyncio.run(load.first_model(server.url, key)), key)
-    end_tokens = bare(model, threads=[threads], batches=[1], chunks=[64], tokens=8).end_tokens
-    target = replace(target, bias=end_tokens)
-    scale = asyncio.run(load.calibrate(target, "ceiling"))
+def _alternate(pair: _Pair, streams: Sequence[int], rounds: int, on_pair: Callable[[], None]) -> list[Share]:
     http: dict[int, list[float]] = {each: [] for each in streams}
     loop: dict[int, list[float]] = {each: [] for each in streams}
     for number in range(rounds + 1):
-        sides: list[Callable[[], dict[int, float]]] = [
-            lambda: bare(model, threads=[threads], batches=streams, chunks=[64], tokens=tokens).rates[0].decode,
-            lambda: _http(target, Texts(f"ceiling/{number}", scale), streams, tokens),  # noqa: B023 -- called here
-        ]
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        rates = {side: sides[side]() for side in order}
-        on_round()
-        if number:
-            for each in streams:
-                loop[each].append(rates[0][each])
-                http[each].append(rates[1][each])
-    shares = []
-    for each in streams:
-        ratio = measures.ratio(
-            f"{each} streams, {threads} threads", "decode tok/s", zip(http[each], loop[each], strict=True)
-        )
-        assert ratio is not None
-        shares.append(
-            Share(
-                threads=threads,
-                streams=each,
-                http=tuple(http[each]),
-                bare=tuple(loop[each]),
-                ratio=ratio,
-                of_best=1.0,
-            )
-        )
-    return shares
+        for each in streams:
+            sides = [(http, pair.http), (loop, pair.bare)]
+            for rates, measure in sides if number % 2 else reversed(sides):
+                rate = measure(f"{number}/{each}", each)
+                if number:
+                    rates[each].append(rate)
+            on_pair()
+    return [_share(pair.threads, each, http[each], loop[each]) for each in streams]
 
 
-def _http(target: Target, texts: Texts, streams: Sequence[int], tokens: int) -> dict[int, float]:
-    """The decode rate of each stream count."""
-    phases = tuple(
-        Phase(
-            name=f"x{each}",
-            groups=(Group(name="streams", conversations=each, prompt_tokens=_PROMPT_TOKENS, output_tokens=tokens),),
-        )
-        for each in streams
-    )
-    scenario = Scenario(name="ceiling", about="", phases=phases)
-    player = load.Load(target, texts, time.perf_counter(), lambda: None, lambda sample: None)
-    samples = asyncio.run(player.scenario(scenario))
-    rates = {}
-    for each in streams:
-        rate = measures.decode_rate(measures.cell(samples, f"x{each}", "streams"))
-        if rate is None:
-            errors = {sample.error for sample in samples if sample.error is not None}
-            raise CeilingFailed(f"{each} streams never streamed together ({', '.join(sorted(errors)) or 'too short'})")
-        rates[each] = rate
-    return rates
+def _share(threads: int, streams: int, http: Sequence[float], bare: Sequence[float]) -> Share:
+    name = f"{streams} streams, {threads} threads"
+    ratio = measures.ratio(name, "decode tok/s", zip(http, bare, strict=True))
+    assert ratio is not None
+    return Share(threads=threads, streams=streams, http=tuple(http), bare=tuple(bare), ratio=ratio, of_best=1.0)

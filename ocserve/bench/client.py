@@ -33,7 +33,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     `began_s` is seconds on the session's clock: when the request was due, so that an open loop counts what a late
     start costs. `visible_s` are arrival times of visible deltas and `ended_s` the end, both in seconds after that.
     `digest` is a hash of the answer's text, `counted` whether the server reported its usage; without it
-    `completion_tokens` are deltas.
+    `completion_tokens` are deltas. `cached_tokens` is None if it was not reported. `known_tokens` is how much of the
+    prompt the server had computed in earlier turns of the conversation: their prompt and answer.
     """
 
     phase: str
@@ -42,8 +43,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     visible_s: tuple[float, ...] = ()
     ended_s: float
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = 0
     completion_tokens: int = 0
+    known_tokens: int = 0
     counted: bool = True
     digest: str = ""
     error: str | None = None
@@ -206,7 +208,7 @@ async def ask(
         visible_s=tuple(at - began for at in stream.visible),
         ended_s=ended - began,
         prompt_tokens=usage.prompt_tokens if usage else 0,
-        cached_tokens=cached or 0,
+        cached_tokens=cached,
         completion_tokens=usage.completion_tokens if usage else len(stream.visible),
         counted=usage is not None,
         digest=hashlib.sha256(text.encode()).hexdigest()[:16],

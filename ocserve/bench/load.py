@@ -70,6 +70,14 @@ async def calibrate(target: Target, seed: str) -> Scale:
         raise TargetUnusable(f"{target.url}: {error}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Conversation:
+    """What was said, and how many tokens of it the server has computed."""
+
+    messages: tuple[Message, ...] = ()
+    tokens: int = 0
+
+
 @dataclass
 class Load:
     """One pass over a scenario. `origin` is the session's beginning by `time.perf_counter()`.
@@ -83,7 +91,7 @@ class Load:
     restart: Callable[[], None]
     on_sample: Callable[[Sample], None]
     samples: list[Sample] = field(default_factory=list)
-    _conversations: dict[str, list[tuple[Message, ...]]] = field(default_factory=dict)
+    _conversations: dict[str, list[_Conversation]] = field(default_factory=dict)
 
     async def scenario(self, scenario: Scenario) -> tuple[Sample, ...]:
         """Every phase in its order; the samples in the order in which requests ended."""
@@ -114,14 +122,17 @@ class Load:
 
         async def converse(index: int, due: float | None = None) -> None:
             for turn in range(group.turns):
-                messages = (*conversations[index], self._question(phase, group, index, turn))
+                so_far = conversations[index]
+                messages = (*so_far.messages, self._question(phase, group, index, turn))
                 request = client.body(self.target, messages, group.output_tokens, group.schema)
-                answer = await self._ask(http, request, phase.name, group.name, due if turn == 0 else None)
+                began = due if turn == 0 else None
+                answer = await self._ask(http, request, phase.name, group.name, began, so_far.tokens)
                 if answer.sample.error is not None:
                     for _ in range(turn + 1, group.turns):  # what cannot be asked any more is not dropped silently
                         self._add(_skipped(phase, group, time.perf_counter() - self.origin))
                     return
-                conversations[index] = (*messages, Message("assistant", answer.text))
+                computed = answer.sample.prompt_tokens + answer.sample.completion_tokens
+                conversations[index] = _Conversation((*messages, Message("assistant", answer.text)), computed)
 
         await asyncio.sleep(group.delay_s)
         if group.rate is not None:
@@ -137,10 +148,10 @@ class Load:
         workers = min(group.concurrency or group.conversations, group.conversations)
         await asyncio.gather(*(worker() for _ in range(workers)))
 
-    def _opening(self, group: Group) -> tuple[Message, ...]:
+    def _opening(self, group: Group) -> _Conversation:
         if not group.shared_tokens:
-            return ()
-        return (Message("system", self.texts.prose(f"shared/{group.name}", group.shared_tokens)),)
+            return _Conversation()
+        return _Conversation((Message("system", self.texts.prose(f"shared/{group.name}", group.shared_tokens)),))
 
     def _question(self, phase: Phase, group: Group, index: int, turn: int) -> Message:
         tokens = group.turn_tokens if turn or group.continues else group.prompt_tokens
@@ -148,11 +159,12 @@ class Load:
         return Message("user", make(f"{phase.name}/{group.name}/{index}/{turn}", tokens))
 
     async def _ask(
-        self, http: httpx2.AsyncClient, request: bytes, phase: str, group: str, due: float | None
+        self, http: httpx2.AsyncClient, request: bytes, phase: str, group: str, due: float | None, known: int = 0
     ) -> client.Answer:
         answer = await client.ask(http, self.target, request, phase=phase, group=group, origin=self.origin, due=due)
-        self._add(answer.sample)
-        return answer
+        sample = msgspec.structs.replace(answer.sample, known_tokens=min(known, answer.sample.prompt_tokens))
+        self._add(sample)
+        return client.Answer(sample, answer.text)
 
     def _add(self, sample: Sample) -> None:
         self.samples.append(sample)

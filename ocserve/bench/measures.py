@@ -40,7 +40,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of one cell (target, phase, group) over all rounds; None where there is nothing to say.
 
     `span_s` sums, over the rounds, the time from the first request's beginning to the last one's end: rates' divisor.
-    `uncounted` answers reported no usage. `good_share` and `goodput_per_s` count requests that met the objective.
+    `uncounted` answers reported no usage. `prefill_tokens` were computed, by the server's word; `new_tokens` are the
+    least that had to be if it kept each conversation (and shares nothing between them). `good_share` and
+    `goodput_per_s` count requests that met the objective.
     """
 
     requests: int
@@ -59,8 +61,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     output_per_s: float
     prompt_tokens: int
-    cached_tokens: int
-    prefill_tokens: int
+    cached_tokens: int | None
+    prefill_tokens: int | None
+    new_tokens: int
     cached_share: float | None
     good_share: float | None
     goodput_per_s: float | None
@@ -145,7 +148,7 @@ def summary(
                       phase, group, during)  # fmt: skip
     e2e = [sample.ended_s for sample in good]
     output = sum(sample.completion_tokens for sample in good)
-    prompt, cached = sum(s.prompt_tokens for s in good), sum(s.cached_tokens for s in good)
+    prompt, cached = sum(s.prompt_tokens for s in good), _all_or_none(s.cached_tokens for s in good)
     met = sum(objective.met(sample) for sample in everyone)
 
     def at(values: Sequence[float], percent: float) -> float | None:
@@ -169,11 +172,19 @@ def summary(
         output_per_s=output / span_s if span_s else 0.0,
         prompt_tokens=prompt,
         cached_tokens=cached,
-        prefill_tokens=prompt - cached,
-        cached_share=cached / prompt if prompt else None,
+        prefill_tokens=None if cached is None else prompt - cached,
+        new_tokens=prompt - sum(s.known_tokens for s in good),
+        cached_share=cached / prompt if prompt and cached is not None else None,
         good_share=met / len(everyone) if objective and everyone else None,
         goodput_per_s=met / span_s if objective and span_s else None,
     )
+
+
+def _all_or_none(values: Iterable[int | None]) -> int | None:
+    """Their sum, unless one is missing."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def ratio(name: str, measure: str, pairs: Iterable[tuple[float | None, float | None]]) -> Ratio | None:

@@ -44,7 +44,7 @@ def row(cell: Cell, *, with_target: bool) -> tuple[str, ...]:
         *("–" if value is None else seconds(value) for value in durations),
         f"{figures.output_per_s:.1f}",
         good,
-        str(figures.prefill_tokens),
+        "–" if figures.prefill_tokens is None else str(figures.prefill_tokens),
         "–" if figures.cached_share is None else f"{figures.cached_share:.0%}",
         str(sum(figures.errors.values())),
     )

@@ -239,9 +239,11 @@ def _ceiling(options: Options, model: Path) -> None:
     if options.url or options.against or options.serve_against:
         raise click.UsageError("--ceiling is compared with a server that is started for it")
     if options.scenario is None:
-        with _progress(1, "Measuring the bare loop") as step:
-            found = ceiling.bare(model, threads=options.threads, batches=options.streams, tokens=options.tokens)
-            step()
+        figures = len(options.threads) * (len(ceiling.CHUNKS) + len(options.streams))
+        with _progress(figures, "Measuring the bare loop") as step:
+            found = ceiling.bare(
+                model, threads=options.threads, batches=options.streams, tokens=options.tokens, on_rate=step
+            )
         _show_bare(found)
         _write_json(options, found)
         return
@@ -249,7 +251,7 @@ def _ceiling(options: Options, model: Path) -> None:
         raise click.UsageError("--ceiling goes with the scenario `throughput`, or with none")
     with (
         tempfile.TemporaryDirectory(prefix="ocserve-bench-") as folder,
-        _progress((options.rounds + 1) * len(options.threads), "Measuring throughput") as step,
+        _progress((options.rounds + 1) * len(options.threads) * len(options.streams), "Measuring throughput") as step,
     ):
         shares = ceiling.against_http(
             model,
@@ -260,7 +262,7 @@ def _ceiling(options: Options, model: Path) -> None:
             tokens=options.tokens,
             arguments=options.serve or "",
             key=config.resolve_key(config.load().config.auth),
-            on_round=step,
+            on_pair=step,
         )
     _show_shares(shares)
     _write_json(options, shares)

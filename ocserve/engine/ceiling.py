@@ -1,7 +1,8 @@
-"""The bare llama.cpp loop as one JSON object: `python -m ocserve.engine.ceiling MODEL --threads 1 2 --batch 1 8`.
+"""The bare llama.cpp loop: prebuilt batches, `llama_decode` and the sampler chain, nothing else.
 
-Prebuilt batches, `llama_decode` and the sampler chain, nothing else: what this machine can do at most. Run as a child
-process by `ocserve bench --ceiling`, so that its memory is back when it ends. Rates are tokens per second.
+The most that this machine can do. `python -m ocserve.engine.ceiling MODEL` is a child process of `ocserve bench`, so
+that its memory is back when it ends: it prints a `Facts` object, reads one `Task` a line from stdin and answers each
+with a number of tokens per second, until stdin ends. Between two tasks it computes nothing.
 """
 
 from __future__ import annotations
@@ -23,38 +24,42 @@ from ocserve.generation import Sampling
 _PREFILL_TOKENS = 512
 
 
-class Rates(msgspec.Struct, frozen=True):
-    """The ceiling at one thread count: prefill by tokens in a batch, decode (all sequences together) by sequences."""
-
-    threads: int
-    prefill: dict[int, float]
-    decode: dict[int, float]
-
-
-class Ceiling(msgspec.Struct, frozen=True):
-    """`end_tokens` are the tokens that end an answer; they were kept from being chosen."""
+class Facts(msgspec.Struct, frozen=True):
+    """`end_tokens` are the tokens that end an answer; they are kept from being chosen."""
 
     end_tokens: tuple[int, ...]
-    rates: tuple[Rates, ...]
 
 
-class _Loop:
-    """One context and what is asked of it."""
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """`prefill`: read a prompt in batches of so many tokens. `decode`: generate in so many sequences together."""
 
-    def __init__(self, model: llama.Model, end_tokens: Sequence[int], *, threads: int, batches: Sequence[int],
-                 chunks: Sequence[int], prompt_tokens: int, tokens: int) -> None:  # fmt: skip
-        most = max(batches)
+    threads: int
+    prefill: int = 0
+    decode: int = 0
+
+
+class Bare:
+    """One context, sized for the largest tasks, and what is asked of it."""
+
+    def __init__(self, model: llama.Model, *, threads: int, most_sequences: int, most_batch: int, prompt_tokens: int,
+                 tokens: int) -> None:  # fmt: skip
         self._vocab = model.vocab
         self._prompt_tokens, self._tokens = prompt_tokens, tokens
         self._context = Context(
             model,
-            pool_tokens=max(most * (prompt_tokens + tokens), _PREFILL_TOKENS) + 64,
-            sequences=most,
-            batch_tokens=max(*chunks, most, prompt_tokens),
+            pool_tokens=max(most_sequences * (prompt_tokens + tokens), _PREFILL_TOKENS) + 64,
+            sequences=most_sequences,
+            batch_tokens=max(most_batch, most_sequences, prompt_tokens),
             threads=threads,
         )
-        self._sampling = Sampling(temperature=0, logit_bias=dict.fromkeys(end_tokens, -100.0))
+        self.facts = Facts(tuple(token for token in range(model.vocab.size) if model.vocab.is_end(token)))
+        self._sampling = Sampling(temperature=0, logit_bias=dict.fromkeys(self.facts.end_tokens, -100.0))
         self._draw = random.Random(0)  # noqa: S311 -- reproducible, not secret
+
+    def run(self, task: Task) -> float:
+        """Tokens per second. Raises `LlamaError`."""
+        self._context.use_threads(task.threads)
+        return self._prefill(task.prefill) if task.prefill else self._generate(task.decode)
 
     def _prompt(self, count: int) -> list[int]:
         return [self._draw.randrange(self._vocab.size // 2, self._vocab.size - 1) for _ in range(count)]
@@ -63,7 +68,7 @@ class _Loop:
         if (status := self._context.decode(rows)) is not DecodeStatus.OK:
             raise LlamaError(f"a batch of {len(rows)} tokens failed ({status.name})")
 
-    def prefill(self, chunk: int) -> float:
+    def _prefill(self, chunk: int) -> float:
         """Read a prompt in batches of `chunk` tokens."""
         prompt = self._prompt(max(_PREFILL_TOKENS // chunk, 1) * chunk)
         batches = [
@@ -81,7 +86,7 @@ class _Loop:
         self._context.forget(0)
         return rate
 
-    def decode(self, sequences: int) -> float:
+    def _generate(self, sequences: int) -> float:
         """Generate with `sequences` sequences together, each after a prompt of its own."""
         chains, next_tokens = [], []
         for sequence in range(sequences):
@@ -118,70 +123,46 @@ class _Loop:
         self._context.close()
 
 
-def measure(
-    path: str,
-    *,
-    threads: Sequence[int],
-    batches: Sequence[int],
-    chunks: Sequence[int],
-    prompt_tokens: int,
-    tokens: int,
-    gpu_layers: int = 0,
-) -> Ceiling:
-    """Rates at each thread count: prefill for each of `chunks`, decode for each of `batches`.
-
-    Decode generates `tokens` tokens in each sequence after `prompt_tokens`. Raises `LlamaError`.
-    """
+def _measure(path: str, options: argparse.Namespace) -> None:
     log = llama.LoadLog()
     try:
-        model = llama.Model(path, gpu_layers=gpu_layers, log=log)
+        model = llama.Model(path, gpu_layers=options.gpu_layers, log=log)
     finally:
         log.close()
-    end_tokens = tuple(token for token in range(model.vocab.size) if model.vocab.is_end(token))
-    found = []
-    for count in threads:
-        loop = _Loop(
-            model,
-            end_tokens,
-            threads=count,
-            batches=batches,
-            chunks=chunks,
-            prompt_tokens=prompt_tokens,
-            tokens=tokens,
-        )
-        try:
-            loop.prefill(chunks[0])  # the first batch also pays for pages and buffers
-            prefill = {chunk: loop.prefill(chunk) for chunk in chunks}
-            decode = {batch: loop.decode(batch) for batch in batches}
-        finally:
-            loop.close()
-        found.append(Rates(count, prefill, decode))
-    return Ceiling(end_tokens, tuple(found))
+    bare = Bare(
+        model,
+        threads=1,
+        most_sequences=options.most_sequences,
+        most_batch=options.most_batch,
+        prompt_tokens=options.prompt_tokens,
+        tokens=options.tokens,
+    )
+    try:
+        _say(bare.facts)
+        for line in sys.stdin.buffer:
+            _say(bare.run(msgspec.json.decode(line, type=Task)))
+    finally:
+        bare.close()
+
+
+def _say(answer: object) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--chunk", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--most-sequences", type=int, default=8)
+    parser.add_argument("--most-batch", type=int, default=256)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--gpu-layers", type=int, default=0)
     options = parser.parse_args()
     try:
-        ceiling = measure(
-            options.model,
-            threads=options.threads,
-            batches=options.batch,
-            chunks=options.chunk,
-            prompt_tokens=options.prompt_tokens,
-            tokens=options.tokens,
-            gpu_layers=options.gpu_layers,
-        )
+        _measure(options.model, options)
     except LlamaError as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write(msgspec.json.encode(ceiling).decode() + "\n")
 
 
 if __name__ == "__main__":

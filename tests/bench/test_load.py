@@ -60,6 +60,20 @@ def test_latencies_and_usage_are_what_the_engine_did() -> None:
     assert found.uncounted == 0
 
 
+def test_new_tokens_leave_out_what_earlier_turns_of_the_conversation_were() -> None:
+    with serving(lambda: ScriptedEngine(script(prompt_tokens=50, cached_tokens=30))) as served:
+        samples = play(target(served.url), 'phases=[{name="p",groups=[{name="g",conversations=2,turns=3}]}]')
+    found = measures.summary([samples], "p", "g", objective=Objective())
+    assert [sample.known_tokens for sample in samples].count(0) == 2  # the first turns
+    assert found.new_tokens == 2 * 50  # of the later prompts everything is known: the script's prompts do not grow
+
+
+def test_cached_tokens_that_were_not_reported_are_not_taken_for_none() -> None:
+    sample = Sample(phase="p", group="g", began_s=0.0, ended_s=1.0, prompt_tokens=9, cached_tokens=None)
+    found = measures.summary([[sample]], "p", "g", objective=Objective())
+    assert (found.cached_tokens, found.prefill_tokens, found.cached_share) == (None, None, None)
+
+
 def most_at_once(samples: list[Sample]) -> int:
     begins = [(sample.began_s, 1) for sample in samples]
     ends = [(sample.began_s + sample.ended_s, -1) for sample in samples]
