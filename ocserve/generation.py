@@ -13,7 +13,7 @@ import msgspec
 from ocserve.errors import ErrorInfo
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,20 +24,57 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str
 
 
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """An image of a message, as the bytes of its file. It stands before character `at` of the message's content."""
+
+    data: bytes
+    at: int
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One turn. `content` is plain text; every string in it is untrusted and never becomes a control token."""
+    """One turn. `content` is plain text; every string in it is untrusted and never becomes a control token.
+
+    `reasoning` is what an assistant turn of the history thought before its content.
+    """
 
     role: Role
     content: str = ""
+    reasoning: str = ""
+    images: tuple[Image, ...] = ()
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model may call. `parameters` is JSON Schema as JSON text; None means that it takes none.
+
+    `strict` is the client's wish; arguments are held to the schema with and without it.
+    """
+
+    name: str
+    description: str = ""
+    parameters: str | None = None
+    strict: bool = False
+
+
+class Reasoning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the model is to think before it answers, as far as its template lets that be chosen; None is its default.
+
+    `effort` is one of the words that clients use (minimal, low, medium, high, …), `max_tokens` bounds the thought.
+    """
+
+    enabled: bool | None = None
+    effort: str | None = None
+    max_tokens: int | None = None
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     """Messages for the model's chat template. A trailing assistant turn is continued, not answered."""
 
     messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    reasoning: Reasoning = Reasoning()
 
 
 class TextPrompt(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
@@ -52,7 +89,18 @@ class TokenPrompt(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
     tokens: tuple[int, ...]
 
 
-Prompt = ChatPrompt | TextPrompt | TokenPrompt
+class FillPrompt(msgspec.Struct, frozen=True, kw_only=True, tag="fill"):
+    """Fill in the middle: what belongs between `prefix` and `suffix`, by the vocabulary's own tokens for that.
+
+    `files` are (name, text) of other files for orientation. All strings are untrusted.
+    """
+
+    prefix: str
+    suffix: str
+    files: tuple[tuple[str, str], ...] = ()
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt | FillPrompt
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,6 +109,11 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     temperature 0 is greedy; top_k 0, top_p 1, min_p 0, repetition_penalty 1 are off; `seed` None draws a random one.
     Frequency and presence penalties count generated tokens only (OpenAI's definition); repetition_penalty is
     multiplicative and counts the prompt too. logit_bias maps token id to an additive bias.
+
+    The rarer ones as llama.cpp defines them, off by default: top_a keeps p >= top_a * p_max²; typical_p, top_n_sigma
+    (standard deviations below the best logit); DRY penalises repeated sequences (`dry_window` tokens back, -1: all),
+    XTC drops the best candidates; mirostat 1 or 2 replaces the truncating samplers; dynamic temperature ranges over
+    temperature ± dynamic_range. `penalty_window` is how many tokens the penalties look back (None: all).
     """
 
     temperature: float = 1.0
@@ -70,8 +123,24 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    penalty_window: int | None = None
     seed: int | None = None
     logit_bias: dict[int, float] = {}
+    top_a: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    dynamic_range: float = 0.0
+    dynamic_exponent: float = 1.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_window: int = -1
+    dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    mirostat: Literal[0, 1, 2] = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
 
 
 class JsonConstraint(msgspec.Struct, frozen=True, kw_only=True, tag="json"):
@@ -80,15 +149,35 @@ class JsonConstraint(msgspec.Struct, frozen=True, kw_only=True, tag="json"):
     schema: str | None = None
 
 
-Constraint = JsonConstraint
+class GrammarConstraint(msgspec.Struct, frozen=True, kw_only=True, tag="grammar"):
+    """The answer is in the language of `text`."""
+
+    text: str
+    syntax: Literal["lark", "regex"]
+
+
+Constraint = JsonConstraint | GrammarConstraint
+
+
+class ToolChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether tools of the prompt may or must be called. `names` narrows them (empty: all of them).
+
+    Without `parallel` an answer has one call at most.
+    """
+
+    mode: Literal["none", "auto", "required"] = "auto"
+    names: tuple[str, ...] = ()
+    parallel: bool = True
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One generation of one or more choices, free of any dialect.
 
     `max_tokens` is an upper bound on a choice's sampled tokens: a prompt that fits runs to the context's end with
-    `length`. `choices` answers to the same prompt are generated independently of each other. `salt` separates tenants
-    in every shared structure of the engine; `deadline_s` is wall-clock time from start.
+    `length`; 0 computes the prompt only. `choices` answers to the same prompt are generated independently of each
+    other. `logprobs` asks for the log-probability of every token of the answer and of so many alternatives,
+    `prompt_logprobs` the same for the prompt. `prediction` is text that much of the answer may repeat. `salt` separates
+    tenants in every shared structure of the engine; `deadline_s` is wall-clock time from start.
     """
 
     request_id: str
@@ -98,13 +187,73 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     choices: int = 1
     constraint: Constraint | None = None
+    tool_choice: ToolChoice = ToolChoice()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    prediction: str | None = None
     stop: tuple[str, ...] = ()
     deadline_s: float = 600.0
     salt: bytes = b""
 
 
+class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
+    """Vectors for texts or token lists, of an embedding model. `normalise`: of length 1."""
+
+    request_id: str
+    model: str
+    inputs: tuple[TextPrompt | TokenPrompt, ...]
+    normalise: bool = True
+    deadline_s: float = 600.0
+
+
+class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag="embedded"):
+    """One vector for each input, as little-endian float32, and the tokens of each input."""
+
+    vectors: tuple[bytes, ...]
+    tokens: tuple[int, ...]
+
+
+class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, tag="score"):
+    """How well each document answers the query, by a reranking model."""
+
+    request_id: str
+    model: str
+    query: str
+    documents: tuple[str, ...]
+    deadline_s: float = 600.0
+
+
+class Scored(msgspec.Struct, frozen=True, kw_only=True, tag="scored"):
+    """One relevance for each document, in [0, 1], and the tokens computed for each."""
+
+    scores: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+
+class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):
+    """What a prompt is in tokens, without computing anything. `plain`: text as content, not as scaffolding."""
+
+    request_id: str
+    model: str
+    prompt: Prompt
+    plain: bool = False
+    add_bos: bool = True
+
+
+class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag="encoded"):
+    """The prompt's token ids, the bytes of each, and the whole as text (a chat prompt's as its template renders it)."""
+
+    tokens: tuple[int, ...]
+    pieces: tuple[bytes, ...]
+    text: str
+
+
+Question = EmbedRequest | ScoreRequest | EncodeRequest
+Answer = Embedded | Scored | Encoded
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Token counts, exact.
+    """Token counts, exact. `image_tokens` are part of the prompt's, `reasoning_tokens` of the completion's.
 
     `completion_tokens` counts every token of the answer, the end-of-generation token included. `cached_tokens` is the
     part of the prompt that was not computed for this request because its KV cells existed. Drafted tokens that the
@@ -115,6 +264,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cached_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    image_tokens: int = 0
     accepted_draft_tokens: int = 0
     rejected_draft_tokens: int = 0
 
@@ -133,12 +283,63 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     cached_tokens: int = 0
 
 
-class TextDelta(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
-    """More text of one choice; `tokens` sampled tokens became visible with it (0 for held-back text)."""
+class TokenChance(msgspec.Struct, frozen=True):
+    """A token, its bytes, and its natural log-probability before any sampler changed the distribution."""
+
+    id: int
+    piece: bytes
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """The token that was chosen (or stands in the prompt) and its best alternatives, likeliest first.
+
+    `chosen.logprob` of the prompt's first token is 0: nothing precedes it.
+    """
+
+    chosen: TokenChance
+    top: tuple[TokenChance, ...] = ()
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, kw_only=True, tag="prompt_logprobs"):
+    """Every token of the prompt; sent once, before the first text."""
+
+    tokens: tuple[TokenLogprob, ...]
+
+
+class TextDelta(msgspec.Struct, frozen=True, kw_only=True, tag="text", omit_defaults=True):
+    """More text of one choice; `tokens` sampled tokens became visible with it (0 for held-back text).
+
+    `logprobs` are those tokens', in order, if they were asked for.
+    """
 
     text: str
     tokens: int
     index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True, kw_only=True, tag="reasoning", omit_defaults=True):
+    """More of what one choice thinks before it answers; otherwise as `TextDelta`."""
+
+    text: str
+    tokens: int
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True, tag="tool_call", omit_defaults=True):
+    """A tool call begins (`name` is given, once) or goes on; `arguments` concatenate to JSON text.
+
+    `call` numbers the calls of a choice from 0. Ids are the dialects' to give.
+    """
+
+    call: int
+    name: str | None = None
+    arguments: str = ""
+    tokens: int = 0
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
@@ -157,7 +358,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     usage: Usage = Usage()
 
 
-GenerateEvent = Started | TextDelta | Finished | Failed
+GenerateEvent = Started | PromptLogprobs | TextDelta | ReasoningDelta | ToolCallDelta | Finished | Failed
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ocserve.api import fields
 from ocserve.api.dialect import Models
 from ocserve.api.fields import Field, Values
@@ -53,7 +55,7 @@ SHARED: tuple[Field, ...] = (
 
 def sampling(values: Values, model: ServedModel) -> Sampling:
     """How to draw tokens: the request's word, else the model's default, else neutral."""
-    chosen: dict[str, float] = {}
+    chosen: dict[str, Any] = {}
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"):
         value = values.get(name, float)
         if value is None:

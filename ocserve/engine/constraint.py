@@ -17,7 +17,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from ocserve.engine import schema
 from ocserve.engine.llama import Vocab
-from ocserve.generation import JsonConstraint
+from ocserve.errors import InvalidRequest
+from ocserve.generation import Constraint, JsonConstraint
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 Blocked = np.ndarray[Any, np.dtype[np.bool_]]
@@ -157,11 +158,13 @@ class GrammarCompiler:
             vocabulary = _Vocabulary(self._vocab, self._encode)
             self._tokenizer = LLTokenizer(TokenizerWrapper(vocabulary), self._vocab.size, vocabulary.ends)
 
-    def guide(self, constraint: JsonConstraint) -> Guide:
+    def guide(self, constraint: Constraint) -> Guide:
         """A guide at the start of an answer; raises `InvalidRequest` for a schema that cannot be held to.
 
         A grammar is compiled once per schema: in milliseconds for usual ones, in under a second at the limits.
         """
+        if not isinstance(constraint, JsonConstraint):
+            raise InvalidRequest("Grammars are not supported yet.", param="response_format")
         text = _ANY_OBJECT if constraint.schema is None else schema.checked(constraint.schema)
         try:
             return Guide(self._matcher(text).deep_copy(), self._compute, vocabulary=self._vocab.size)

@@ -16,7 +16,7 @@ from ocserve.engine.encodings import PlainTokenizer
 from ocserve.engine.llama import Vocab
 from ocserve.engine.turns import Opening, Quoter, Turns
 from ocserve.errors import ContextLengthExceeded, InvalidRequest
-from ocserve.generation import ChatPrompt, GenerateRequest, Message, TextPrompt, TokenPrompt
+from ocserve.generation import ChatPrompt, FillPrompt, GenerateRequest, Message, TextPrompt, TokenPrompt
 
 # Two prompts for an answer, of which the words differ: what they end with is the template's.
 _PROBES = ("probe", "other words")
@@ -79,6 +79,8 @@ class PromptEncoder:
             case TokenPrompt(tokens=tokens):
                 field = "prompt"
                 ids = self._checked(tokens)
+            case FillPrompt():
+                raise InvalidRequest("This model cannot fill in the middle.", param="suffix")
         if not ids:
             raise InvalidRequest("The prompt is empty and this model has no token to begin with.", param=field)
         if len(ids) >= self._context:
