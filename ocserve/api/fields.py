@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -19,7 +19,8 @@ from ocserve.api.json_body import NAME
 from ocserve.errors import InvalidRequest
 
 Value = TypeVar("Value")
-Reader = Callable[[object, str], object]
+Made = TypeVar("Made", covariant=True)
+Schema = dict[str, Any]
 ParameterClass = Literal["effective", "advisory", "unsupported"]
 
 MAX_STOPS = 4
@@ -38,17 +39,33 @@ _JSON_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Reader(Generic[Made]):
+    """Checks a value and makes ours of it; `schema` says in JSON Schema which values pass, for the API reference."""
+
+    check: Callable[[object, str], Made]
+    schema: Schema
+
+    def __call__(self, value: object, where: str) -> Made:
+        return self.check(value, where)
+
+
+@dataclass(frozen=True, slots=True)
 class Field:
     """One parameter.
 
     effective: `reader` makes its value, which the engine honours. advisory: checked, accepted, reported as ignored.
     unsupported: only a value in `neutral` (one that asks for nothing) is accepted; `reader` checks the type first.
+    A `required` one may be neither absent nor null. Without a reader the dialect checks the value itself; `shape` is
+    then its JSON Schema. `of` is the table of an object's own parameters, or of those of each object in an array.
     """
 
     name: str
     kind: ParameterClass
-    reader: Reader | None = None
+    reader: Callable[[object, str], object] | None = None
     neutral: tuple[object, ...] = ()
+    required: bool = False
+    shape: Schema | None = None
+    of: Mapping[str, Field] | None = None
 
 
 class Values:
@@ -90,6 +107,9 @@ def read(source: dict[str, object], table: dict[str, Field], *, refuse_unknown: 
             ignored.append(where)
         elif field.kind == "effective":
             values[name] = made
+    for needed in table.values():
+        if needed.required and source.get(needed.name) is None:
+            raise missing(f"{path}.{needed.name}" if path else needed.name)
     return Values(values, tuple(ignored))
 
 
@@ -143,7 +163,7 @@ def _out_of_range(kind: str, where: str, value: float, sign: str, bound: float) 
     )
 
 
-def number(low: float, high: float, *, above_low: bool = False) -> Reader:
+def number(low: float, high: float, *, above_low: bool = False) -> Reader[float]:
     """A decimal within bounds; `above_low` leaves the lower bound itself out."""
 
     def reader(value: object, where: str) -> float:
@@ -157,10 +177,11 @@ def number(low: float, high: float, *, above_low: bool = False) -> Reader:
             raise _out_of_range("decimal", where, value, ">" if above_low else ">=", low)
         return float(value)
 
-    return reader
+    least = "exclusiveMinimum" if above_low else "minimum"
+    return Reader(reader, {"type": "number", least: low, "maximum": high})
 
 
-def integer(low: int, high: int) -> Reader:
+def integer(low: int, high: int) -> Reader[int]:
     """An integer within bounds; neither a boolean nor a decimal is one."""
 
     def reader(value: object, where: str) -> int:
@@ -172,15 +193,15 @@ def integer(low: int, high: int) -> Reader:
             raise _out_of_range("integer", where, value, ">=", low)
         return value
 
-    return reader
+    return Reader(reader, {"type": "integer", "minimum": low, "maximum": high})
 
 
-def int64() -> Reader:
+def int64() -> Reader[int]:
     """Any signed 64-bit integer."""
     return integer(-_INT64, _INT64 - 1)
 
 
-def boolean() -> Reader:
+def boolean() -> Reader[bool]:
     """True or false."""
 
     def reader(value: object, where: str) -> bool:
@@ -188,10 +209,10 @@ def boolean() -> Reader:
             raise wrong_type(where, "a boolean", value)
         return value
 
-    return reader
+    return Reader(reader, {"type": "boolean"})
 
 
-def string(max_bytes: int, *, empty: bool = True) -> Reader:
+def string(max_bytes: int, *, empty: bool = True) -> Reader[str]:
     """A string of bounded length in UTF-8."""
 
     def reader(value: object, where: str) -> str:
@@ -208,7 +229,21 @@ def string(max_bytes: int, *, empty: bool = True) -> Reader:
             )
         return value
 
-    return reader
+    least = {} if empty else {"minLength": 1}
+    return Reader(reader, {"type": "string", **least, "maxLength": max_bytes})
+
+
+def word(*words: str) -> Reader[str]:
+    """One of a few strings."""
+
+    def reader(value: object, where: str) -> str:
+        if not isinstance(value, str):
+            raise wrong_type(where, "a string", value)
+        if value not in words:
+            raise InvalidRequest(f"Invalid '{where}': supported are {', '.join(map(repr, words))}.", param=where)
+        return value
+
+    return Reader(reader, {"type": "string", "enum": list(words)})
 
 
 def array(value: object, where: str, low: int, high: int) -> list[object]:
@@ -233,16 +268,16 @@ def mapping(value: object, where: str) -> dict[str, object]:
     return value
 
 
-def items(max_items: int) -> Reader:
+def items(max_items: int) -> Reader[list[object]]:
     """An array whose elements are not looked at."""
 
     def reader(value: object, where: str) -> list[object]:
         return array(value, where, 0, max_items)
 
-    return reader
+    return Reader(reader, {"type": "array", "maxItems": max_items})
 
 
-def pairs(max_pairs: int) -> Reader:
+def pairs(max_pairs: int) -> Reader[dict[str, object]]:
     """An object whose values are not looked at."""
 
     def reader(value: object, where: str) -> dict[str, object]:
@@ -255,30 +290,31 @@ def pairs(max_pairs: int) -> Reader:
             )
         return found
 
-    return reader
+    return Reader(reader, {"type": "object", "maxProperties": max_pairs})
 
 
-def stop_strings() -> Reader:
+def stop_strings() -> Reader[tuple[str, ...]]:
     """One string or up to four, as a tuple."""
     one = string(MAX_STOP_BYTES, empty=False)
 
-    def reader(value: object, where: str) -> tuple[object, ...]:
+    def reader(value: object, where: str) -> tuple[str, ...]:
         if isinstance(value, str):
             return (one(value, where),)
         if not isinstance(value, list):
             raise wrong_type(where, "a string or an array of strings", value)
         return tuple(one(item, f"{where}[{index}]") for index, item in enumerate(array(value, where, 0, MAX_STOPS)))
 
-    return reader
+    several = {"type": "array", "items": one.schema, "maxItems": MAX_STOPS}
+    return Reader(reader, {"anyOf": [one.schema, several]})
 
 
-def logit_biases() -> Reader:
+def logit_biases() -> Reader[dict[int, float]]:
     """Token id to bias."""
     bias = number(-100, 100)
 
-    def reader(value: object, where: str) -> dict[int, object]:
-        found: dict[int, object] = {}
-        for key, item in pairs(MAX_BIASES)(value, where).items():  # type: ignore[attr-defined]
+    def reader(value: object, where: str) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for key, item in pairs(MAX_BIASES)(value, where).items():
             # The usual spelling only: int() takes " 5", "+5", "5_0" and other scripts' digits, and "05" beside "5".
             canonical = key.isascii() and key.isdigit() and len(key) <= 8 and str(int(key)) == key
             if not (canonical and int(key) < MAX_TOKEN_ID):
@@ -288,4 +324,6 @@ def logit_biases() -> Reader:
             found[int(key)] = bias(item, f"{where}.{key}")
         return found
 
-    return reader
+    ids = {"pattern": "^(0|[1-9][0-9]{0,7})$"}
+    schema = {"propertyNames": ids, "additionalProperties": bias.schema, "maxProperties": MAX_BIASES}
+    return Reader(reader, {"type": "object", **schema})
