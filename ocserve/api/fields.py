@@ -68,6 +68,11 @@ class Field:
     of: Mapping[str, Field] | None = None
 
 
+def table(*declared: Field) -> dict[str, Field]:
+    """Parameters by name, as `read` takes them."""
+    return {field.name: field for field in declared}
+
+
 class Values:
     """The parameters of one request after `read`: absent ones and nulls are not in it."""
 
@@ -85,16 +90,16 @@ class Values:
         return name in self._values
 
 
-def read(source: dict[str, object], table: dict[str, Field], *, refuse_unknown: bool, path: str = "") -> Values:
+def read(source: dict[str, object], declared: Mapping[str, Field], *, refuse_unknown: bool, path: str = "") -> Values:
     """Check every parameter of `source`. `path` prefixes names inside an object."""
     values: dict[str, Any] = {}
     ignored: list[str] = []
     for name, value in source.items():
-        field = table.get(name)
+        field = declared.get(name)
         where = f"{path}.{name}" if path else name
         if field is None:
             if refuse_unknown:
-                raise unknown(name, path, table)
+                raise unknown(name, path, declared)
             if NAME.fullmatch(where):
                 ignored.append(where)
             continue
@@ -107,7 +112,7 @@ def read(source: dict[str, object], table: dict[str, Field], *, refuse_unknown: 
             ignored.append(where)
         elif field.kind == "effective":
             values[name] = made
-    for needed in table.values():
+    for needed in declared.values():
         if needed.required and source.get(needed.name) is None:
             raise missing(f"{path}.{needed.name}" if path else needed.name)
     return Values(values, tuple(ignored))

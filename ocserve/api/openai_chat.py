@@ -36,7 +36,7 @@ PARAMETERS: tuple[Field, ...] = (
     Field("web_search_options", "unsupported"),
     Field("moderation", "unsupported"),
 )
-_TABLE = {field.name: field for field in PARAMETERS}
+_TABLE = fields.table(*PARAMETERS)
 
 
 def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:

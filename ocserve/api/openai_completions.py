@@ -28,7 +28,7 @@ PARAMETERS: tuple[Field, ...] = (
     Field("best_of", "effective", fields.integer(0, 20)),
     Field("suffix", "unsupported", fields.string(64 * 1024 * 1024), neutral=("",)),
 )
-_TABLE = {field.name: field for field in PARAMETERS}
+_TABLE = fields.table(*PARAMETERS)
 _token = fields.integer(0, fields.MAX_TOKEN_ID)
 
 
