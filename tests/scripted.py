@@ -10,6 +10,8 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from ocserve import config
 from ocserve.accounts.limits import Limiter
 from ocserve.engine.fleet import Fleet
@@ -23,26 +25,33 @@ from ocserve.generation import (
     FinishReason,
     GenerateEvent,
     GenerateRequest,
+    ReasoningDelta,
     Started,
     TextDelta,
+    ToolCallDelta,
     Usage,
 )
 from ocserve.modelcard import ServedModel
 from ocserve.service import Service
+
+Delta = TextDelta | ReasoningDelta | ToolCallDelta
 
 
 @dataclass(frozen=True)
 class Script:
     """One generation. Delays are seconds; `crash_at` is the token at which the engine dies.
 
-    Choice i says `others[i - 1]` where there is one, else `tokens`; all choices take a token in each step.
+    Choice i says `others[i - 1]` where there is one, else `tokens`; all choices take a token in each step. A token is
+    text, or an event of its own (its index is set to the choice's).
     """
 
-    tokens: tuple[str, ...] = ("Hello", ",", " world", "!")
-    others: tuple[tuple[str, ...], ...] = ()
+    tokens: tuple[str | Delta, ...] = ("Hello", ",", " world", "!")
+    others: tuple[tuple[str | Delta, ...], ...] = ()
     prompt_tokens: int = 7
     cached_tokens: int = 0
     reason: FinishReason = "stop"
+    stop_sequence: str | None = None
+    reasoning_tokens: int = 0
     prepare_s: float = 0.0
     prefill_s: float = 0.0
     step_s: float = 0.0
@@ -51,7 +60,7 @@ class Script:
     accepted_draft_tokens: int = 0
     rejected_draft_tokens: int = 0
 
-    def choice(self, index: int) -> tuple[str, ...]:
+    def choice(self, index: int) -> tuple[str | Delta, ...]:
         return self.others[index - 1] if 0 < index <= len(self.others) else self.tokens
 
 
@@ -80,13 +89,16 @@ class Run:
             prompt_tokens=self.script.prompt_tokens,
             cached_tokens=self.script.cached_tokens,
             completion_tokens=completion,
+            reasoning_tokens=self.script.reasoning_tokens,
             accepted_draft_tokens=self.script.accepted_draft_tokens,
             rejected_draft_tokens=self.script.rejected_draft_tokens,
         )
 
     def finish(self, index: int, reason: FinishReason) -> None:
         self.unfinished.discard(index)
-        self.events.put_nowait(Finished(reason=reason, usage=self.usage(self.completion[index]), index=index))
+        stop = self.script.stop_sequence if reason == "stop" else None
+        usage = self.usage(self.completion[index])
+        self.events.put_nowait(Finished(reason=reason, usage=usage, stop_sequence=stop, index=index))
 
     def end(self) -> None:
         """End what goes on, as it was asked to."""
@@ -252,7 +264,9 @@ class ScriptedEngine:
             self.steps += 1
             for index in sorted(run.unfinished):
                 run.completion[index] += 1
-                run.events.put_nowait(TextDelta(text=script.choice(index)[number], tokens=1, index=index))
+                token = script.choice(index)[number]
+                delta = TextDelta(text=token, tokens=1) if isinstance(token, str) else token
+                run.events.put_nowait(replace(delta, index=index))
 
     def _finish_complete(self, run: Run, number: int) -> None:
         """End the choices that have no token `number`."""

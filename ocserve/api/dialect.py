@@ -7,7 +7,7 @@ the HTTP layer owns sockets, headers and SSE bytes, the service owns the request
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ocserve.errors import ErrorInfo
@@ -18,21 +18,46 @@ Models = Callable[[str], ServedModel]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Framing:
+    """How the frames of a stream become its bytes: each between `prefix` and `suffix`, `separator` between two of them.
+
+    A frame's event name is a line of its own before the prefix. `keep_alive` is what a silent stream says.
+    """
+
+    media_type: str = "text/event-stream; charset=utf-8"
+    opening: bytes = b""
+    prefix: bytes = b"data: "
+    suffix: bytes = b"\n\n"
+    separator: bytes = b""
+    closing: bytes = b""
+    keep_alive: bytes = b": keep-alive\n\n"
+
+
+SSE = Framing()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
-    """A request understood. `ignored` names the parameters that were accepted and have no effect."""
+    """A request understood. `ignored` names the parameters that were accepted and have no effect.
+
+    `framing` is how a streamed answer is framed, `show_reasoning` whether the client wants to see the model think.
+    """
 
     request: GenerateRequest
     model: ServedModel
     stream: bool
     ignored: tuple[str, ...] = ()
     include_usage: bool = False
+    show_reasoning: bool = True
+    framing: Framing = SSE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What an answer repeats: a bare id (each dialect adds its prefix), the model's id, the Unix time in seconds.
 
-    `choices` is how many answers were asked for; events carry the index of theirs.
+    `choices` is how many answers were asked for; events carry the index of theirs. `prompt` is the usage as it is known
+    when the request holds its slot.
     """
 
     id: str
@@ -40,11 +65,13 @@ class Reply:
     created: int
     choices: int = 1
     include_usage: bool = False
+    show_reasoning: bool = True
+    prompt: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One server-sent event; `event` is its name in the dialects that have one."""
+    """One record of a stream; `event` is its name in the dialects that have one."""
 
     data: bytes
     event: str | None = None

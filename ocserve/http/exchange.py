@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
 from typing import cast
 
 from starlette.types import Scope
 
 from ocserve.accounts.keys import Caller
 from ocserve.api import openai_wire
-from ocserve.errors import ErrorInfo
 from ocserve.http.answers import Header
 from ocserve.http.route_table import Match
 from ocserve.service import Trace
@@ -38,7 +36,7 @@ class Exchange:
         self.headers: list[Header] = []
         self.body = b""
         self.body_complete = False
-        self.error_body: Callable[[ErrorInfo], bytes] = openai_wire.error_body
+        self.error_body = match.route.error_body if match.route else openai_wire.error_body
 
     @staticmethod
     def of(scope: Scope) -> Exchange:

@@ -37,7 +37,6 @@ class Generate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        exchange.error_body = self._dialect.error_body
         parsed = self._dialect.parse(exchange.body, self._service.model, refuse_unknown=self._refuse_unknown)
         exchange.trace.model, exchange.trace.stream = parsed.model.id, parsed.stream
         _name_ignored(exchange, parsed.ignored)
@@ -62,23 +61,16 @@ class Generate:
 
     async def _answer(self, exchange: Exchange, parsed: Parsed, send: Send, attempt: int | None) -> None:
         assert exchange.caller is not None
-        reply = Reply(
-            id=secrets.token_hex(12),
-            model=parsed.model.id,
-            created=int(time.time()),
-            choices=parsed.request.choices,
-            include_usage=parsed.include_usage,
-        )
-        encoder = self._dialect.encoder(reply)
         try:
             async with self._service.generation(
                 parsed.request, exchange.caller, exchange.trace, attempt=attempt
             ) as generation:
                 self._add_limit_headers(exchange)
                 _name_ignored(exchange, (*parsed.ignored, *generation.ignored))
+                encoder = self._dialect.encoder(_reply(parsed, exchange.trace))
                 if parsed.stream:
                     frames = _frames(encoder, generation, exchange.trace)
-                    await sse.respond(send, frames, heartbeat_s=self._heartbeat_s)
+                    await sse.respond(send, frames, parsed.framing, heartbeat_s=self._heartbeat_s)
                     return
                 events = [event async for event in generation]
         except ApiError:
@@ -92,6 +84,18 @@ class Generate:
         assert exchange.caller is not None
         state = self._service.limiter.snapshot(exchange.caller.key_id)
         exchange.set_headers({name.encode(): value.encode() for name, value in limits.headers(state).items()})
+
+
+def _reply(parsed: Parsed, trace: Trace) -> Reply:
+    return Reply(
+        id=secrets.token_hex(12),
+        model=parsed.model.id,
+        created=int(time.time()),
+        choices=parsed.request.choices,
+        include_usage=parsed.include_usage,
+        show_reasoning=parsed.show_reasoning,
+        prompt=trace.usage,
+    )
 
 
 def _name_ignored(exchange: Exchange, names: Sequence[str]) -> None:

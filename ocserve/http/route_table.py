@@ -7,23 +7,28 @@ Clients disagree about the `/v1` prefix and about slashes: a base URL that ends 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.routing import compile_path
 from starlette.types import ASGIApp
 
+from ocserve.api import openai_wire
+from ocserve.errors import ErrorInfo
+
 _SLASHES = re.compile(r"/{2,}")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. `{id:path}` matches the rest of the path."""
+    """One method of one path. `{id:path}` matches the rest of the path, `error_body` writes what is refused here."""
 
     method: str
     path: str
     endpoint: ASGIApp
     public: bool = False
+    error_body: Callable[[ErrorInfo], bytes] = openai_wire.error_body
 
 
 @dataclass(frozen=True, slots=True)

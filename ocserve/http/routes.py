@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ocserve import config
 from ocserve.api import openai_chat, openai_completions
+from ocserve.api.dialect import Dialect
 from ocserve.http.generate import Generate
 from ocserve.http.listing import Health, ModelEntry, ModelList, Ready
 from ocserve.http.route_table import Route
@@ -12,9 +13,13 @@ from ocserve.service import Service
 
 def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
     """The list."""
+
+    def generates(path: str, dialect: Dialect) -> Route:
+        return Route("POST", path, Generate(service, dialect, settings), error_body=dialect.error_body)
+
     return (
-        Route("POST", "/v1/chat/completions", Generate(service, openai_chat, settings)),
-        Route("POST", "/v1/completions", Generate(service, openai_completions, settings)),
+        generates("/v1/chat/completions", openai_chat),
+        generates("/v1/completions", openai_completions),
         Route("GET", "/v1/models", ModelList(service)),
         Route("GET", "/v1/models/{id:path}", ModelEntry(service)),
         Route("GET", "/health", Health(service), public=True),
