@@ -188,7 +188,8 @@ class EngineLoop:
         free = self._relieve()
         prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
         self._announce()
-        decode = self._decode_chunks([each for each in self._running if each.phase is Phase.DECODE], free)
+        decoding = [each for each in self._running if each.phase is Phase.DECODE]
+        decode = self._composer.decode(decoding, prompts, free)
         prefill = self._composer.prefill(decode, prompts)
         if decode or prefill:
             self._compute(decode, prefill)
@@ -260,34 +261,6 @@ class EngineLoop:
         for sequence in self._running:
             self._emitter.started(sequence)
         self._emitter.flush()
-
-    def _decode_chunks(self, sequences: list[Sequence], free: int) -> list[Chunk]:
-        """One row for each decoding sequence, and forced or drafted tokens where that pays and there is room.
-
-        `free` cells are left over when all known tokens have theirs.
-        """
-        spare = self._composer.most_rows - len(sequences)
-        chunks = []
-        for sequence in sequences:
-            chunk = self._decode_chunk(sequence, len(sequences) - 1, spare, free)
-            spare -= chunk.rows - 1
-            free -= len(chunk.drafts)
-            chunks.append(chunk)
-        return chunks
-
-    def _decode_chunk(self, sequence: Sequence, others: int, spare: int, free: int) -> Chunk:
-        if sequence.remaining > 1:
-            return Chunk(sequence, 1 + self._composer.forced_rows(min(sequence.remaining - 1, spare), others))
-        most = min(sequence.room - 1, spare, free, self._composer.drafts_each(others + 1))
-        if sequence.speculator is None or most < 1:
-            return Chunk(sequence, 1)
-        drafts = sequence.speculator.propose(
-            lambda rows: self._costs.seconds(rows, rows * sequence.length),
-            rows_others=others,
-            tokens_others=others,
-            most=most,
-        )
-        return Chunk(sequence, 1, tuple(drafts))
 
     # --- computing --------------------------------------------------------------------------------------------------
 

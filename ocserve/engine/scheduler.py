@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 from ocserve.engine.fastforward import worth_batching
@@ -132,35 +133,72 @@ class Composer:
         """Predicted seconds for one token of a long prompt."""
         return self._costs.seconds(self._batch_tokens, prefill=True) / self._batch_tokens
 
-    @property
-    def most_rows(self) -> int:
-        """Rows of a batch."""
-        return self._batch_tokens
-
-    def drafts_each(self, sequences: int) -> int:
-        """How many drafted tokens each of so many decoding sequences may verify in one batch."""
-        return min(MOST_DRAFTED, (self._outputs - self._slots) // sequences)
-
-    def forced_rows(self, run: int, others: int) -> int:
-        """How many of a `run` of known tokens to compute beside their sequence's next one and `others` rows."""
-        return worth_batching(run, self._costs.seconds, others + 1) if self._fast_forward and run > 0 else 0
-
-    def budget(self, decode: Ordered[Chunk], position: int) -> int:
+    def _budget(self, decode: Ordered[Chunk], position: int) -> int:
         """Rows of prompts, about `position` tokens long so far, that fit beside the decoding sequences."""
         rows = sum(chunk.rows for chunk in decode)
         most = self._batch_tokens - rows
         if not decode or most <= 0:
             return max(most, 0)
-        cells = sum(chunk.cells for chunk in decode)
-        target_s = bound_s(self._costs.seconds(rows, cells))
+        # What decoding alone takes is one row for each sequence: forced and drafted ones must not stretch the bound.
+        cells = sum(cells_attended(chunk.sequence.computed, 1) for chunk in decode)
+        target_s = bound_s(self._costs.seconds(len(decode), cells))
         fitting = self._costs.rows_within(target_s, rows=rows, cells_per_row=position, most=most)
         return min(most, max(fitting, LEAST_CHUNK))
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of a batch."""
+        return self._batch_tokens
+
+    def decode(self, sequences: Ordered[Sequence], prompts: Ordered[Sequence], free: int) -> list[Chunk]:
+        """One row for each of `sequences`, and forced or drafted tokens where that pays and there is room.
+
+        `free` is how many drafted tokens find cells. None are drafted where `prompts` take all the time there is: a
+        drafted row, which may be for nothing, would take the place of one of theirs.
+        """
+        spare = self._batch_tokens - len(sequences)
+        rows, tokens = len(sequences), float(len(sequences))  # as planned so far, and what that is expected to yield
+        free = free if self._leaves_time(sequences, prompts) else 0
+        chunks = []
+        for sequence in sequences:
+            drafts: Ordered[int] = ()
+            forced = self._forced(min(sequence.remaining - 1, spare), rows)
+            most = min(sequence.room - 1, spare, free, self._drafts_each(len(sequences)))
+            speculator = sequence.speculator
+            if sequence.remaining == 1 and speculator is not None and most > 0:
+                seconds = partial(self._decode_s, sequence.length)
+                drafts = speculator.propose(seconds, rows_others=rows - 1, tokens_others=tokens - 1, most=most)
+                tokens += speculator.expected if drafts else 0
+            chunk = Chunk(sequence, 1 + forced, tuple(drafts))
+            more = chunk.rows - 1
+            spare, rows, free, tokens = spare - more, rows + more, free - len(drafts), tokens + forced
+            chunks.append(chunk)
+        return chunks
+
+    def _decode_s(self, length: int, rows: int) -> float:
+        """Predicted seconds of a step of `rows` rows that each attend `length` cells."""
+        return self._costs.seconds(rows, rows * length)
+
+    def _drafts_each(self, sequences: int) -> int:
+        """How many drafted tokens each of so many decoding sequences may verify in one batch."""
+        return min(MOST_DRAFTED, (self._outputs - self._slots) // sequences)
+
+    def _forced(self, run: int, rows: int) -> int:
+        """How many of a `run` of known tokens to compute in a step that has `rows` rows without them."""
+        return worth_batching(run, self._costs.seconds, rows) if self._fast_forward and run > 0 else 0
+
+    def _leaves_time(self, decode: Ordered[Sequence], prompts: Ordered[Sequence]) -> bool:
+        """Whether a step with a row for each of `decode` has time left when `prompts` have got theirs."""
+        if not decode or not prompts:
+            return True
+        budget = self._budget([Chunk(sequence, 1) for sequence in decode], prompts[0].computed)
+        return budget >= min(self._batch_tokens - len(decode), sum(sequence.remaining for sequence in prompts))
 
     def prefill(self, decode: Ordered[Chunk], prompts: Ordered[Sequence]) -> tuple[Chunk, ...]:
         """Chunks of `prompts`, in the order in which they are to be served."""
         if not prompts:
             return ()
-        budget = self.budget(decode, prompts[0].computed)
+        budget = self._budget(decode, prompts[0].computed)
         if self._order == "joint":
             return _shared_out(prompts, budget)
         chunks: list[Chunk] = []

@@ -28,7 +28,7 @@ from typing import Protocol
 import numpy as np
 
 MOST_DRAFTED = 8  # tokens; further ones are rarely reached, and each asks for one more distribution
-MARGIN = 0.03  # a draft must promise this much more throughput
+MARGIN = 0.05  # a draft must promise this much more throughput: predictions are not exact
 LOSS = 0.01  # the part of a sequence's time that drafting may lose
 
 
@@ -217,6 +217,7 @@ class Speculator:
         self._shadow: list[int] = []  # what is left of a shadow draft to compare with
         self._token_seconds = 0.0  # engine time per token in this step without the draft
         self._verify_seconds = 0.0  # what the draft's rows add to this step
+        self.expected = 0.0  # tokens of this step's draft that will probably be accepted
         self.earned = self.looked = self.needed = 0.0
         self.drafted = 0  # tokens verified
         self.accepted = 0  # of these, accepted
@@ -235,9 +236,10 @@ class Speculator:
         self._verify_seconds = 0.0
         if not self._drafter.ready():
             return []
+        accept = self._acceptance.cumulative(min(most, MOST_DRAFTED))
         if self.earned >= -LOSS / 2 * self.needed:
             length = draft_length(
-                self._acceptance.cumulative(min(most, MOST_DRAFTED)),
+                accept,
                 seconds,
                 rows_others=rows_others,
                 tokens_others=tokens_others,
@@ -252,6 +254,7 @@ class Speculator:
             self.looked += taken
         if self._draft:
             self._verify_seconds = seconds(rows_others + 1 + len(self._draft)) - plain
+            self.expected = sum(accept[: len(self._draft)])
         return self._draft
 
     def accept(self, tokens: Sequence[int]) -> None:

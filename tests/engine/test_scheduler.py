@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ocserve.engine import scheduler
 from ocserve.engine.scheduler import Chunk, Composer, admit, preempt
 from ocserve.engine.slots import Group, Move, Phase, Sequence
+from ocserve.engine.speculation import Speculator
 from ocserve.generation import GenerateRequest, Sampling, TextPrompt
 
 
@@ -185,9 +186,68 @@ def test_a_batch_never_exceeds_its_size_and_always_advances(
 
 @pytest.mark.parametrize("known", [2, 5, 30])
 def test_forced_tokens_are_batched_where_that_pays(known: int) -> None:
-    assert composer(GPU).forced_rows(known, 3) == known
-    assert composer(GPU, fast_forward=False).forced_rows(known, 3) == 0
-    assert composer(Machine(0, 0.01, 0)).forced_rows(known, 0) == 0
+    def batched(others: int, machine: Machine, **rest: object) -> int:
+        forced = running("forced", 10, generated=known + 1)
+        forced.computed = 10
+        sequences = [*(chunk.sequence for chunk in decoding(others)), forced]
+        return composer(machine, **rest).decode(sequences, (), 0)[-1].count - 1
+
+    assert batched(3, GPU) == known
+    assert batched(3, GPU, fast_forward=False) == 0
+    assert batched(0, Machine(0, 0.01, 0)) == 0
+
+
+class Sure:
+    """A drafter that always has something to say."""
+
+    def extend(self, tokens: object) -> None: ...
+    def ready(self) -> bool:
+        return True
+
+    def draft(self, most: int) -> list[int]:
+        return [7] * most
+
+    def close(self) -> None: ...
+
+
+def drafting(count: int) -> list[Sequence]:
+    """Decoding sequences whose drafts have always been right."""
+    sequences = [chunk.sequence for chunk in decoding(count)]
+    for each in sequences:
+        each.speculator = Speculator(Sure(), clock=lambda: 0.0)
+        for _ in range(20):
+            each.speculator.propose(lambda rows: 1.0, most=8)
+            each.speculator.accept([7] * 9)
+    return sequences
+
+
+def test_each_draft_is_weighed_beside_the_drafts_before_it() -> None:
+    """Where rows beyond the twelfth cost what they yield, four sequences do not draft as if each were the only one."""
+
+    class Knee(Machine):
+        def seconds(self, rows: int, cells: int = 0, *, prefill: bool = False) -> float:
+            return 0.010 + 0.010 * max(0, rows - 12)
+
+    drafted = [len(chunk.drafts) for chunk in composer(Knee(0, 0, 0)).decode(drafting(4), (), 1000)]
+    assert sum(drafted) == 8
+    assert len([count for count in drafted if count]) < 4
+
+
+def test_nothing_is_drafted_in_the_time_that_prompts_wait_for() -> None:
+    prompt = running("long", 4000)
+    assert [len(chunk.drafts) for chunk in composer(Machine(0.03, 0.001, 8)).decode(drafting(2), (), 1000)] != [0, 0]
+    assert [len(chunk.drafts) for chunk in composer(Machine(0.03, 0.001, 8)).decode(drafting(2), [prompt], 1000)] == [
+        0,
+        0,
+    ]
+    assert [len(chunk.drafts) for chunk in composer(GPU).decode(drafting(2), [prompt], 1000)] == [8, 8]
+
+
+def test_drafts_and_forced_tokens_do_not_stretch_the_bound() -> None:
+    alone = decoding(4)
+    more = [Chunk(chunk.sequence, 1, (7,) * 8) for chunk in alone]
+    (chunk,) = composer(CPU).prefill(more, [running("long", 4000)])
+    assert CPU.seconds(sum(each.rows for each in more) + chunk.count) <= scheduler.bound_s(CPU.seconds(4))
 
 
 def test_phases_of_the_fixture() -> None:
