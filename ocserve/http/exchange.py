@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import cast
 
 from starlette.types import Scope
 
+from ocserve.accounts import limits
 from ocserve.accounts.keys import Caller
+from ocserve.accounts.limits import Limiter
 from ocserve.api import openai_wire
 from ocserve.http.answers import Header
 from ocserve.http.route_table import Match
 from ocserve.service import Trace
 
+# Names of ignored parameters in one header; a request may carry more of them than a proxy accepts in a header.
+_MAX_IGNORED = 32
 _KEY = "ocserve.exchange"
 
 
@@ -47,6 +52,20 @@ class Exchange:
         """Send these with the answer, in place of any of the same names."""
         self.headers = [header for header in self.headers if header[0] not in headers] + list(headers.items())
 
+    def name_ignored(self, names: Iterable[str]) -> None:
+        """Say which parameters have no effect on the answer."""
+        distinct = list(dict.fromkeys(names))
+        if len(distinct) > _MAX_IGNORED:
+            distinct[_MAX_IGNORED:] = [f"and {len(distinct) - _MAX_IGNORED} more"]
+        if distinct:
+            self.set_headers({b"x-ocserve-ignored": ", ".join(distinct).encode()})
+
+    def tell_limits(self, limiter: Limiter) -> None:
+        """Say what is left of the caller's limits."""
+        assert self.caller is not None
+        state = limiter.snapshot(self.caller.key_id)
+        self.set_headers({name.encode(): value.encode() for name, value in limits.headers(state).items()})
+
     def bind(self, scope: Scope) -> None:
         """Make this the exchange of `scope`."""
         scope[_KEY] = self
@@ -55,6 +74,12 @@ class Exchange:
 def header_values(scope: Scope, name: bytes) -> list[bytes]:
     """All values of one request header; `name` is lower-case."""
     return [value for key, value in scope["headers"] if key == name]
+
+
+def attempt(scope: Scope) -> int | None:
+    """How often the client has tried before, if it says so in a way that can be believed."""
+    counts = header_values(scope, b"x-stainless-retry-count")
+    return int(counts[0]) if len(counts) == 1 and counts[0].isdigit() and len(counts[0]) <= 4 else None
 
 
 def peer_address(scope: Scope) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

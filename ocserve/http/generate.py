@@ -6,24 +6,20 @@ moment to the last, queue and prefill included, and ends the work at once.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import Receive, Scope, Send
 
 from ocserve import config
-from ocserve.accounts import limits
 from ocserve.api.dialect import Dialect, Encoder, Frame, Parsed, Reply
 from ocserve.errors import ApiError, InternalError
 from ocserve.generation import Failed
 from ocserve.http import answers, sse
-from ocserve.http.exchange import ClientGone, Exchange, header_values
+from ocserve.http.exchange import Exchange, attempt
+from ocserve.http.presence import unless_gone
 from ocserve.service import Generation, Service, Trace
-
-# Names of ignored parameters in one header; a request may carry more of them than a proxy accepts in a header.
-_MAX_IGNORED = 32
 
 
 class Generate:
@@ -39,34 +35,17 @@ class Generate:
         exchange = Exchange.of(scope)
         parsed = self._dialect.parse(exchange.body, self._service.model, refuse_unknown=self._refuse_unknown)
         exchange.trace.model, exchange.trace.stream = parsed.model.id, parsed.stream
-        _name_ignored(exchange, parsed.ignored)
-        attempt = _attempt(header_values(scope, b"x-stainless-retry-count"))
-        await self._unless_gone(receive, self._answer(exchange, parsed, send, attempt))
+        exchange.name_ignored(parsed.ignored)
+        await unless_gone(receive, self._answer(exchange, parsed, send, attempt(scope)))
 
-    async def _unless_gone(self, receive: Receive, answer: Coroutine[None, None, None]) -> None:
-        """Run `answer` to its end, or cancel it the moment the client is gone."""
-        work = asyncio.create_task(answer)
-        watch = asyncio.create_task(_disconnected(receive))
-        try:
-            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            watch.cancel()
-            gone = not work.done()
-            if gone:
-                work.cancel()
-                await asyncio.wait({work})  # settling is part of the work
-        if gone and (work.cancelled() or work.exception() is None):
-            raise ClientGone
-        work.result()
-
-    async def _answer(self, exchange: Exchange, parsed: Parsed, send: Send, attempt: int | None) -> None:
+    async def _answer(self, exchange: Exchange, parsed: Parsed, send: Send, tries: int | None) -> None:
         assert exchange.caller is not None
         try:
             async with self._service.generation(
-                parsed.request, exchange.caller, exchange.trace, attempt=attempt
+                parsed.request, exchange.caller, exchange.trace, attempt=tries
             ) as generation:
-                self._add_limit_headers(exchange)
-                _name_ignored(exchange, (*parsed.ignored, *generation.ignored))
+                exchange.tell_limits(self._service.limiter)
+                exchange.name_ignored((*parsed.ignored, *generation.ignored))
                 encoder = self._dialect.encoder(_reply(parsed, exchange.trace))
                 if parsed.stream:
                     frames = _frames(encoder, generation, exchange.trace)
@@ -74,16 +53,11 @@ class Generate:
                     return
                 events = [event async for event in generation]
         except ApiError:
-            self._add_limit_headers(exchange)
+            exchange.tell_limits(self._service.limiter)
             raise
         if isinstance(events[-1], Failed):
             raise ApiError.from_info(events[-1].error)
         await answers.json(send, 200, encoder.complete(events, exchange.trace.usage))
-
-    def _add_limit_headers(self, exchange: Exchange) -> None:
-        assert exchange.caller is not None
-        state = self._service.limiter.snapshot(exchange.caller.key_id)
-        exchange.set_headers({name.encode(): value.encode() for name, value in limits.headers(state).items()})
 
 
 def _reply(parsed: Parsed, trace: Trace) -> Reply:
@@ -96,15 +70,6 @@ def _reply(parsed: Parsed, trace: Trace) -> Reply:
         show_reasoning=parsed.show_reasoning,
         prompt=trace.usage,
     )
-
-
-def _name_ignored(exchange: Exchange, names: Sequence[str]) -> None:
-    """Say which parameters have no effect on the answer."""
-    distinct = list(dict.fromkeys(names))
-    if len(distinct) > _MAX_IGNORED:
-        distinct[_MAX_IGNORED:] = [f"and {len(distinct) - _MAX_IGNORED} more"]
-    if distinct:
-        exchange.set_headers({b"x-ocserve-ignored": ", ".join(distinct).encode()})
 
 
 async def _frames(encoder: Encoder, generation: Generation, trace: Trace) -> AsyncIterator[Sequence[Frame]]:
@@ -120,14 +85,3 @@ async def _frames(encoder: Encoder, generation: Generation, trace: Trace) -> Asy
     except Exception:
         yield encoder.event(Failed(error=InternalError("The server made a mistake while generating.").info))
         raise
-
-
-def _attempt(counts: list[bytes]) -> int | None:
-    """How often the client has tried before, if it says so in a way that can be believed."""
-    return int(counts[0]) if len(counts) == 1 and counts[0].isdigit() and len(counts[0]) <= 4 else None
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Return when the client has gone. The body was read before, so nothing else arrives."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
