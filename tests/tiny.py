@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 
 Family = Literal["attention", "sliding", "recurrent"]
+FAMILIES: tuple[Family, ...] = ("attention", "sliding", "recurrent")
 
 CONTEXT = 512
 CHATML = (

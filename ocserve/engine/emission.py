@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ocserve.engine.llama import Vocab
-from ocserve.engine.slots import Group, Sequence
+from ocserve.engine.slots import Group, Sequence, Unseen
 from ocserve.engine.turns import Turns
 from ocserve.engine.wire import Step
 from ocserve.errors import ApiError
-from ocserve.generation import ChatPrompt, Failed, Finished, FinishReason, GenerateEvent, Started, TextDelta
+from ocserve.generation import (
+    ChatPrompt,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerateEvent,
+    Started,
+    TextDelta,
+    TokenLogprob,
+)
 
 
 class Emitter:
@@ -27,6 +36,10 @@ class Emitter:
             events, self._events = self._events, []
             self._emit(Step(events=tuple(events)))
 
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, as clients are told of it."""
+        return self._vocab.piece(token)
+
     def started(self, sequence: Sequence) -> None:
         """The first choice of a request holds its slot."""
         group = sequence.group
@@ -35,23 +48,28 @@ class Emitter:
             event = Started(prompt_tokens=len(sequence.prompt), cached_tokens=group.cached_tokens or 0)
             self._events.append((group.id, event))
 
-    def take(self, sequence: Sequence, token: int) -> FinishReason | None:
+    def take(self, sequence: Sequence, token: int, logprob: TokenLogprob | None = None) -> FinishReason | None:
         """Add a token of the answer, emit what became visible, and say whether and why it is the last."""
         sequence.generated.append(token)
-        sequence.unseen += 1
         if self._vocab.is_end(token):
-            return self._ending(sequence, sequence.text.finish(), "stop")
-        text = sequence.text.feed(self._vocab.piece(token))
+            sequence.unseen.append(Unseen(0, None))
+            self._last_text(sequence, sequence.text.finish())
+            return "stop"
+        piece = self._vocab.piece(token)
+        sequence.unseen.append(Unseen(len(piece), logprob))
+        text = sequence.text.feed(piece)
         if sequence.text.matched is not None:
-            return self._ending(sequence, text, "stop")
+            self._text(sequence, text)
+            return "stop"
         if not sequence.room:
-            return self._ending(sequence, text + sequence.text.finish(), "length")
+            self._last_text(sequence, text + sequence.text.finish())
+            return "length"
         self._text(sequence, text)
         return None
 
     def cut(self, sequence: Sequence) -> None:
         """The answer ends here although no token ended it: what was held back is part of it."""
-        self._text(sequence, sequence.text.finish())
+        self._last_text(sequence, sequence.text.finish())
 
     def finished(self, sequence: Sequence, reason: FinishReason) -> None:
         """The choice is complete."""
@@ -65,21 +83,26 @@ class Emitter:
         """The request is over: one choice could not go on."""
         self._events.append((group.id, Failed(error=error.info, usage=group.usage)))
 
-    def _ending(self, sequence: Sequence, text: str, reason: FinishReason) -> FinishReason:
-        self._text(sequence, text)
-        return reason
+    def _last_text(self, sequence: Sequence, text: str) -> None:
+        """Tokens that never became text are told of all the same where their log-probabilities are asked for."""
+        if text or any(each.logprob is not None for each in sequence.unseen):
+            self._delta(sequence, text)
 
     def _text(self, sequence: Sequence, text: str) -> None:
-        if not text:
-            return
-        tokens, sequence.unseen = sequence.unseen, 0
+        if text:
+            self._delta(sequence, text)
+
+    def _delta(self, sequence: Sequence, text: str) -> None:
+        seen = _seen(sequence.unseen, sequence.text.withheld_bytes)
+        tokens, logprobs = len(seen), tuple(each.logprob for each in seen if each.logprob is not None)
         last = self._events[-1] if self._events else None
         if last is not None and last[0] == sequence.id and isinstance(last[1], TextDelta):
             before = last[1]
             if before.index == sequence.index:
-                text, tokens = before.text + text, before.tokens + tokens
+                text, tokens, logprobs = before.text + text, before.tokens + tokens, before.logprobs + logprobs
                 self._events.pop()
-        self._events.append((sequence.id, TextDelta(text=text, tokens=tokens, index=sequence.index)))
+        delta = TextDelta(text=text, tokens=tokens, index=sequence.index, logprobs=logprobs)
+        self._events.append((sequence.id, delta))
 
     def _remember(self, sequence: Sequence) -> None:
         """Keep the ids of an assistant turn for the prompts that quote it."""
@@ -94,3 +117,14 @@ class Emitter:
             return  # cut in the middle of a character: the client got another text
         if text:
             self._turns.remember(sequence.tenant, text, ids)
+
+
+def _seen(unseen: list[Unseen], withheld_bytes: int) -> list[Unseen]:
+    """Take from the list those that do not lie wholly within the last bytes, which are not in the text yet."""
+    count = len(unseen)
+    while count and withheld_bytes > 0:
+        withheld_bytes -= unseen[count - 1].size_bytes
+        count -= withheld_bytes >= 0
+    seen = unseen[:count]
+    del unseen[:count]
+    return seen

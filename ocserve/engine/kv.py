@@ -346,10 +346,10 @@ class KvMemory:
         if sequence.slot is None:
             return
         holder = sequence.slot
-        if sequence.speculator is not None:  # drafts of a step that ended before they were judged
-            self._context.truncate(holder, self._tree.length(holder))
+        # Drafts of a step that ended before they were judged; a state that cannot be taken back is of no use.
+        whole = self._context.truncate(holder, self._tree.length(holder))
         del self._running[holder]
-        if self._sharing and self._tree.length(holder) >= LEAST_SHARED and not self._superfluous(holder):
+        if whole and self._sharing and self._tree.length(holder) >= LEAST_SHARED and not self._superfluous(holder):
             self._retain(holder)
         else:
             self._close(holder)

@@ -15,14 +15,12 @@ from typing import Protocol
 from ocserve.engine.constraint import GuideError
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.counts import Counts
+from ocserve.engine.drawing import Drawing, UnusableDistribution
 from ocserve.engine.emission import Emitter
 from ocserve.engine.fairness import FairOrder
 from ocserve.engine.kv import KvMemory
-from ocserve.engine.prefixes import Tokens, common_prefix
-from ocserve.engine.sampler import SamplerChain
 from ocserve.engine.scheduler import Chunk, Composer, Costs, admit, growth_margin, preempt
 from ocserve.engine.slots import Group, Move, Phase, Sequence
-from ocserve.engine.speculation import verified
 from ocserve.engine.wire import EngineStats
 from ocserve.errors import ApiError, EngineFailed, Overloaded
 from ocserve.generation import FinishReason
@@ -88,6 +86,7 @@ class EngineLoop:
         self._running: list[Sequence] = []
         self._stopping = False
         self._counts = Counts(steps_by_sequences=[0] * (parallel + 1))
+        self._drawing = Drawing(context, kv, emitter, self._counts)
         self._stats_due = 0.0
         self._update_stats(0.0)
         self._broken_steps = 0
@@ -304,8 +303,8 @@ class EngineLoop:
             if sequence.phase is Phase.PREFILL:
                 sequence.move(Move.COMPUTED)
             try:
-                reason = self._take(chunk, row)
-            except (_Unusable, GuideError) as error:
+                reason = self._drawing.take(chunk, row)
+            except (UnusableDistribution, GuideError) as error:
                 self._fail(sequence, EngineFailed(str(error)))
                 continue
             usable = True
@@ -314,59 +313,6 @@ class EngineLoop:
         self._broken_steps = 0 if usable else self._broken_steps + 1
         if self._broken_steps >= _BROKEN_STEPS:
             raise EngineBroken("no usable distribution in several steps")
-
-    def _take(self, chunk: Chunk, row: int) -> FinishReason | None:
-        """Sample behind the newest token and behind each draft that the sample before confirmed.
-
-        Raises `_Unusable` or `GuideError`.
-        """
-        sequence, known = chunk.sequence, chunk.sequence.length
-        reason: FinishReason | None = None
-        for token in verified(chunk.drafts, lambda draft: self._draw(sequence, row + draft)):
-            reason = self._emitter.take(sequence, token)
-            if reason is not None:
-                break
-        tokens = sequence.tokens(known, sequence.length)
-        if chunk.drafts:
-            self._keep(sequence, chunk.drafts, tokens)
-        if sequence.speculator is not None:
-            sequence.speculator.accept(tokens)
-        return reason if reason is not None else self._follow(sequence, tokens[-1])
-
-    def _keep(self, sequence: Sequence, drafts: tuple[int, ...], tokens: Tokens) -> None:
-        """The cells of drafts that turned out true stay, the others go."""
-        accepted = common_prefix(drafts, tokens)
-        self._kv.append(sequence, list(drafts[:accepted]))
-        self._kv.cut(sequence)  # llama.cpp computed them all
-        sequence.drafted += len(drafts)
-        sequence.accepted += accepted
-        self._counts.drafted += len(drafts)
-        self._counts.accepted += accepted
-
-    def _draw(self, sequence: Sequence, row: int) -> int:
-        # NaN or all -inf would abort the process inside the sampler; it ends this sequence only.
-        if not self._context.usable(row):
-            raise _Unusable("The model produced no usable distribution for this sequence.")
-        if sequence.guide is not None:
-            sequence.guide.apply(self._context.logits(row))
-        assert isinstance(sequence.sampler, SamplerChain)
-        return sequence.sampler.sample(self._context, row)
-
-    def _follow(self, sequence: Sequence, token: int) -> FinishReason | None:
-        """Tell the guide of a constrained sequence, and append what must follow."""
-        guide = sequence.guide
-        if guide is None:
-            return None
-        guide.accept(token)
-        while forced := guide.forced():
-            for follower in forced:
-                guide.accept(follower)
-                sequence.sampler.accept(follower)
-                self._counts.forced += 1
-                reason = self._emitter.take(sequence, follower)
-                if reason is not None:
-                    return reason
-        return "stop" if guide.finished else None
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
@@ -400,10 +346,6 @@ class EngineLoop:
             self._preempt(self._running[-1])
         else:
             self._fail(chunks[-1].sequence, EngineFailed("The engine could not compute this sequence."))
-
-
-class _Unusable(Exception):
-    """No token can be drawn from this distribution."""
 
 
 def _rows(chunks: list[Chunk]) -> tuple[list[Row], list[int | None]]:

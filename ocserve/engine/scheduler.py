@@ -161,19 +161,33 @@ class Composer:
         free = free if self._leaves_time(sequences, prompts) else 0
         chunks = []
         for sequence in sequences:
-            drafts: Ordered[int] = ()
             forced = self._forced(min(sequence.remaining - 1, spare), rows)
             most = min(sequence.room - 1, spare, free, self._drafts_each(len(sequences)))
-            speculator = sequence.speculator
-            if sequence.remaining == 1 and speculator is not None and most > 0:
-                seconds = partial(self._decode_s, sequence.length)
-                drafts = speculator.propose(seconds, rows_others=rows - 1, tokens_others=tokens - 1, most=most)
-                tokens += speculator.expected if drafts else 0
+            drafts, expected = self._drafts(sequence, most, rows, tokens)
+            tokens += expected
             chunk = Chunk(sequence, 1 + forced, tuple(drafts))
             more = chunk.rows - 1
             spare, rows, free, tokens = spare - more, rows + more, free - len(drafts), tokens + forced
             chunks.append(chunk)
         return chunks
+
+    def _drafts(self, sequence: Sequence, most: int, rows: int, tokens: float) -> tuple[Ordered[int], float]:
+        """At most `most` tokens to verify, and how many of them are expected to be right.
+
+        Where log-probabilities are wanted, the tokens that a constraint forces are among them, since each has to be
+        drawn from a distribution.
+        """
+        if most <= 0 or sequence.remaining > 1:
+            return (), 0.0
+        if sequence.guide is not None and sequence.wants_logprobs:
+            run = sequence.guide.forced()[:most]
+            certain = run[: self._forced(len(run), rows)]
+            return certain, float(len(certain))
+        if sequence.speculator is None:
+            return (), 0.0
+        seconds = partial(self._decode_s, sequence.length)
+        drafts = sequence.speculator.propose(seconds, rows_others=rows - 1, tokens_others=tokens - 1, most=most)
+        return drafts, sequence.speculator.expected if drafts else 0.0
 
     def _decode_s(self, length: int, rows: int) -> float:
         """Predicted seconds of a step of `rows` rows that each attend `length` cells."""

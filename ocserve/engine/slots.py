@@ -14,13 +14,13 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ocserve.engine.constraint import Guide
 from ocserve.engine.context import State
 from ocserve.engine.speculation import Speculator
 from ocserve.engine.text import TextStream
-from ocserve.generation import GenerateRequest, Usage
+from ocserve.generation import GenerateRequest, TokenLogprob, Usage
 
 
 class Phase(Enum):
@@ -68,6 +68,13 @@ class Parked:
 
     state: State
     length: int
+
+
+class Unseen(NamedTuple):
+    """A sampled token that no delta has told of yet."""
+
+    size_bytes: int
+    logprob: TokenLogprob | None
 
 
 @dataclass(eq=False, slots=True)
@@ -132,7 +139,7 @@ class Sequence:
         self.parked: Parked | None = None
         self.stops: list[int] = []  # lengths, ascending, at which a chunk of its prompt must end
         self.phase = Phase.WAITING
-        self.unseen = 0  # sampled tokens whose text is still held back
+        self.unseen: list[Unseen] = []  # sampled tokens whose text is still held back
         self.drafted = self.accepted = 0
 
     @property
@@ -142,6 +149,11 @@ class Sequence:
     @property
     def tenant(self) -> bytes:
         return self.group.request.salt
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the distribution before every token of the answer is asked for."""
+        return self.group.request.logprobs is not None
 
     @property
     def length(self) -> int:

@@ -23,7 +23,13 @@ class TextStream:
         self._automaton = _Automaton(stop) if stop else None
         self._state = 0
         self._held = ""
+        self._cut = ""  # the stop string and what came with it
         self.matched: str | None = None
+
+    @property
+    def withheld_bytes(self) -> int:
+        """How many of the last bytes that were fed are not in the text: held back so far, or the stop string on."""
+        return len(self._decoder.getstate()[0]) + len((self._held + self._cut).encode())
 
     def feed(self, piece: bytes) -> str:
         """The text that is certain now. Bytes that are not UTF-8 become U+FFFD, an incomplete tail waits."""
@@ -46,9 +52,10 @@ class TextStream:
             match = self._automaton.matches[state]
             if match is not None:
                 self.matched = match
-                known = self._held + text[: index + 1]
-                self._held = ""
-                return known[: len(known) - len(match)]
+                known = self._held + text
+                visible = len(self._held) + index + 1 - len(match)
+                self._held, self._cut = "", known[visible:]
+                return known[:visible]
         self._state = state
         known = self._held + text
         certain = len(known) - self._automaton.depths[state]

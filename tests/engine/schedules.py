@@ -24,7 +24,16 @@ from ocserve.engine.tiers.host import HostTier
 from ocserve.engine.tiers.tiers import Tiers
 from ocserve.engine.turns import Turns
 from ocserve.engine.wire import Step
-from ocserve.generation import Failed, Finished, GenerateEvent, GenerateRequest, Sampling, TextDelta, TokenPrompt
+from ocserve.generation import (
+    Failed,
+    Finished,
+    GenerateEvent,
+    GenerateRequest,
+    Sampling,
+    TextDelta,
+    TokenLogprob,
+    TokenPrompt,
+)
 from tests import tiny
 
 IDENTITY = b"tiny"
@@ -136,7 +145,9 @@ class Engine:
         deadline_s: float = 1e9,
         speculates: bool = False,
         guide: Guide | None = None,
+        **asked: object,
     ) -> Group:
+        """`asked` are further fields of the request."""
         sampling = sampling or Sampling(temperature=0.0, logit_bias=NO_END)
         request = GenerateRequest(
             request_id=name,
@@ -147,6 +158,7 @@ class Engine:
             choices=choices,
             stop=stop,
             salt=salt,
+            **asked,  # type: ignore[arg-type]
         )
         group = Group(request)
         for index in range(choices):
@@ -178,6 +190,10 @@ class Engine:
     def end(self, name: str) -> Finished | Failed | None:
         events = self.events[name]
         return events[-1] if events and isinstance(events[-1], Finished | Failed) else None
+
+    def logprobs(self, name: str, index: int = 0) -> list[TokenLogprob]:
+        deltas = [event for event in self.events[name] if isinstance(event, TextDelta) and event.index == index]
+        return [logprob for delta in deltas for logprob in delta.logprobs]
 
     def text(self, name: str, index: int = 0) -> str:
         deltas = [event for event in self.events[name] if isinstance(event, TextDelta) and event.index == index]

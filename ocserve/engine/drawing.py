@@ -1,0 +1,102 @@
+"""From the distributions of a computed batch to the next tokens of a sequence, drawn or forced."""
+
+from __future__ import annotations
+
+from ocserve.engine.constraint import Guide
+from ocserve.engine.context import Context
+from ocserve.engine.counts import Counts
+from ocserve.engine.emission import Emitter
+from ocserve.engine.kv import KvMemory
+from ocserve.engine.logprobs import RowLogprobs
+from ocserve.engine.prefixes import Tokens, common_prefix
+from ocserve.engine.sampler import SamplerChain
+from ocserve.engine.scheduler import Chunk
+from ocserve.engine.slots import Sequence
+from ocserve.engine.speculation import verified
+from ocserve.generation import FinishReason, TokenLogprob
+
+
+class UnusableDistribution(Exception):
+    """No token can be drawn from this distribution."""
+
+
+class Drawing:
+    """Draws behind the rows of the loop's batches, on the loop's thread."""
+
+    def __init__(self, context: Context, kv: KvMemory, emitter: Emitter, counts: Counts) -> None:
+        self._context = context
+        self._kv = kv
+        self._emitter = emitter
+        self._counts = counts
+        self._logprob: TokenLogprob | None = None  # of the token that was drawn last, if it is asked for
+
+    def take(self, chunk: Chunk, row: int) -> FinishReason | None:
+        """Sample behind the newest token and behind each draft that the sample before confirmed.
+
+        Raises `UnusableDistribution` or `GuideError`.
+        """
+        sequence, known = chunk.sequence, chunk.sequence.length
+        reason: FinishReason | None = None
+        for token in verified(chunk.drafts, lambda draft: self._draw(sequence, row + draft)):
+            reason = self._emitter.take(sequence, token, self._logprob)
+            if reason is None and sequence.guide is not None:
+                reason = self._follow(sequence, sequence.guide, token)
+            if reason is not None:
+                break
+        tokens = sequence.tokens(known, sequence.length)
+        if chunk.drafts:
+            self._keep(sequence, chunk.drafts, tokens)
+        if sequence.speculator is not None:
+            sequence.speculator.accept(tokens)
+        return reason
+
+    def _keep(self, sequence: Sequence, drafts: tuple[int, ...], tokens: Tokens) -> None:
+        """The cells of drafts that turned out true stay, the others go."""
+        accepted = common_prefix(drafts, tokens)
+        self._kv.append(sequence, list(drafts[:accepted]))
+        self._kv.cut(sequence)  # llama.cpp computed them all
+        if sequence.speculator is None:
+            return  # they were forced, not guessed
+        sequence.drafted += len(drafts)
+        sequence.accepted += accepted
+        self._counts.drafted += len(drafts)
+        self._counts.accepted += accepted
+
+    def _draw(self, sequence: Sequence, row: int) -> int:
+        # NaN or all -inf would abort the process inside the sampler; it ends this sequence only.
+        if not self._context.usable(row):
+            raise UnusableDistribution("The model produced no usable distribution for this sequence.")
+        best = sequence.group.request.logprobs
+        if best is None:
+            self._logprob = None
+            return self._sampled(sequence, row)
+        logprobs = RowLogprobs(self._context.logits(row), best, self._emitter.piece)  # before a mask is laid over them
+        token = self._sampled(sequence, row)
+        self._logprob = logprobs.of(token)
+        return token
+
+    def _sampled(self, sequence: Sequence, row: int) -> int:
+        if sequence.guide is not None:
+            if forced := sequence.guide.forced():  # asked for its distribution; as where it is not, nothing is drawn
+                sequence.sampler.accept(forced[0])
+                self._counts.forced += 1
+                return forced[0]
+            sequence.guide.apply(self._context.logits(row))
+        assert isinstance(sequence.sampler, SamplerChain)
+        return sequence.sampler.sample(self._context, row)
+
+    def _follow(self, sequence: Sequence, guide: Guide, token: int) -> FinishReason | None:
+        """Tell the guide of a constrained sequence, and append what must follow.
+
+        Where log-probabilities are wanted the distribution before each such token has to be computed first.
+        """
+        guide.accept(token)
+        while not sequence.wants_logprobs and (forced := guide.forced()):
+            for follower in forced:
+                guide.accept(follower)
+                sequence.sampler.accept(follower)
+                self._counts.forced += 1
+                reason = self._emitter.take(sequence, follower)
+                if reason is not None:
+                    return reason
+        return "stop" if guide.finished else None
