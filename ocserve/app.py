@@ -248,6 +248,9 @@ def served_model(
         parallel=parallel,
         sampling=defaults.sampling,
         capabilities=("chat", "completion") if has_chat else ("completion",),
+        architecture=installed.architecture,
+        size_bytes=installed.size_bytes,
+        digest=installed.sha256,
     )
 
 

@@ -5,12 +5,13 @@ A card is data: `models/<file>.toml` decodes straight into it. Sizes are bytes, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 Capability = Literal["chat", "completion", "fim", "tools", "embedding", "vision", "reasoning"]
 Modality = Literal["text", "image", "embedding"]
+Money = Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\d+)?$")]
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +76,14 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     verified: bool = False
 
 
+class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """US dollars per token as decimal strings, without sign or exponent; `cached_prompt` None: as `prompt`."""
+
+    prompt: Money
+    completion: Money
+    cached_prompt: Money | None = None
+
+
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known of one model. `name` is what a user types, `context_length` what the model was trained for."""
 
@@ -104,6 +113,8 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
 
     `id` is the name in answers; `aliases` (with `default`) are accepted in requests. `created` is Unix time, seconds.
     `capabilities` and modalities are what this server does with the model, which may be less than its card says.
+    `architecture` is llama.cpp's word, `digest` the SHA-256 of the first file where it is known. Without `prices`
+    nothing is charged.
     """
 
     id: str
@@ -120,6 +131,10 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[Capability, ...] = ("chat", "completion")
     input_modalities: tuple[Modality, ...] = ("text",)
     output_modalities: tuple[Modality, ...] = ("text",)
+    architecture: str = ""
+    size_bytes: int = 0
+    digest: str | None = None
+    prices: Prices | None = None
 
     def answers_to(self, name: str) -> bool:
         """Whether a request for `name` means this model."""

@@ -1,19 +1,15 @@
-"""OpenAI's model list, with what a provider's listing and a careful client need beside the four standard keys."""
+"""OpenAI's model list, with what a provider's listing and a careful client need beside the four standard keys.
+
+The further keys are those of OpenRouter's flat format, which are what other clients look for too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ocserve.api import openai_wire
-from ocserve.api.openai_sampling import SHARED
-from ocserve.generation import Sampling
+from ocserve.api import offer, openai_wire
 from ocserve.modelcard import ServedModel
 
-# The names that listings know; the rest of the effective parameters are about transport.
-_SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
-    "stop", "seed", "max_tokens", "logit_bias",
-)  # fmt: skip
 _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -29,8 +25,7 @@ def one(model: ServedModel) -> bytes:
 
 def _model(model: ServedModel) -> dict[str, object]:
     card = model.card
-    neutral = Sampling()
-    effective = {field.name for field in SHARED if field.kind == "effective"}
+    parameters = [field.name for field in offer.parameters(model)]
     return {
         "id": model.id,
         "object": "model",
@@ -44,16 +39,18 @@ def _model(model: ServedModel) -> dict[str, object]:
         "max_output_length": model.max_output_tokens,
         "trained_context_length": card.context_length,
         "input_modalities": list(model.input_modalities),
-        "output_modalities": list(model.output_modalities),
+        "output_modalities": [_MODALITIES.get(modality, modality) for modality in model.output_modalities],
         "capabilities": list(model.capabilities),
-        "quantization": _feed_quantization(model.quantisation),
+        "pricing": _pricing(model),
+        "quantization": offer.quantization(model),
         "gguf_quantization": model.quantisation,
         "parameters": card.parameters,
-        "supported_sampling_parameters": [name for name in _SAMPLING if name in effective],
-        "supported_features": [],
+        "supported_parameters": parameters,
+        "supported_sampling_parameters": [name for name in offer.SAMPLING if name in parameters],
+        "supported_features": offer.features(model),
         "defaults": {
-            **{name: _default(model, neutral, name) for name in _DEFAULTED},
-            "max_tokens": min(model.default_output_tokens, model.max_output_tokens),
+            **{name: offer.default(model, name) for name in _DEFAULTED},
+            "max_tokens": offer.default_max_tokens(model),
             "wall_clock_s": model.wall_clock_s,
         },
         "parallel": model.parallel,
@@ -65,16 +62,18 @@ def _model(model: ServedModel) -> dict[str, object]:
     }
 
 
-def _default(model: ServedModel, neutral: Sampling, name: str) -> float:
-    value = getattr(model.sampling, name)
-    chosen: float = getattr(neutral, name) if value is None else value
-    return chosen
+_MODALITIES = {"embedding": "embeddings"}
 
 
-def _feed_quantization(gguf: str) -> str | None:
-    """The listing's word for a GGUF type. 2-, 3-, 5- and 6-bit types have none: null is then the only honest value."""
-    name = gguf.upper()
-    for prefix, word in (("Q8", "int8"), ("Q4", "int4"), ("IQ4", "int4"), ("MXFP4", "mxfp4")):
-        if name.startswith(prefix):
-            return word
-    return {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}.get(name)
+def _pricing(model: ServedModel) -> dict[str, str]:
+    """US dollars per token or per unit; what has no price costs nothing."""
+    prices = model.prices
+    if prices is None:
+        return dict.fromkeys(("prompt", "completion", "image", "request", "input_cache_read"), "0")
+    return {
+        "prompt": prices.prompt,
+        "completion": prices.completion,
+        "image": "0",  # an image's tokens are prompt tokens
+        "request": "0",
+        "input_cache_read": prices.cached_prompt or prices.prompt,
+    }

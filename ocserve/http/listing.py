@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from ocserve.api import openai_models, openai_wire
+from ocserve.api import openai_models, openai_wire, openrouter
 from ocserve.errors import EngineUnavailable
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange
@@ -31,6 +31,16 @@ class ModelEntry:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         model = self._service.model(Exchange.of(scope).match.params["id"])
         await answers.json(send, 200, openai_models.one(model))
+
+
+class ProviderFeed:
+    """`GET /openrouter/models`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await answers.json(send, 200, openrouter.feed(self._service.models))
 
 
 class Health:

@@ -6,7 +6,7 @@ from ocserve import config
 from ocserve.api import openai_chat, openai_completions
 from ocserve.api.dialect import Dialect
 from ocserve.http.generate import Generate
-from ocserve.http.listing import Health, ModelEntry, ModelList, Ready
+from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
 from ocserve.http.route_table import Route
 from ocserve.service import Service
 
@@ -22,6 +22,7 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         generates("/v1/completions", openai_completions),
         Route("GET", "/v1/models", ModelList(service)),
         Route("GET", "/v1/models/{id:path}", ModelEntry(service)),
+        Route("GET", "/openrouter/models", ProviderFeed(service)),
         Route("GET", "/health", Health(service), public=True),
         Route("GET", "/ready", Ready(service), public=True),
     )

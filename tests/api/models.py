@@ -1,0 +1,34 @@
+"""Models of every kind that a listing must describe."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from ocserve.modelcard import Prices, ServedModel
+from tests.http.harness import MODEL
+
+PRICED = replace(MODEL, prices=Prices(prompt="0.00000002", completion="0.00000006", cached_prompt="0.00000001"))
+TOOLS = replace(
+    MODEL,
+    id="org/tools",
+    aliases=(),
+    quantisation="Q5_K_M",
+    capabilities=("chat", "completion", "tools", "reasoning"),
+    architecture="qwen3",
+    size_bytes=5_000_000_000,
+    digest="ab" * 32,
+    card=replace(
+        MODEL.card,
+        hugging_face_id="org/Tools-8B",
+        summary="Calls functions.",
+        publisher="Org",
+        parameters=8_190_735_360,
+        family="qwen3",
+    ),
+)
+VISION = replace(MODEL, id="vision", quantisation="BF16", input_modalities=("text", "image"))
+BASE = replace(MODEL, id="base", quantisation="F32", capabilities=("completion", "fim"))
+EMBEDDING = replace(
+    MODEL, id="embedding", quantisation="Q8_0", capabilities=("embedding",), output_modalities=("embedding",)
+)
+ALL: tuple[ServedModel, ...] = (MODEL, PRICED, TOOLS, VISION, BASE, EMBEDDING)

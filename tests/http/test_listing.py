@@ -1,0 +1,23 @@
+"""What can be read of a server: the models, in every client's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.http.harness import Served
+
+
+def test_models_are_found_by_id_and_by_alias_with_slashes(served: Served) -> None:
+    listing: dict[str, Any] = served.request("GET", "/v1/models").json
+    assert listing["object"] == "list"
+    assert [each["id"] for each in listing["data"]] == ["tiny"]
+    for path in ("/v1/models/tiny", "/models/tiny", "/v1/models/org/tiny:135m", "/v1/models/org%2Ftiny:135m"):
+        assert served.request("GET", path).json == listing["data"][0], path
+    missing = served.request("GET", "/v1/models/org/none")
+    assert (missing.status, missing.error["code"]) == (404, "model_not_found")
+
+
+def test_the_feed_is_on_an_address_of_its_own(served: Served) -> None:
+    answer = served.request("GET", "/openrouter/models")
+    assert answer.status == 200
+    assert [each["id"] for each in answer.json["data"]] == ["tiny"]
