@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "machine": set(),
     "modelcard": set(),
     "settings": set(),
+    "peer": set(),
     "config": VOCABULARY | {"settings"},
     "chat": VOCABULARY,
     "api": VOCABULARY,
@@ -36,8 +37,8 @@ MAY_IMPORT = {
     "http": VOCABULARY | {"config", "service", "api", "accounts", "telemetry", "pages"},
     "app": VOCABULARY
     | {"config", "chat", "api", "telemetry", "catalog", "accounts", "pages", "engine", "service", "http"},
-    "audit": VOCABULARY | {"config"},
-    "bench": VOCABULARY | {"config"},
+    "audit": VOCABULARY | {"config", "peer"},
+    "bench": VOCABULARY | {"config", "peer"},
     "cli": VOCABULARY | {"app", "audit", "bench", "pages", "catalog", "accounts", "config", "telemetry"},
     "__main__": {"cli"},
 }

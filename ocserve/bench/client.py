@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ocserve import peer
+
 if TYPE_CHECKING:
     import httpx2
-
-CONNECT_TIMEOUT_S = 10.0
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -114,18 +113,6 @@ class _Refusal(msgspec.Struct):
 _CHUNK = msgspec.json.Decoder(_Chunk)
 
 
-def connection(target: Target) -> httpx2.AsyncClient:
-    """A client for one target, without a limit on connections and without the environment's proxies."""
-    import httpx2  # slow to import; `ocserve --help` does not need it
-
-    return httpx2.AsyncClient(
-        headers={"authorization": f"Bearer {target.key}"} if target.key else {},
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-        timeout=httpx2.Timeout(target.timeout_s, connect=CONNECT_TIMEOUT_S),
-        trust_env=False,
-    )
-
-
 def body(target: Target, messages: tuple[Message, ...], max_tokens: int, schema: dict[str, Any] | None = None) -> bytes:
     """The request's JSON: greedy, streamed, with usage."""
     fields: dict[str, Any] = {
@@ -152,11 +139,14 @@ class _Stream:
         self.usage: _Usage | None = None
         self.error: str | None = None
         self.finished = self.done = False
-        self._rest = b""
+        self._lines = peer.EventLines()
 
     def feed(self, data: bytes, now: float) -> None:
         """Take the bytes that arrived at `now`. Raises `msgspec.MsgspecError` for what is no chunk."""
-        for payload in self._payloads(data):
+        for line in self._lines.feed(data):
+            payload = peer.payload(line)
+            if payload is None:
+                continue
             if payload == b"[DONE]":
                 self.done = True
                 continue
@@ -171,12 +161,6 @@ class _Stream:
                     self.visible.append(now)
                 if choice.delta and choice.delta.content:
                     self.pieces.append(choice.delta.content)
-
-    def _payloads(self, data: bytes) -> Iterator[bytes]:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].strip()
 
 
 async def ask(

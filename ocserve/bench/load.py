@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ocserve import peer
 from ocserve.bench import arrivals, client
 from ocserve.bench.arrivals import Arrival
 from ocserve.bench.client import Message, Sample, Target
@@ -39,7 +40,7 @@ async def first_model(url: str, key: str | None) -> str:
     import httpx2
 
     try:
-        async with client.connection(Target("", url, "", key, timeout_s=30.0)) as http:
+        async with peer.connection(key, 30.0) as http:
             answer = await http.get(f"{url}/models")
             if answer.status_code != 200:
                 raise TargetUnusable(f"{url}/models answers with status {answer.status_code}")
@@ -56,7 +57,7 @@ async def first_model(url: str, key: str | None) -> str:
 async def calibrate(target: Target, seed: str) -> Scale:
     """What a word is worth in the target's tokens, from the usage of two short answers. Raises `TargetUnusable`."""
     measured = []
-    async with client.connection(target) as http:
+    async with peer.connection(target.key, target.timeout_s) as http:
         for words in (_FEW_WORDS, _MANY_WORDS):
             text = Texts(seed).words(f"calibration/{words}", words)
             request = client.body(target, (Message("user", text),), 1)
@@ -98,13 +99,13 @@ class Load:
         for phase in scenario.phases:
             if phase.restart:
                 await asyncio.to_thread(self.restart)
-            async with client.connection(self.target) as http:
+            async with peer.connection(self.target.key, self.target.timeout_s) as http:
                 await asyncio.gather(*(self._group(http, phase, group) for group in phase.groups))
         return tuple(self.samples)
 
     async def trace(self, trace: Sequence[Arrival]) -> tuple[Sample, ...]:
         """Each request of a trace at its offset, whatever has become of those before."""
-        async with client.connection(self.target) as http:
+        async with peer.connection(self.target.key, self.target.timeout_s) as http:
 
             async def one(number: int, due: float) -> None:
                 arrival = trace[number]

@@ -27,6 +27,7 @@ COMMANDS = {
     "config": "Show every setting and where it comes from.",
     "doctor": "Check this machine and this installation.",
     "bench": "Measure a server, or compare two.",
+    "check": "Audit a server against the checklists for providers.",
 }
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ocserve.cli import tables
 
 if TYPE_CHECKING:
     from ocserve.bench.ceiling import Ceiling, Share
@@ -146,7 +146,7 @@ def _measure(options: Options) -> None:
     with ExitStack() as stack:
         contenders = _contenders(options, work, stack)
         length = work.requests * options.rounds * len(contenders)
-        with _progress(length, f"Measuring {work.scenario.name}") as step:
+        with tables.progress(length, f"Measuring {work.scenario.name}") as step:
             report = session.run(
                 work,
                 contenders,
@@ -195,7 +195,7 @@ def _contender(
     words: str | None,
     key_from: str | None,
 ) -> Contender:
-    from ocserve import config
+    from ocserve import config, peer
     from ocserve.bench import load, servers
     from ocserve.bench.client import Target
     from ocserve.bench.session import Contender
@@ -216,15 +216,8 @@ def _contender(
     elif work.scenario.restarts and (options.restart_command is None or label != "A"):
         raise click.UsageError(f"{work.scenario.name} restarts the server: use --serve, or say how (--restart-command)")
     model = options.model or asyncio.run(load.first_model(url, key))
-    what = _without_userinfo(url) if words is None else f"ocserve run {_without_secrets(words)}"
+    what = peer.without_userinfo(url) if words is None else f"ocserve run {_without_secrets(words)}"
     return Contender(Target(label, url, model, key, options.suppress), what, restart)
-
-
-def _without_userinfo(url: str) -> str:
-    """The address as it may stand in a report."""
-    scheme, separator, rest = url.rpartition("://")
-    host, slash, path = rest.partition("/")
-    return scheme + separator + host.rpartition("@")[2] + slash + path
 
 
 def _without_secrets(words: str) -> str:
@@ -240,7 +233,7 @@ def _ceiling(options: Options, model: Path) -> None:
         raise click.UsageError("--ceiling is compared with a server that is started for it")
     if options.scenario is None:
         figures = len(options.threads) * (len(ceiling.CHUNKS) + len(options.streams))
-        with _progress(figures, "Measuring the bare loop") as step:
+        with tables.progress(figures, "Measuring the bare loop") as step:
             found = ceiling.bare(
                 model, threads=options.threads, batches=options.streams, tokens=options.tokens, on_rate=step
             )
@@ -251,7 +244,9 @@ def _ceiling(options: Options, model: Path) -> None:
         raise click.UsageError("--ceiling goes with the scenario `throughput`, or with none")
     with (
         tempfile.TemporaryDirectory(prefix="ocserve-bench-") as folder,
-        _progress((options.rounds + 1) * len(options.threads) * len(options.streams), "Measuring throughput") as step,
+        tables.progress(
+            (options.rounds + 1) * len(options.threads) * len(options.streams), "Measuring throughput"
+        ) as step,
     ):
         shares = ceiling.against_http(
             model,
@@ -268,16 +263,6 @@ def _ceiling(options: Options, model: Path) -> None:
     _write_json(options, shares)
 
 
-@contextmanager
-def _progress(length: int, label: str) -> Iterator[Callable[[], None]]:
-    """A bar on stderr if that is a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    with click.progressbar(length=length, label=label, file=sys.stderr, show_pos=True) as bar:
-        yield lambda: bar.update(1)
-
-
 def _show(report: Report) -> None:
     from ocserve.bench import page
     from ocserve.bench.measures import COMPARED
@@ -285,13 +270,13 @@ def _show(report: Report) -> None:
     for target in report.targets:
         click.echo(f"{target.label}: {target.what}, model {target.model}")
     click.echo()
-    _table(page.HEADINGS, [page.row(cell, with_target=len(report.targets) > 1) for cell in report.cells])
+    tables.table(page.HEADINGS, [page.row(cell, with_target=len(report.targets) > 1) for cell in report.cells])
     for line in page.errors(report):
         click.echo(f"error: {line}")
     if report.ratios:
         click.echo()
         rows = [(each.name, COMPARED[each.measure], page.ratio_text(each)) for each in report.ratios]
-        _table(("A / B", "measure", "ratio"), rows, left=3)
+        tables.table(("A / B", "measure", "ratio"), rows, left=3)
     for each in report.relations:
         click.echo(f"{each.name}: {page.ratio_text(each)}")
     if report.same_answers is not None:
@@ -305,7 +290,7 @@ def _show_bare(found: Ceiling) -> None:
         for kind, rates in (("prefill", each.prefill), ("decode", each.decode))
         for size, rate in rates.items()
     ]
-    _table(("threads", "work", "batch", "tok/s"), rows)
+    tables.table(("threads", "work", "batch", "tok/s"), rows)
 
 
 def _show_shares(shares: list[Share]) -> None:
@@ -324,18 +309,7 @@ def _show_shares(shares: list[Share]) -> None:
         )
         for each in shares
     ]
-    _table(("threads", "streams", "HTTP tok/s", "bare tok/s", "HTTP / bare", "of best threads"), rows)
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int = 1) -> None:
-    """Columns on stdout: the first `left` to the left, figures to the right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, *rows):
-        cells = (
-            text.ljust(width) if column < left else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        click.echo("  ".join(cells).rstrip())
+    tables.table(("threads", "streams", "HTTP tok/s", "bare tok/s", "HTTP / bare", "of best threads"), rows)
 
 
 def _write(options: Options, report: Report) -> None:

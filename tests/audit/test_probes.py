@@ -1,0 +1,101 @@
+"""Each probe passes on a provider that does everything right and fails on one with the fault it looks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from ocserve.audit import session
+from ocserve.audit.probes import PROBES
+from ocserve.audit.probes.documents import PAGES
+from ocserve.audit.session import Order
+from ocserve.audit.verdict import Verdict
+from tests.audit.faults import FAULTS, VISION_FAULTS
+from tests.audit.provider import KEY, MODEL, Fault, Provider, running
+
+# What one server cannot show: TLS on loopback, a server error without a fault, a remote image.
+NEVER_HERE = {"https", "error-server", "image-url"}
+# Their faults show only after another probe has met them.
+AFTER = {"error-none-of-ours": ("error-json",), "error-server": ("error-json",)}
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[tuple[Provider, str]]:
+    served = Provider()
+    with running(served) as url:
+        yield served, url
+
+
+def audited(url: str, *only: str, quick: bool = False) -> dict[str, Verdict]:
+    order = Order(
+        url=url,
+        key=KEY,
+        model=MODEL,
+        only=only,
+        quick=quick,
+        pages={kind: url.removesuffix("/v1") + "/page" for kind in PAGES},
+    )
+    report = asyncio.run(session.audit(order, lambda subject, verdicts: {}, lambda verdict: None))
+    return {verdict.probe: verdict for verdict in report.probes}
+
+
+def use(provider: Provider, fault: Fault, *, vision: bool = False, remaining: int = 100_000) -> None:
+    provider.fault, provider.vision, provider.remaining = fault, vision, remaining
+
+
+def test_a_right_provider_passes_every_probe(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    use(served, Fault())
+    verdicts = audited(url)
+    expected = {**dict.fromkeys(VISION_FAULTS, "not_provable"), **dict.fromkeys(NEVER_HERE, "not_provable")}
+    expected["limit-enforced"] = "not_provable"  # its limit is too large to reach
+    wrong = {name: each for name, each in verdicts.items() if each.status != expected.get(name, "pass")}
+    assert wrong == {}
+    assert all(verdict.evidence for verdict in verdicts.values())
+    assert all(verdict.requests for name, verdict in verdicts.items() if name in {"chat-whole", "seed", "overload"})
+
+
+def test_a_right_provider_of_images_passes_theirs(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    use(served, Fault(), vision=True)
+    verdicts = audited(url, *VISION_FAULTS, "error-images")
+    statuses = {name: verdicts[name].status for name in (*VISION_FAULTS, "error-images")}
+    expected = {**dict.fromkeys(VISION_FAULTS, "pass"), "image-url": "not_provable", "error-images": "not_provable"}
+    assert statuses == expected
+
+
+def test_a_limit_that_can_be_reached_is_reached(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    use(served, Fault(), remaining=20)
+    assert audited(url, "limit-enforced")["limit-enforced"].status == "pass"
+    use(served, Fault(words=frozenset({"no limit"})), remaining=20)
+    assert audited(url, "limit-enforced")["limit-enforced"].status == "fail"
+
+
+CASES = [
+    pytest.param(name, fault, vision, id=f"{name}-{number}")
+    for table, vision in ((FAULTS, False), (VISION_FAULTS, True))
+    for name, faults in table.items()
+    for number, fault in enumerate(faults)
+]
+
+
+@pytest.mark.parametrize(("name", "fault", "vision"), CASES)
+def test_the_fault_is_found(provider: tuple[Provider, str], name: str, fault: Fault, vision: bool) -> None:
+    served, url = provider
+    use(served, fault, vision=vision)
+    if name == "error-server":  # a server that fails, and says so in a form of its own
+        inner = fault.answer
+        served.fault = Fault(
+            answer=lambda path, fields, given: inner(path, fields, (500, *given[1:]) if given[0] == 400 else given)
+        )
+    verdict = audited(url, *AFTER.get(name, ()), name)[name]
+    assert verdict.status == "fail", verdict
+    assert verdict.evidence
+
+
+def test_every_probe_has_a_fault_that_it_must_find() -> None:
+    elsewhere = {"limit-enforced", "https", "versioning"}  # in tests of their own
+    assert PROBES.keys() - FAULTS.keys() - VISION_FAULTS.keys() == elsewhere
