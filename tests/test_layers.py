@@ -39,7 +39,7 @@ MAY_IMPORT = {
     | {"config", "chat", "api", "telemetry", "catalog", "accounts", "pages", "engine", "service", "http"},
     "audit": VOCABULARY | {"config", "peer"},
     "bench": VOCABULARY | {"config", "peer"},
-    "cli": VOCABULARY | {"app", "audit", "bench", "pages", "catalog", "accounts", "config", "telemetry"},
+    "cli": VOCABULARY | {"peer", "app", "audit", "bench", "pages", "catalog", "accounts", "config", "telemetry"},
     "__main__": {"cli"},
 }
 
