@@ -31,7 +31,10 @@ import msgspec
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An error as plain data: what crosses the engine's wire and what a dialect renders."""
+    """An error as plain data: what crosses the engine's wire and what a dialect renders.
+
+    The last two are the counts of a prompt that does not fit, for the dialects that word it in their own way.
+    """
 
     status: int
     type: str
@@ -39,6 +42,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str
     param: str | None = None
     retry_after_s: float | None = None
+    prompt_tokens: int | None = None
+    context_length: int | None = None
 
 
 class ApiError(Exception):
@@ -47,6 +52,8 @@ class ApiError(Exception):
     status = 500
     type = "server_error"
     code = "internal_error"
+    prompt_tokens: int | None = None
+    context_length: int | None = None
 
     def __init__(
         self,
@@ -72,6 +79,8 @@ class ApiError(Exception):
             message=self.message,
             param=self.param,
             retry_after_s=self.retry_after_s,
+            prompt_tokens=self.prompt_tokens,
+            context_length=self.context_length,
         )
 
     @staticmethod
@@ -80,6 +89,7 @@ class ApiError(Exception):
         error = ApiError(info.message, param=info.param, code=info.code, retry_after_s=info.retry_after_s)
         error.status = info.status
         error.type = info.type
+        error.prompt_tokens, error.context_length = info.prompt_tokens, info.context_length
         return error
 
 
@@ -104,6 +114,7 @@ class ContextLengthExceeded(InvalidRequest):
             f"{counted}, which leaves no room for an answer. Please reduce the length of the {param}.",
             param=param,
         )
+        self.prompt_tokens, self.context_length = prompt_tokens, limit
 
 
 class RequestQuarantined(InvalidRequest):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ocserve.errors import ErrorInfo
-from ocserve.generation import GenerateEvent, GenerateRequest, Usage
+from ocserve.generation import EncodeRequest, GenerateEvent, GenerateRequest, Usage
 from ocserve.modelcard import ServedModel
 
 Models = Callable[[str], ServedModel]
@@ -50,6 +50,15 @@ class Parsed:
     include_usage: bool = False
     show_reasoning: bool = True
     framing: Framing = SSE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counting:
+    """The question of how many tokens a prompt has. `ignored` as in `Parsed`."""
+
+    question: EncodeRequest
+    model: ServedModel
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

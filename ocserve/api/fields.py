@@ -91,9 +91,13 @@ class Values:
 
 
 def read(source: dict[str, object], declared: Mapping[str, Field], *, refuse_unknown: bool, path: str = "") -> Values:
-    """Check every parameter of `source`. `path` prefixes names inside an object."""
+    """Check every parameter of `source`. `path` prefixes names inside an object.
+
+    A table may have one field under several spellings; its value is found under the field's own name.
+    """
     values: dict[str, Any] = {}
     ignored: list[str] = []
+    seen: set[str] = set()
     for name, value in source.items():
         field = declared.get(name)
         where = f"{path}.{name}" if path else name
@@ -105,15 +109,18 @@ def read(source: dict[str, object], declared: Mapping[str, Field], *, refuse_unk
             continue
         if value is None:
             continue
+        if field.name in seen:
+            raise InvalidRequest(f"'{where}' is given under two spellings.", param=where, code="duplicate_key")
+        seen.add(field.name)
         made = field.reader(value, where) if field.reader else value
         if field.kind == "unsupported" or field.neutral:
             _require_neutral(value, field, where)
         if field.kind == "advisory":
             ignored.append(where)
         elif field.kind == "effective":
-            values[name] = made
-    for needed in declared.values():
-        if needed.required and source.get(needed.name) is None:
+            values[field.name] = made
+    for spelling, needed in declared.items():
+        if needed.required and spelling == needed.name and needed.name not in seen:
             raise missing(f"{path}.{needed.name}" if path else needed.name)
     return Values(values, tuple(ignored))
 
@@ -296,6 +303,17 @@ def pairs(max_pairs: int) -> Reader[dict[str, object]]:
         return found
 
     return Reader(reader, {"type": "object", "maxProperties": max_pairs})
+
+
+def strings(max_items: int, max_bytes: int) -> Reader[tuple[str, ...]]:
+    """An array of strings that are not empty, as a tuple."""
+    one = string(max_bytes, empty=False)
+
+    def reader(value: object, where: str) -> tuple[str, ...]:
+        given = array(value, where, 0, max_items)
+        return tuple(one(item, f"{where}[{index}]") for index, item in enumerate(given))
+
+    return Reader(reader, {"type": "array", "items": one.schema, "maxItems": max_items})
 
 
 def stop_strings() -> Reader[tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ocserve import config
-from ocserve.api import openai_chat, openai_completions
+from ocserve.api import anthropic, openai_chat, openai_completions
 from ocserve.api.dialect import Dialect
 from ocserve.http.generate import Generate
 from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
@@ -20,6 +20,7 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
     return (
         generates("/v1/chat/completions", openai_chat),
         generates("/v1/completions", openai_completions),
+        generates("/v1/messages", anthropic),
         Route("GET", "/v1/models", ModelList(service)),
         Route("GET", "/v1/models/{id:path}", ModelEntry(service)),
         Route("GET", "/openrouter/models", ProviderFeed(service)),

@@ -17,7 +17,7 @@ _CLIENT_GONE = 499  # nginx's word for it; no client ever sees it
 
 
 class Access:
-    """Gives every request an id and every answer `x-request-id`, and writes one line at the end."""
+    """Gives every request an id, which every answer carries, and writes one line at the end."""
 
     def __init__(self, app: ASGIApp, table: RouteTable) -> None:
         self._app = app
@@ -67,7 +67,11 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message["headers"], *self._exchange.headers]
-            headers.append((b"x-request-id", self._exchange.trace.request_id.encode()))
+            request_id = self._exchange.trace.request_id.encode()
+            headers += [
+                (b"x-request-id", request_id),
+                (b"request-id", request_id),
+            ]  # Anthropic's clients read the other
             if _has_body(self._scope) and not self._exchange.body_complete:
                 headers.append((b"connection", b"close"))  # the rest of the body is not wanted
             message = {**message, "headers": headers}

@@ -1,0 +1,30 @@
+"""Images inside requests: base64 text becomes the bytes of a file. What is in the file is for the engine to judge."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from ocserve.api import fields
+from ocserve.errors import InvalidRequest
+from ocserve.modelcard import ServedModel
+
+MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+
+
+def require_vision(model: ServedModel, where: str) -> None:
+    """Refuse an image that the model cannot see; `where` is what would have it look."""
+    if "image" not in model.input_modalities:
+        raise fields.unsupported(where, "this model reads no images.")
+
+
+def of_base64(text: str, where: str) -> bytes:
+    """The bytes that `text` stands for, in the standard or the URL-safe alphabet, padded or not."""
+    standard = text.replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        data = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"Invalid '{where}': this is not base64.", param=where) from None
+    if not data:
+        raise InvalidRequest(f"Invalid '{where}': the image is empty.", param=where)
+    return data
