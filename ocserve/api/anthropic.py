@@ -191,14 +191,13 @@ class _Request:
             return ToolChoice()
         values = self._inner(value, CHOICE, "tool_choice")
         kind, name = values.get("type", str) or "auto", values.get("name", str)
+        names: tuple[str, ...] = ()
         if kind == "tool":
             names = (tools.named(name, given, "tool_choice.name"),)
         elif name is not None:
             raise InvalidRequest(
                 "'tool_choice.name' is only allowed where 'tool_choice.type' is 'tool'.", param="tool_choice.name"
             )
-        else:
-            names = ()
         parallel = not values.get("disable_parallel_tool_use", bool)
         return tools.choice(_MODES[kind], given, "tool_choice", names=names, parallel=parallel)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from ocserve.api import fields, images, tools
+from ocserve.api import fields, images, tools, turns
 from ocserve.api.fields import Field, Values
+from ocserve.api.turns import Content
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Image, Message, ToolCall
+from ocserve.generation import Message, ToolCall
 from ocserve.modelcard import ServedModel
 
 MAX_MESSAGES = 8192
@@ -90,14 +90,6 @@ THINKING = fields.table(
 REDACTED = fields.table(_TYPE, Field("data", "effective", fields.string(_TEXT), required=True))
 
 
-@dataclass(slots=True)
-class _Content:
-    """The text and images of a turn while its blocks are read."""
-
-    text: str = ""
-    images: list[Image] = field(default_factory=list)
-
-
 class MessageReader:
     """Reads one request's conversation and gathers the names of what it ignored in it."""
 
@@ -129,14 +121,11 @@ class MessageReader:
 
     def messages(self, value: object) -> tuple[Message, ...]:
         """The turns of `value`, the request's `messages`; consecutive ones of one side are one."""
-        turns: list[Message] = []
-        for index, item in enumerate(fields.array(value, "messages", 1, MAX_MESSAGES)):
-            for turn in self._turns(item, f"messages[{index}]"):
-                if turns and turns[-1].role == turn.role and turn.role in ("user", "assistant"):
-                    turns[-1] = _joined(turns[-1], turn)
-                else:
-                    turns.append(turn)
-        return tuple(turns)
+        return turns.merged(
+            turn
+            for index, item in enumerate(fields.array(value, "messages", 1, MAX_MESSAGES))
+            for turn in self._turns(item, f"messages[{index}]")
+        )
 
     def _read(self, value: object, table: dict[str, Field], path: str) -> Values:
         values = fields.read(fields.mapping(value, path), table, refuse_unknown=self._refuse_unknown, path=path)
@@ -163,25 +152,25 @@ class MessageReader:
         return self._user(blocks)
 
     def _user(self, blocks: list[tuple[object, str]]) -> list[Message]:
-        turns: list[Message] = []
-        said = _Content()
+        found: list[Message] = []
+        said = Content()
         for block, where in blocks:
             kind = tools.kind(block, where, _USER, refused=_REFUSED)
             if kind == "tool_result":
-                if said.text or said.images:
-                    turns.append(_said(said))
-                    said = _Content()
-                turns.append(self._result(block, where))
+                if said:
+                    found.append(said.message("user"))
+                    said = Content()
+                found.append(self._result(block, where))
             else:
                 self._add(said, kind, block, where)
-        return [*turns, _said(said)] if said.text or said.images or not turns else turns
+        return [*found, said.message("user")] if said or not found else found
 
-    def _add(self, content: _Content, kind: str, block: object, where: str) -> None:
+    def _add(self, content: Content, kind: str, block: object, where: str) -> None:
         """Put one block of text, or an image, behind what `content` has."""
         if kind == "text":
             content.text += self._text(block, where)
         else:
-            content.images.append(Image(data=self._image(block, where), at=len(content.text)))
+            content.add_image(self._image(block, where))
 
     def _text(self, block: object, where: str) -> str:
         return self._read(block, TEXT, where).get("text", str) or ""
@@ -203,7 +192,7 @@ class MessageReader:
         values = self._read(block, TOOL_RESULT, where)
         call = values.get("tool_use_id", str)
         given = values.get("content", object)
-        content = _Content()
+        content = Content()
         if isinstance(given, str):
             content.text = given
         elif isinstance(given, list):
@@ -216,7 +205,7 @@ class MessageReader:
             content.images = [replace(image, at=image.at + len("Error: ")) for image in content.images]
             content.text = f"Error: {content.text}"
         assert call is not None
-        return replace(_said(content), role="tool", tool_call_id=call, name=self._names.get(call))
+        return content.message("tool", tool_call_id=call, name=self._names.get(call))
 
     def _assistant(self, blocks: list[tuple[object, str]]) -> Message:
         text, reasoning = "", ""
@@ -243,20 +232,3 @@ class MessageReader:
             raise InvalidRequest(f"Invalid '{where}.id': two calls have this id.", param=f"{where}.id")
         self._names[call] = name
         return ToolCall(id=call, name=name, arguments=json.dumps(values.get("input", dict), ensure_ascii=False))
-
-
-def _said(content: _Content) -> Message:
-    return Message(role="user", content=content.text, images=tuple(content.images))
-
-
-def _joined(one: Message, other: Message) -> Message:
-    """Two turns of one side as one."""
-    gap = "\n\n" if one.content and other.content else ""
-    start = len(one.content) + len(gap)
-    return replace(
-        one,
-        content=f"{one.content}{gap}{other.content}",
-        reasoning=one.reasoning + other.reasoning,
-        images=(*one.images, *(replace(image, at=image.at + start) for image in other.images)),
-        tool_calls=(*one.tool_calls, *other.tool_calls),
-    )

@@ -172,7 +172,7 @@ class MessageEncoder:
         """End the open block, a thought with its signature."""
         if self._open is None:
             return ()
-        signed = ()
+        signed: tuple[Frame, ...] = ()
         if self._open == "reasoning":
             signed = (self._delta({"type": "signature_delta", "signature": _signature(self._thought)}),)
             self._thought = hashlib.sha256()

@@ -102,6 +102,26 @@ class Encoder(Protocol):
         """The whole answer, from all events up to the `Finished` of each choice, and the request's usage."""
 
 
+class Counter(Protocol):
+    """What a dialect has whose vendor counts a prompt's tokens on request."""
+
+    def parse_count(self, body: bytes, models: Models, *, refuse_unknown: bool) -> Counting:
+        """The question in `body`; raises `ApiError` with the exact path of what is wrong."""
+
+    def count_body(self, tokens: int) -> bytes:
+        """The answer."""
+
+
+class Catalogue(Protocol):
+    """A vendor's list of models."""
+
+    def listing(self, models: Sequence[ServedModel]) -> bytes:
+        """All of them."""
+
+    def one(self, model: ServedModel) -> bytes:
+        """One of them."""
+
+
 class Dialect(Protocol):
     """A vendor's wire format. Modules fulfil it."""
 

@@ -6,6 +6,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from ocserve.api import openai_models, openai_wire, openrouter
+from ocserve.api.dialect import Catalogue
 from ocserve.errors import EngineUnavailable
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange
@@ -13,24 +14,26 @@ from ocserve.service import Service
 
 
 class ModelList:
-    """`GET /v1/models`."""
+    """`GET /v1/models`, in the form that `catalogue` gives it."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, catalogue: Catalogue = openai_models) -> None:
         self._service = service
+        self._catalogue = catalogue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await answers.json(send, 200, openai_models.listing(self._service.models))
+        await answers.json(send, 200, self._catalogue.listing(self._service.models))
 
 
 class ModelEntry:
     """`GET /v1/models/{id}`; an id may contain slashes."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, catalogue: Catalogue = openai_models) -> None:
         self._service = service
+        self._catalogue = catalogue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         model = self._service.model(Exchange.of(scope).match.params["id"])
-        await answers.json(send, 200, openai_models.one(model))
+        await answers.json(send, 200, self._catalogue.one(model))
 
 
 class ProviderFeed:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ocserve import config
-from ocserve.api import anthropic, openai_chat, openai_completions
+from ocserve.api import anthropic, google, google_models, openai_chat, openai_completions
 from ocserve.api.dialect import Dialect
 from ocserve.http.generate import Generate
+from ocserve.http.google import ModelCall
 from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
 from ocserve.http.route_table import Route
+from ocserve.http.vendor import by_vendor
 from ocserve.service import Service
 
 
@@ -21,8 +23,12 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         generates("/v1/chat/completions", openai_chat),
         generates("/v1/completions", openai_completions),
         generates("/v1/messages", anthropic),
-        Route("GET", "/v1/models", ModelList(service)),
-        Route("GET", "/v1/models/{id:path}", ModelEntry(service)),
+        Route("POST", "/v1/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),
+        Route("POST", "/v1beta/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),
+        Route("GET", "/v1beta/models", ModelList(service, google_models), error_body=google.error_body),
+        Route("GET", "/v1beta/models/{id:path}", ModelEntry(service, google_models), error_body=google.error_body),
+        Route("GET", "/v1/models", by_vendor(lambda catalogue: ModelList(service, catalogue))),
+        Route("GET", "/v1/models/{id:path}", by_vendor(lambda catalogue: ModelEntry(service, catalogue))),
         Route("GET", "/openrouter/models", ProviderFeed(service)),
         Route("GET", "/health", Health(service), public=True),
         Route("GET", "/ready", Ready(service), public=True),

@@ -69,7 +69,7 @@ def test_a_message_whole_and_streamed(served: Served) -> None:
         with api.messages.stream(**BASE) as stream:
             assert "".join(stream.text_stream) == "Hello, world!"
             final = stream.get_final_message()
-        assert final.content == whole.content
+        assert [part.to_dict()["text"] for part in final.content] == ["Hello, world!"]
         assert final.usage.output_tokens == 4
         cut = api.messages.create(**{**BASE, "max_tokens": 2})
         assert cut.stop_reason == "max_tokens"
@@ -176,3 +176,14 @@ def test_what_agents_send_beside_the_request_is_tolerated(served: Served) -> Non
     assert answer.status == 200
     assert answer.json["model"] == "tiny"
     assert answer.headers["x-ocserve-ignored"] == "context_management, model"
+
+
+def test_the_models_in_the_vendors_shape(served: Served) -> None:
+    with client(served) as api:
+        (model,) = api.models.list()
+        assert (model.id, model.display_name, model.max_input_tokens, model.max_tokens) == ("tiny", "Tiny", 8192, 4096)
+        assert api.models.retrieve("tiny") == model
+        with pytest.raises(anthropic.NotFoundError) as missing:
+            api.models.retrieve("nope")
+        assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+    assert served.request("GET", "/v1/models").json["object"] == "list"

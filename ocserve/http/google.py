@@ -1,0 +1,46 @@
+"""Google's surface: the path names the model and, behind a colon, what to do with it."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ocserve import config
+from ocserve.api import google, google_wire
+from ocserve.api.dialect import Framing
+from ocserve.errors import InvalidRequest, NotFound
+from ocserve.http.exchange import Exchange
+from ocserve.http.generate import Generate
+from ocserve.service import Service
+
+_FRAMINGS = {"sse": google_wire.EVENTS, "json": google_wire.ARRAY}
+
+
+class ModelCall:
+    """`POST /v1beta/models/{model}:{method}`; a model's id may contain slashes and colons."""
+
+    def __init__(self, service: Service, settings: config.Server) -> None:
+        self._service = service
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        model, _, method = Exchange.of(scope).match.params["call"].rpartition(":")
+        await self._endpoint(scope, model, method)(scope, receive, send)
+
+    def _endpoint(self, scope: Scope, model: str, method: str) -> ASGIApp:
+        match method:
+            case "generateContent":
+                return Generate(self._service, google.GenerateContent(model), self._settings)
+            case "streamGenerateContent":
+                dialect = google.GenerateContent(model, _framing(scope))
+                return Generate(self._service, dialect, self._settings)
+        raise NotFound("There is no such method of a model.")
+
+
+def _framing(scope: Scope) -> Framing:
+    """How the client wants the stream, by `?alt=`: events, or one JSON array."""
+    given = parse_qs(scope["query_string"].decode("latin-1")).get("alt", ["json"])
+    if len(given) != 1 or given[0] not in _FRAMINGS:
+        raise InvalidRequest("Invalid 'alt': supported are 'sse' and 'json'.", param="alt")
+    return _FRAMINGS[given[0]]
