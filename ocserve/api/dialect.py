@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ocserve.errors import ErrorInfo
-from ocserve.generation import EncodeRequest, GenerateEvent, GenerateRequest, Usage
+from ocserve.generation import GenerateEvent, GenerateRequest, Usage
 from ocserve.modelcard import ServedModel
 
 Models = Callable[[str], ServedModel]
@@ -53,15 +53,6 @@ class Parsed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counting:
-    """The question of how many tokens a prompt has. `ignored` as in `Parsed`."""
-
-    question: EncodeRequest
-    model: ServedModel
-    ignored: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What an answer repeats: a bare id (each dialect adds its prefix), the model's id, the Unix time in seconds.
 
@@ -100,16 +91,6 @@ class Encoder(Protocol):
 
     def complete(self, events: Sequence[GenerateEvent], usage: Usage) -> bytes:
         """The whole answer, from all events up to the `Finished` of each choice, and the request's usage."""
-
-
-class Counter(Protocol):
-    """What a dialect has whose vendor counts a prompt's tokens on request."""
-
-    def parse_count(self, body: bytes, models: Models, *, refuse_unknown: bool) -> Counting:
-        """The question in `body`; raises `ApiError` with the exact path of what is wrong."""
-
-    def count_body(self, tokens: int) -> bytes:
-        """The answer."""
 
 
 class Catalogue(Protocol):

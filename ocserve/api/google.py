@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ocserve.api import fields, google_wire, json_body, protojson, sampling, tools
-from ocserve.api.dialect import Counting, Framing, Models, Parsed, Reply
+from ocserve.api.dialect import Framing, Models, Parsed, Reply
 from ocserve.api.fields import Field, Values
 from ocserve.api.google_config import CONFIG, TOOL, TOOL_CONFIG, ConfigReader
 from ocserve.api.google_contents import CONTENT, INSTRUCTION, MAX_CONTENTS, ContentReader
 from ocserve.api.google_wire import ContentEncoder, error_body
+from ocserve.api.questions import Asked
 from ocserve.errors import ErrorInfo, InvalidRequest, ModelNotFound
-from ocserve.generation import ChatPrompt, EncodeRequest, GenerateRequest
+from ocserve.generation import Answer, ChatPrompt, Encoded, EncodeRequest, GenerateRequest
 from ocserve.modelcard import ServedModel
 
 __all__ = ["COUNTED", "PARAMETERS", "CountTokens", "GenerateContent", "error_body"]
@@ -105,11 +106,11 @@ class GenerateContent:
 
 @dataclass(frozen=True, slots=True)
 class CountTokens:
-    """Reads the questions of how many tokens a prompt for one model has."""
+    """A `QuestionDialect` for one request: how many tokens its prompt has."""
 
     model: str
 
-    def parse_count(self, body: bytes, models: Models, *, refuse_unknown: bool) -> Counting:
+    def parse(self, body: bytes, models: Models, *, refuse_unknown: bool) -> Asked:
         """The question in `body`."""
         outer = fields.read(json_body.decode(body), _COUNT_TABLE, refuse_unknown=refuse_unknown)
         whole = outer.get("generateContentRequest", dict)
@@ -124,11 +125,17 @@ class CountTokens:
         model, ignored = _model(self.model, models)
         prompt = _prompt(values, model, path, refuse_unknown=refuse_unknown)
         question = EncodeRequest(request_id="", model=model.id, prompt=prompt.chat)
-        return Counting(question=question, model=model, ignored=(*ignored, *values.ignored, *prompt.ignored))
+        ignored = (*ignored, *values.ignored, *prompt.ignored)
+        return Asked(question=question, model=model, reply=_count, ignored=ignored)
 
-    def count_body(self, tokens: int) -> bytes:
-        """The answer to a count."""
-        return google_wire.dumps({"totalTokens": tokens})
+    def error_body(self, info: ErrorInfo) -> bytes:
+        """The body of an error answer."""
+        return error_body(info)
+
+
+def _count(answer: Answer) -> bytes:
+    assert isinstance(answer, Encoded)
+    return google_wire.dumps({"totalTokens": len(answer.tokens)})
 
 
 def _prompt(values: Values, model: ServedModel, path: str, *, refuse_unknown: bool) -> _Prompt:

@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from ocserve.api import anthropic, json_body
+from ocserve.api import anthropic, anthropic_count, json_body
 from ocserve.api.dialect import Encoder, Reply
 from ocserve.errors import ApiError, ContextLengthExceeded, EngineCrashed, InvalidRequest, ModelNotFound, RateLimited
 from ocserve.generation import (
+    Encoded,
+    EncodeRequest,
     Failed,
     Finished,
     GenerateEvent,
@@ -341,13 +343,14 @@ def test_the_vendors_model_names_mean_the_default_model_and_that_is_said() -> No
 def test_a_count_reads_what_makes_the_prompt_and_nothing_else() -> None:
     body = {**BASE, "system": "Be terse.", "tools": [TOOL], "tool_choice": {"type": "any"}}
     del body["max_tokens"]
-    counting = anthropic.parse_count(json.dumps(body).encode(), models, refuse_unknown=True)
-    assert counting.question.prompt == parse(system="Be terse.", tools=[TOOL]).request.prompt
+    asked = anthropic_count.parse(json.dumps(body).encode(), models, refuse_unknown=True)
+    assert isinstance(asked.question, EncodeRequest)
+    assert asked.question.prompt == parse(system="Be terse.", tools=[TOOL]).request.prompt
     for extra, param in (({"max_tokens": 5}, "max_tokens"), ({"messages": None}, "messages")):
         with pytest.raises(InvalidRequest) as caught:
-            anthropic.parse_count(json.dumps({**body, **extra}).encode(), models, refuse_unknown=True)
+            anthropic_count.parse(json.dumps({**body, **extra}).encode(), models, refuse_unknown=True)
         assert caught.value.param == param
-    assert json.loads(anthropic.count_body(12)) == {"input_tokens": 12}
+    assert json.loads(asked.reply(Encoded(tokens=(1, 2), pieces=(b"", b""), text=""))) == {"input_tokens": 2}
 
 
 COUNTS = Usage(prompt_tokens=9, cached_tokens=4, completion_tokens=7, reasoning_tokens=2)

@@ -13,6 +13,7 @@ from ocserve.api import google, google_config, google_wire, json_body
 from ocserve.api.dialect import Parsed, Reply
 from ocserve.errors import ApiError, ContextLengthExceeded, EngineCrashed, InvalidRequest, ModelNotFound, RateLimited
 from ocserve.generation import (
+    Encoded,
     Failed,
     Finished,
     GenerateEvent,
@@ -398,7 +399,7 @@ def test_the_vendors_model_names_mean_the_default_model_and_that_is_said() -> No
 
 def test_a_count_takes_contents_or_a_whole_request() -> None:
     def count(**body: Any) -> Any:
-        return google.CountTokens("tiny").parse_count(json.dumps(body).encode(), models, refuse_unknown=True)
+        return google.CountTokens("tiny").parse(json.dumps(body).encode(), models, refuse_unknown=True)
 
     assert count(**BASE).question.prompt == parse().request.prompt
     whole_request = {"model": "models/tiny", **BASE, **TOOLS, "systemInstruction": {"parts": [{"text": "x"}]}}
@@ -416,7 +417,7 @@ def test_a_count_takes_contents_or_a_whole_request() -> None:
         with pytest.raises(InvalidRequest) as caught:
             count(**body)
         assert caught.value.param == param
-    assert json.loads(google.CountTokens("tiny").count_body(12)) == {"totalTokens": 12}
+    assert json.loads(count(**BASE).reply(Encoded(tokens=(1, 2), pieces=(b"", b""), text=""))) == {"totalTokens": 2}
 
 
 COUNTS = Usage(prompt_tokens=9, cached_tokens=4, completion_tokens=7, reasoning_tokens=2)
