@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Capability = Literal["chat", "completion", "fim", "tools", "embedding", "vision", "reasoning"]
-Modality = Literal["text", "image", "embedding"]
+Capability = Literal["chat", "completion", "fim", "tools", "embedding", "vision", "reasoning", "rerank"]
+Modality = Literal["text", "image", "embedding", "rerank"]
 Money = Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\d+)?$")]
 
 

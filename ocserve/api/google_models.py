@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ocserve.api import offer
 from ocserve.api.google_wire import dumps
-from ocserve.generation import Sampling
 from ocserve.modelcard import ServedModel
 
 
@@ -20,12 +20,11 @@ def one(model: ServedModel) -> bytes:
 
 
 def _model(model: ServedModel) -> dict[str, object]:
-    neutral, own = Sampling(), model.sampling
     generates = "chat" in model.capabilities
     defaults = {
-        "temperature": neutral.temperature if own.temperature is None else own.temperature,
-        "topP": neutral.top_p if own.top_p is None else own.top_p,
-        "topK": neutral.top_k if own.top_k is None else own.top_k,
+        "temperature": offer.default(model, "temperature"),
+        "topP": offer.default(model, "top_p"),
+        "topK": offer.default(model, "top_k"),
         "maxTemperature": 2.0,
         "thinking": "reasoning" in model.capabilities,
     }

@@ -27,7 +27,7 @@ _VENDORS = (
 
 
 def by_vendor(make: Callable[[Catalogue], ASGIApp]) -> ASGIApp:
-    """An endpoint that answers each vendor's clients as `make` does with that vendor's catalogue; others as OpenAI's."""
+    """An endpoint for each vendor's clients as `make` makes it of that vendor's catalogue; for others of OpenAI's."""
     others = make(openai_models)
     endpoints = {vendor: make(vendor.catalogue) for vendor in _VENDORS}
 

@@ -76,6 +76,15 @@ class Answer:
         return error
 
     @property
+    def code(self) -> str:
+        """The code of a refusal, in whichever vendor's shape it is."""
+        error = self.json["error"]
+        if "details" not in error:
+            return str(error["code"])
+        reason = error["details"][0]["reason"].lower()
+        return "invalid_api_key" if reason == "api_key_invalid" else str(reason)
+
+    @property
     def events(self) -> list[str]:
         """The `data:` payloads of an event stream."""
         return [

@@ -25,7 +25,7 @@ from tests.http.harness import KEY, Served, serving
 from tests.scripted import Script, ScriptedEngine
 
 BASE: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "Hi"}]}]}
-GENERATE = "/v1beta/models/tiny:generateContent"
+
 STREAM = "/v1beta/models/tiny:streamGenerateContent"
 WEATHER = types.Tool(
     function_declarations=[

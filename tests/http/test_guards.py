@@ -13,7 +13,15 @@ from ocserve.http.routes import routes
 from tests.http.harness import CHAT, COMPLETION, KEY, Answer, Served, serving
 
 PUBLIC = {("GET", "/health"), ("GET", "/ready")}  # reviewed: nothing else answers without a caller
-BODIES = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETION}
+MESSAGE = {**CHAT, "max_tokens": 5}
+CONTENTS = {"contents": [{"parts": [{"text": "Hi"}]}]}
+BODIES = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETION,
+    "/v1/messages": MESSAGE,
+    "/v1/models/{call:path}": CONTENTS,
+    "/v1beta/models/{call:path}": CONTENTS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +35,8 @@ def walk(served: Served) -> list[tuple[Route, str]]:
     """Every route with a concrete path, in every spelling that clients make of base URLs."""
     found = []
     for route in routes(served.service, config.Server()):
-        path = route.path.replace("{id:path}", "tiny")
-        bare = path.removeprefix("/v1")
+        path = route.path.replace("{id:path}", "tiny").replace("{call:path}", "tiny:generateContent")
+        bare = path.removeprefix("/v1") if path.startswith("/v1/") else path
         for spelling in {path, f"{path}/", bare, f"/{path}", path.replace("/", "//") + "//", f"///{bare}"}:
             found.append((route, spelling))
     return found
@@ -68,7 +76,7 @@ def test_no_route_answers_a_rebound_name_or_a_foreign_page(
     before = len(locked.engine.runs)
     for route, path in walk(locked):
         answer = ask(locked, route, path, **headers)
-        assert (answer.status, bool(answer.error)) == (status, True), path
+        assert (answer.status, bool(answer.code)) == (status, True), path
         assert not [name for name in answer.headers if name.startswith("access-control")]
     assert len(locked.engine.runs) == before
 
@@ -93,7 +101,7 @@ def test_no_route_answers_without_a_valid_key(locked: Served, headers: list[tupl
         body = b'{"model": "wrong", broken' if route.method == "POST" else None
         answer = locked.request(route.method, path, body, headers)
         assert answer.status == 401, path
-        assert answer.error["code"] == "invalid_api_key"
+        assert answer.code == "invalid_api_key"
         assert "www-authenticate" in answer.headers
 
 
@@ -134,7 +142,7 @@ def test_no_body_passes_its_limits(locked: Served) -> None:
         ]:
             answer = locked.request("POST", path, body, {"x-api-key": KEY, **headers})
             assert answer.status == status, (path, headers, answer)
-            assert answer.error
+            assert answer.code
 
 
 def test_json_with_a_charset_is_json(served: Served) -> None:
