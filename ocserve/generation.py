@@ -302,9 +302,10 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptLogprobs(msgspec.Struct, frozen=True, kw_only=True, tag="prompt_logprobs"):
-    """Every token of the prompt; sent once, before the first text."""
+    """Every token of the prompt; sent once, before the first text. `index` is that of the prompt's first choice."""
 
     tokens: tuple[TokenLogprob, ...]
+    index: int = 0
 
 
 class TextDelta(msgspec.Struct, frozen=True, kw_only=True, tag="text", omit_defaults=True):

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import accumulate
 
 from msgspec.structs import replace
 
@@ -29,9 +30,11 @@ from ocserve.generation import (
     Finished,
     GenerateEvent,
     GenerateRequest,
+    ReasoningDelta,
     RequestRecord,
     Started,
     TextDelta,
+    ToolCallDelta,
     Usage,
 )
 from ocserve.modelcard import ServedModel
@@ -60,15 +63,17 @@ class Trace:
         self.queue_ms: float | None = None
         self.ttft_ms: float | None = None
         self._arrived = time.monotonic()
-        self._prompt = Usage()
+        self._prompts: dict[int, Usage] = {}
         self._choices: dict[int, Usage] = {}
 
     @property
     def usage(self) -> Usage:
-        """What the request has used so far: its prompt once, and the tokens of all its choices."""
-        choices = self._choices.values()
-        return replace(
-            self._prompt,
+        """What the request has used so far: each of its prompts once, and the tokens of all its choices."""
+        prompts, choices = self._prompts.values(), self._choices.values()
+        return Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
+            cached_tokens=sum(usage.cached_tokens for usage in prompts),
+            image_tokens=sum(usage.image_tokens for usage in prompts),
             completion_tokens=sum(usage.completion_tokens for usage in choices),
             reasoning_tokens=sum(usage.reasoning_tokens for usage in choices),
             accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in choices),
@@ -79,27 +84,37 @@ class Trace:
         """Milliseconds since the request arrived."""
         return (time.monotonic() - self._arrived) * 1000
 
-    def observe(self, event: GenerateEvent) -> None:
-        """Take from an event what the summary needs."""
+    def observe(self, event: GenerateEvent, prompt: int = 0) -> None:
+        """Take from an event what the summary needs; `prompt` is which of the request's prompts it is about."""
         match event:
-            case Started(prompt_tokens=prompt, cached_tokens=cached):
-                self.queue_ms = self.elapsed_ms()
-                self._prompt = Usage(prompt_tokens=prompt, cached_tokens=cached)
-            case TextDelta(tokens=tokens, index=index):
+            case Started(prompt_tokens=tokens, cached_tokens=cached):
+                if self.queue_ms is None:
+                    self.queue_ms = self.elapsed_ms()
+                self._prompts[prompt] = Usage(prompt_tokens=tokens, cached_tokens=cached)
+            case TextDelta() | ReasoningDelta() | ToolCallDelta():
                 if self.ttft_ms is None:
                     self.ttft_ms = self.elapsed_ms()
                 # What was delivered counts even if the engine never gets to say its own total.
-                so_far = self._choices.get(index, Usage())
-                self._choices[index] = replace(so_far, completion_tokens=so_far.completion_tokens + tokens)
+                so_far = self._choices.get(event.index, Usage())
+                thought = event.tokens if isinstance(event, ReasoningDelta) else 0
+                self._choices[event.index] = replace(
+                    so_far,
+                    completion_tokens=so_far.completion_tokens + event.tokens,
+                    reasoning_tokens=so_far.reasoning_tokens + thought,
+                )
             case Finished(reason=reason, usage=usage, index=index):
                 self.finish_reason = reason  # of several choices, that of the one that ended last
                 self._choices[index] = usage
                 if usage.prompt_tokens:  # what was cached may become known only after the start
-                    self._prompt = Usage(prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens)
+                    self._prompts[prompt] = usage
             case Failed(error=error, usage=usage):
                 self.finish_reason, self.error_code = "error", error.code
                 if usage.prompt_tokens:  # else the engine died and could not say what it had used
-                    self._prompt, self._choices = usage, {0: usage}
+                    self._prompts[prompt] = usage
+                    if prompt == 0:
+                        self._choices = {0: usage}
+            case _:
+                pass
 
     def record(self, status: int) -> RequestRecord:
         """The summary; `status` is the HTTP status that was sent."""
@@ -120,33 +135,51 @@ class Trace:
 
 
 class Generation:
-    """An admitted generation that holds its slot: iterate for its events, up to the last `Finished` or to `Failed`."""
+    """An admitted request that holds its slot: iterate for its events, up to the last `Finished` or to a `Failed`.
+
+    The answers to several prompts are generated together and told one after the other, their choices numbered on.
+    """
 
     def __init__(
-        self, trace: Trace, choices: int, events: AsyncIterator[GenerateEvent], ignored: tuple[str, ...]
+        self,
+        trace: Trace,
+        requests: Sequence[GenerateRequest],
+        streams: Sequence[AsyncIterator[GenerateEvent]],
+        ignored: tuple[str, ...],
     ) -> None:
         self.ignored = ignored  # fields of the request that this model has no use for
-        self._unfinished = choices
+        self._unfinished = [request.choices for request in requests]
+        self._first = [0, *accumulate(self._unfinished)]  # the number of each prompt's first choice
         self._trace = trace
-        self._events = events
+        self._streams = streams
 
     @property
     def ended(self) -> bool:
         """Whether every choice has ended, well or not."""
-        return not self._unfinished
+        return not any(self._unfinished)
 
     async def __aiter__(self) -> AsyncIterator[GenerateEvent]:
-        async for event in self._events:
-            self._unfinished = unfinished(self._unfinished, event)
-            self._trace.observe(event)
-            yield event
-            if self.ended:
-                return
+        for prompt, stream in enumerate(self._streams):
+            while self._unfinished[prompt]:
+                event = await anext(stream)
+                self._unfinished[prompt] = unfinished(self._unfinished[prompt], event)
+                if isinstance(event, Failed):
+                    self._unfinished = [0 for _ in self._unfinished]
+                told = _numbered(event, self._first[prompt])
+                self._trace.observe(told, prompt)
+                yield told
 
     async def cancelled(self) -> None:
         """Read on to the end of a cancelled generation, so that its usage is exact."""
         async for _ in self:
             pass
+
+
+def _numbered(event: GenerateEvent, first: int) -> GenerateEvent:
+    """`event` with its choice's number among those of all prompts."""
+    if not first or isinstance(event, Started | Failed):
+        return event
+    return replace(event, index=first + event.index)
 
 
 class _Desk:
@@ -244,11 +277,18 @@ class Service:
 
     @asynccontextmanager
     async def generation(
-        self, request: GenerateRequest, caller: Caller, trace: Trace, *, attempt: int | None = None
+        self,
+        request: GenerateRequest,
+        caller: Caller,
+        trace: Trace,
+        *,
+        attempt: int | None = None,
+        more: tuple[GenerateRequest, ...] = (),
     ) -> AsyncIterator[Generation]:
         """Admit `request` and yield it once it holds a slot; leaving the block settles it, whatever happened.
 
-        `attempt` is how often the client says it has tried before, None if it does not say.
+        `attempt` is how often the client says it has tried before, None if it does not say. `more` are further prompts
+        for the same model: with `request` they are one request to the limiter, admitted together or not at all.
         """
         if self._draining:
             raise _shutting_down()
@@ -256,23 +296,25 @@ class Service:
         desk = self._desks[request.model]
         desk.check_queue()
         lease = self.limiter.admit(caller.key_id, retry=attempt)
-        self._enter(desk, request.choices)
+        choices = sum(each.choices for each in (request, *more))
+        self._enter(desk, choices)
         try:
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
-            stamped = replace(request, request_id=secrets.token_hex(12), salt=caller.salt)
+            stamped = [replace(each, request_id=secrets.token_hex(12), salt=caller.salt) for each in (request, *more)]
             async with self.fleet.lease(request.model) as engine:
                 generation = await _start(engine, stamped, lease, trace)
                 begun = time.monotonic()
                 try:
                     yield generation
                 finally:
+                    if more or not generation.ended:  # one prompt's failure ends the others
+                        _cancel(engine, stamped)
                     if not generation.ended:
-                        engine.cancel(stamped.request_id)
                         with suppress(TimeoutError):
                             await asyncio.wait_for(generation.cancelled(), _CANCEL_WAIT_S)
                     desk.learn(time.monotonic() - begun)
         finally:
-            self._leave(desk, request.choices)
+            self._leave(desk, choices)
             lease.settle(trace.usage.total_tokens)
 
     def _enter(self, desk: _Desk, choices: int) -> None:
@@ -299,21 +341,34 @@ class Service:
                 await asyncio.wait_for(self._idle.wait(), 1.0)
 
 
-async def _start(engine: Engine, request: GenerateRequest, lease: Lease, trace: Trace) -> Generation:
-    """Prepare, reserve, start and wait for the slot. Any failure leaves nothing behind in the engine."""
+async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lease, trace: Trace) -> Generation:
+    """Prepare, reserve, start and wait for the first slot. Any failure leaves nothing behind in the engine."""
     try:
-        prepared = await engine.prepare(request)
-        lease.reserve(prepared.prompt_tokens + request.choices * prepared.max_tokens)
-        events = engine.start(request.request_id)
-        first = await anext(events)
+        prepared = [await engine.prepare(request) for request in requests]
+        lease.reserve(
+            sum(
+                found.prompt_tokens + request.choices * found.max_tokens
+                for found, request in zip(prepared, requests, strict=True)
+            )
+        )
+        streams = [engine.start(request.request_id) for request in requests]
+        first = await anext(streams[0])
     except BaseException:
-        engine.cancel(request.request_id)
+        _cancel(engine, requests)
         raise
     trace.observe(first)
     if isinstance(first, Failed):
+        _cancel(engine, requests[1:])
         raise ApiError.from_info(first.error)
     assert isinstance(first, Started)
-    return Generation(trace, request.choices, events, prepared.ignored)
+    return Generation(
+        trace, requests, streams, tuple(dict.fromkeys(name for found in prepared for name in found.ignored))
+    )
+
+
+def _cancel(engine: Engine, requests: Sequence[GenerateRequest]) -> None:
+    for request in requests:
+        engine.cancel(request.request_id)
 
 
 def _shutting_down() -> EngineUnavailable:

@@ -6,7 +6,7 @@ the HTTP layer owns sockets, headers and SSE bytes, the service owns the request
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,6 +41,9 @@ class Parsed:
     """A request understood. `ignored` names the parameters that were accepted and have no effect.
 
     `framing` is how a streamed answer is framed, `show_reasoning` whether the client wants to see the model think.
+    `more` are further prompts of the same request, all of one model: their choices are numbered on from those of
+    `request`. `encoder` makes the reply's encoder where it depends on more than `Reply` tells. `paths` are what the
+    engine calls parts of a request and what this client called them, for refusals.
     """
 
     request: GenerateRequest
@@ -50,6 +53,14 @@ class Parsed:
     include_usage: bool = False
     show_reasoning: bool = True
     framing: Framing = SSE
+    more: tuple[GenerateRequest, ...] = ()
+    encoder: Callable[[Reply], Encoder] | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def requests(self) -> tuple[GenerateRequest, ...]:
+        """Every prompt of the request, in order."""
+        return self.request, *self.more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +78,10 @@ class Reply:
     include_usage: bool = False
     show_reasoning: bool = True
     prompt: Usage = field(default_factory=Usage)
+
+    def call_id(self, choice: int, call: int) -> str:
+        """A tool call's id, without the dialect's prefix: the same in a stream and in a whole answer."""
+        return f"{self.id}{choice:02d}{call:02d}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,34 +6,62 @@ from typing import Any
 
 from ocserve.api import fields
 from ocserve.api.dialect import Models
-from ocserve.api.fields import Field, Values
+from ocserve.api.fields import Field, Reader, Values
 from ocserve.errors import InvalidRequest
 from ocserve.generation import Sampling
-from ocserve.modelcard import ServedModel
+from ocserve.modelcard import SamplingDefaults, ServedModel
 
 MAX_CHOICES = 16
+_MAX_BREAKERS = 32
 _MAX_INT = 2**31 - 1
 
-STREAM_OPTIONS = {
-    field.name: field
-    for field in (
-        Field("include_usage", "effective", fields.boolean()),
-        Field("include_obfuscation", "advisory", fields.boolean()),
-    )
-}
+STREAM_OPTIONS = fields.table(
+    Field("include_usage", "effective", fields.boolean()),
+    Field("include_obfuscation", "advisory", fields.boolean()),
+)
 
-SHARED: tuple[Field, ...] = (
-    Field("model", "effective", fields.string(256, empty=False)),
-    Field("stream", "effective", fields.boolean()),
-    Field("stream_options", "effective", fields.pairs(8)),
-    Field("max_tokens", "effective", fields.integer(1, _MAX_INT)),
-    Field("temperature", "effective", fields.number(0, 2)),
-    Field("top_p", "effective", fields.number(0, 1, above_low=True)),
+
+def _breakers() -> Reader[tuple[str, ...]]:
+    one = fields.string(fields.MAX_STOP_BYTES, empty=False)
+
+    def reader(value: object, where: str) -> tuple[str, ...]:
+        given = fields.array(value, where, 0, _MAX_BREAKERS)
+        return tuple(one(item, f"{where}[{index}]") for index, item in enumerate(given))
+
+    return Reader(reader, {"type": "array", "items": one.schema, "maxItems": _MAX_BREAKERS})
+
+
+# Samplers that OpenAI does not have, under the names of OpenRouter and llama.cpp's server.
+SAMPLERS: tuple[Field, ...] = (
     Field("top_k", "effective", fields.integer(0, _MAX_INT)),
     Field("min_p", "effective", fields.number(0, 1)),
+    Field("top_a", "effective", fields.number(0, 1)),
+    Field("repetition_penalty", "effective", fields.number(0.01, 2)),  # logits are divided by it
+    Field("repeat_last_n", "effective", fields.integer(-1, _MAX_INT)),
+    Field("typical_p", "effective", fields.number(0, 1, above_low=True)),
+    Field("top_n_sigma", "effective", fields.number(-1, 100)),
+    Field("dynatemp_range", "effective", fields.number(0, 2)),
+    Field("dynatemp_exponent", "effective", fields.number(0, 100)),
+    Field("dry_multiplier", "effective", fields.number(0, 100)),
+    Field("dry_base", "effective", fields.number(1, 100)),
+    Field("dry_allowed_length", "effective", fields.integer(0, _MAX_INT)),
+    Field("dry_penalty_last_n", "effective", fields.integer(-1, _MAX_INT)),
+    Field("dry_sequence_breakers", "effective", _breakers()),
+    Field("xtc_probability", "effective", fields.number(0, 1)),
+    Field("xtc_threshold", "effective", fields.number(0, 1)),
+    Field("mirostat", "effective", fields.integer(0, 2)),
+    Field("mirostat_tau", "effective", fields.number(0, 100)),
+    Field("mirostat_eta", "effective", fields.number(0, 1)),
+)
+
+SHARED: tuple[Field, ...] = (
+    Field("model", "effective", fields.string(256, empty=False), required=True),
+    Field("stream", "effective", fields.boolean()),
+    Field("stream_options", "effective", fields.pairs(8), of=STREAM_OPTIONS),
+    Field("temperature", "effective", fields.number(0, 2)),
+    Field("top_p", "effective", fields.number(0, 1, above_low=True)),
     Field("frequency_penalty", "effective", fields.number(-2, 2)),
     Field("presence_penalty", "effective", fields.number(-2, 2)),
-    Field("repetition_penalty", "effective", fields.number(0.01, 2)),  # logits are divided by it
     Field("seed", "effective", fields.int64()),
     Field("logit_bias", "effective", fields.logit_biases()),
     Field("stop", "effective", fields.stop_strings()),
@@ -47,27 +75,36 @@ SHARED: tuple[Field, ...] = (
     Field("prompt_cache_retention", "advisory", fields.string(64)),
     Field("cache_control", "advisory", fields.pairs(8)),
     Field("usage", "advisory", fields.pairs(8)),
-    Field("service_tier", "advisory", fields.string(64), neutral=("auto", "default")),
+    Field("service_tier", "effective", fields.string(64), neutral=("auto", "default")),
     Field("store", "advisory", fields.boolean(), neutral=(False,)),
-    Field("top_a", "unsupported", fields.number(0, 1), neutral=(0, 0.0)),
+    *SAMPLERS,
+)
+# Parameters that go by another name in `Sampling`.
+_ELSEWHERE = {
+    "repeat_last_n": "penalty_window",
+    "dynatemp_range": "dynamic_range",
+    "dynatemp_exponent": "dynamic_exponent",
+    "dry_penalty_last_n": "dry_window",
+    "dry_sequence_breakers": "dry_breakers",
+}
+_SAMPLING = (
+    *("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "logit_bias"),
+    *(field.name for field in SAMPLERS),
 )
 
 
 def sampling(values: Values, model: ServedModel) -> Sampling:
     """How to draw tokens: the request's word, else the model's default, else neutral."""
-    chosen: dict[str, Any] = {}
-    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"):
-        value = values.get(name, float)
-        if value is None:
-            value = getattr(model.sampling, name, None)
+    defaults = {name: getattr(model.sampling, name) for name in SamplingDefaults.__struct_fields__}
+    chosen: dict[str, Any] = {name: value for name, value in defaults.items() if value is not None}
+    for name in _SAMPLING:
+        value = values.get(name, object)
         if value is not None:
-            chosen[name] = value
-    top_k = values.get("top_k", int)
-    if top_k is None:
-        top_k = model.sampling.top_k
-    return Sampling(
-        **chosen, top_k=top_k or 0, seed=values.get("seed", int), logit_bias=values.get("logit_bias", dict) or {}
-    )
+            chosen[_ELSEWHERE.get(name, name)] = value
+    if chosen.get("penalty_window") == -1:  # llama.cpp's word for all tokens
+        del chosen["penalty_window"]
+    chosen["top_n_sigma"] = max(0.0, chosen.get("top_n_sigma", 0.0))  # below 0 is llama.cpp's word for off
+    return Sampling(**chosen)
 
 
 def output_limit(values: Values, model: ServedModel) -> int:
@@ -98,6 +135,11 @@ def model_of(values: Values, models: Models) -> ServedModel:
     if name is None:
         raise fields.missing("model")
     return models(name)
+
+
+def served_tier(values: Values) -> str | None:
+    """The service tier that serves the request, for an answer to a request that named one."""
+    return "default" if "service_tier" in values else None
 
 
 def stream_options(values: Values, *, refuse_unknown: bool) -> Values:

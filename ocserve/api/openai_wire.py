@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import msgspec
 
+from ocserve import __version__
 from ocserve.api.dialect import Frame, Reply
 from ocserve.errors import ErrorInfo
-from ocserve.generation import Failed, Finished, FinishReason, GenerateEvent, TextDelta, Usage
+from ocserve.generation import (
+    Failed,
+    Finished,
+    FinishReason,
+    GenerateEvent,
+    PromptLogprobs,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
+from ocserve.modelcard import ServedModel
 
 # A cancelled generation has no reader left; its answer is never sent, and `stop` keeps the mapping total.
-FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "cancelled": "stop"}
+FINISH_REASONS: dict[FinishReason, str] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "cancelled": "stop",
+}
 
 DONE = b"[DONE]"
 
@@ -34,58 +55,139 @@ def usage(counts: Usage) -> dict[str, object]:
         "prompt_tokens": counts.prompt_tokens,
         "completion_tokens": counts.completion_tokens,
         "total_tokens": counts.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
+        "prompt_tokens_details": {
+            "cached_tokens": counts.cached_tokens,
+            "audio_tokens": 0,
+            "image_tokens": counts.image_tokens,
+        },
         "completion_tokens_details": {
             "reasoning_tokens": counts.reasoning_tokens,
+            "audio_tokens": 0,
             "accepted_prediction_tokens": counts.accepted_draft_tokens,
             "rejected_prediction_tokens": counts.rejected_draft_tokens,
         },
     }
 
 
+def fingerprint(model: ServedModel) -> str:
+    """Names what computes the answers: with the same one, the same seed means the same answer."""
+    what = (__version__, model.id, model.quantisation, model.created, model.context_length)
+    return "fp_" + hashlib.blake2b(repr(what).encode(), digest_size=5).hexdigest()
+
+
+def token_text(piece: bytes) -> str:
+    """A token's bytes as a string; those that are no whole character are written as escapes."""
+    return piece.decode("utf-8", "backslashreplace")
+
+
+@dataclass(slots=True)
+class Call:
+    """A tool call of an answer."""
+
+    name: str
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """JSON text."""
+        return "".join(self.pieces)
+
+
+@dataclass(slots=True)
+class Answer:
+    """Everything that one choice said. `prompt` is what was said of the tokens of its prompt."""
+
+    said: list[str] = field(default_factory=list)
+    thought: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt: PromptLogprobs | None = None
+    reason: FinishReason = "stop"
+
+    @property
+    def text(self) -> str:
+        """The content."""
+        return "".join(self.said)
+
+    @property
+    def reasoning(self) -> str:
+        """What was thought before."""
+        return "".join(self.thought)
+
+
+def answers(events: Iterable[GenerateEvent], choices: int) -> list[Answer]:
+    """What each choice said, from all its events."""
+    found = [Answer() for _ in range(choices)]
+    for event in events:
+        match event:
+            case TextDelta(text=text, index=index, logprobs=logprobs):
+                found[index].said.append(text)
+                found[index].logprobs += logprobs
+            case ReasoningDelta(text=text, index=index):
+                found[index].thought.append(text)
+            case ToolCallDelta(call=call, name=name, arguments=arguments, index=index, logprobs=logprobs):
+                if name is not None:
+                    found[index].calls.append(Call(name))
+                found[index].calls[call].pieces.append(arguments)
+                found[index].logprobs += logprobs
+            case PromptLogprobs(index=index):
+                found[index].prompt = event
+            case Finished(reason=reason, index=index):
+                found[index].reason = reason
+            case _:
+                pass
+    return found
+
+
 class ReplyEncoder(ABC):
     """One reply as frames or as a whole: each choice's pieces and finish reason, the usage with no choices, `[DONE]`.
 
-    Nothing follows an error. Endpoints differ in the names below and in how a choice holds its text.
+    Nothing follows an error. Endpoints differ in the names below and in how a choice holds what it says.
     """
 
     id_prefix: ClassVar[str]
     chunk_object: ClassVar[str]
     whole_object: ClassVar[str]
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, *, fingerprint: str | None = None, service_tier: str | None = None) -> None:
+        self._reply = reply
         self._head: dict[str, object] = {
             "id": f"{self.id_prefix}-{reply.id}",
             "object": self.chunk_object,
             "created": reply.created,
             "model": reply.model,
         }
+        if service_tier is not None:
+            self._head["service_tier"] = service_tier
+        if fingerprint is not None:
+            self._head["system_fingerprint"] = fingerprint
         self._tail: dict[str, object] = {"usage": None} if reply.include_usage else {}
-        self._choices = range(reply.choices)
 
     @abstractmethod
     def open(self) -> Sequence[Frame]:
         """What leaves before the first text."""
 
     @abstractmethod
-    def _piece(self, text: str) -> dict[str, object]:
-        """The part of a chunk's choice that holds `text`, which is empty in the last one."""
+    def _said(self, event: GenerateEvent) -> Sequence[Frame]:
+        """The chunks of an event that says something."""
 
     @abstractmethod
-    def _whole(self, text: str) -> dict[str, object]:
-        """The part of a whole answer's choice that holds `text`."""
+    def _ended(self, index: int, reason: str) -> Sequence[Frame]:
+        """The chunks that end a choice."""
+
+    @abstractmethod
+    def _whole(self, found: list[Answer]) -> list[dict[str, object]]:
+        """The choices of a whole answer, in order."""
 
     def event(self, event: GenerateEvent) -> Sequence[Frame]:
         """The chunks of one event."""
         match event:
-            case TextDelta(text=text) if text:
-                return (self._chunk(self._piece(text), None, event.index),)
             case Finished(reason=reason, index=index):
-                return (self._chunk(self._piece(""), FINISH_REASONS[reason], index),)
+                return self._ended(index, FINISH_REASONS[reason])
             case Failed(error=error):
                 return (Frame(error_body(error)),)
             case _:
-                return ()
+                return self._said(event)
 
     def close(self, counts: Usage) -> Sequence[Frame]:
         """The chunk with the usage and no choices, then the end mark."""
@@ -93,19 +195,15 @@ class ReplyEncoder(ABC):
 
     def complete(self, events: Sequence[GenerateEvent], counts: Usage) -> bytes:
         """The whole answer, its choices in the order of their indices."""
-        texts: list[list[str]] = [[] for _ in self._choices]
-        reasons: dict[int, str] = {}
-        for event in events:
-            if isinstance(event, TextDelta):
-                texts[event.index].append(event.text)
-            elif isinstance(event, Finished):
-                reasons[event.index] = FINISH_REASONS[event.reason]
-        choices = [_choice(index, self._whole("".join(texts[index])), reasons[index]) for index in self._choices]
+        choices = self._whole(answers(events, self._reply.choices))
         return dumps({**self._head, "object": self.whole_object, "choices": choices, "usage": usage(counts)})
 
-    def _chunk(self, part: dict[str, object], finish_reason: str | None, index: int) -> Frame:
-        return Frame(dumps({**self._head, "choices": [_choice(index, part, finish_reason)], **self._tail}))
+    def _chunk(
+        self, part: dict[str, object], index: int, *, reason: str | None = None, logprobs: object = None
+    ) -> Frame:
+        return Frame(dumps({**self._head, "choices": [choice(index, part, reason, logprobs)], **self._tail}))
 
 
-def _choice(index: int, part: dict[str, object], finish_reason: str | None) -> dict[str, object]:
-    return {"index": index, **part, "logprobs": None, "finish_reason": finish_reason}
+def choice(index: int, part: dict[str, object], reason: str | None, logprobs: object = None) -> dict[str, object]:
+    """One choice of a chunk or of a whole answer; all its keys are always present."""
+    return {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}

@@ -5,8 +5,10 @@ The oracle is independent of the dialects' own tables on purpose; `test_fields.p
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,11 +53,35 @@ def biases(v: Any) -> bool:
     )
 
 
+def strings(most: int, bytes_each: int, least: int = 0) -> Valid:
+    one = text(bytes_each, 1)
+    return lambda v: isinstance(v, list) and least <= len(v) <= most and all(map(one, v))
+
+
+GRAMMAR = text(64 * 1024, 1)
+
+
+def schema(v: Any) -> bool:
+    return isinstance(v, dict | bool)
+
+
+def structured(v: Any) -> bool:
+    return isinstance(v, bool) or v == {}
+
+
+GUIDED: dict[str, Valid] = {
+    "guided_json": lambda v: schema(v) or isinstance(v, str),
+    "guided_regex": GRAMMAR,
+    "guided_choice": strings(256, 64 * 1024, 1),
+    "guided_grammar": GRAMMAR,
+    "structured_outputs": structured,
+    "response_format": only({"type": "text"}, {"type": "json_object"}),
+}
+INT = 2**31 - 1
 SHARED: dict[str, Valid] = {
     "model": lambda v: v == "tiny",
     "stream": boolean,
     "stream_options": lambda v: False,  # never valid without "stream": true
-    "max_tokens": integer(1, 4096),
     "temperature": number(0, 2),
     "top_p": number(0, 1, above=True),
     "top_k": integer(0, 2**31 - 1),
@@ -78,45 +104,66 @@ SHARED: dict[str, Valid] = {
     "service_tier": only("auto", "default"),
     "store": only(False),
     "n": integer(1, 16),
-    "top_a": only(0, 0.0),
+    "top_a": number(0, 1),
+    "repeat_last_n": integer(-1, INT),
+    "typical_p": number(0, 1, above=True),
+    "top_n_sigma": number(-1, 100),
+    "dynatemp_range": number(0, 2),
+    "dynatemp_exponent": number(0, 100),
+    "dry_multiplier": number(0, 100),
+    "dry_base": number(1, 100),
+    "dry_allowed_length": integer(0, INT),
+    "dry_penalty_last_n": integer(-1, INT),
+    "dry_sequence_breakers": strings(32, 256),
+    "xtc_probability": number(0, 1),
+    "xtc_threshold": number(0, 1),
+    "mirostat": integer(0, 2),
+    "mirostat_tau": number(0, 100),
+    "mirostat_eta": number(0, 1),
+    **GUIDED,
 }
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 CHAT: dict[str, Valid] = {
     **SHARED,
     "messages": lambda v: False,  # nothing of the pool is a conversation
+    "max_tokens": integer(1, 4096),
     "max_completion_tokens": integer(1, 4096),
-    "parallel_tool_calls": boolean,
-    "include_reasoning": boolean,
-    "logprobs": only(False),
-    "top_logprobs": only(0),
+    "logprobs": boolean,
+    "top_logprobs": only(0),  # more of them need "logprobs": true
     "tools": only([]),
     "tool_choice": only("none", "auto"),
+    "parallel_tool_calls": boolean,
     "functions": only([]),
     "function_call": only("none", "auto"),
-    "response_format": only({"type": "text"}, {"type": "json_object"}),
-    "structured_outputs": only(False),
     "modalities": only(["text"]),
     "audio": only(),
     "prediction": only(),
-    "reasoning": only({}, {"enabled": False}, {"effort": "none"}),
-    "reasoning_effort": only("none"),
-    "verbosity": only("medium"),
+    "include_reasoning": boolean,
+    "reasoning": only({}),
+    "reasoning_effort": only("none"),  # this model does not reason
+    "chat_template_kwargs": only({}),
+    "verbosity": only("low", "medium", "high", "xhigh", "max"),
     "web_search_options": only(),
     "moderation": only(),
 }
+
+
+def ids(v: Any) -> bool:
+    return isinstance(v, list) and len(v) > 0 and all(integer(0, 2**24)(token) for token in v)
+
+
+def several(v: Any) -> bool:
+    return isinstance(v, list) and len(v) > 0 and (all(isinstance(p, str) for p in v) or all(map(ids, v)))
+
+
 COMPLETION: dict[str, Valid] = {
     **SHARED,
-    "prompt": lambda v: (
-        isinstance(v, str)
-        or (
-            isinstance(v, list)
-            and len(v) > 0
-            and (all(integer(0, 2**24)(t) for t in v) or (len(v) == 1 and isinstance(v[0], str)))
-        )
-    ),
-    "logprobs": only(),
-    "echo": only(False),
-    "best_of": only(1),
-    "suffix": only(""),
+    "prompt": lambda v: isinstance(v, str) or ids(v) or several(v),
+    "max_tokens": integer(0, 4096),
+    "logprobs": integer(0, 5),
+    "echo": boolean,
+    "best_of": integer(0, 20),
+    "suffix": text(2**26),
 }
 
 # JSON texts that Python's reader takes, as the oracle needs; `WHOLE` is what must be refused whatever field it is in.
@@ -212,6 +259,165 @@ WHOLE = (
 )
 
 
+FUNCTION = {"name": "f", "parameters": {"type": "object"}}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+IMAGE = {"url": "data:image/png;base64,iVBORw0K"}
+_HERE = "<value>"
+NEVER: Valid = lambda v: False  # noqa: E731
+TEXT = text(2**26)
+NAME = text(256, 1)
+WORD = text(64)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The parameters of an object inside a chat request: at `path`, in `base` when they are all well."""
+
+    path: str
+    base: dict[str, Any]
+    oracle: dict[str, Valid]
+
+
+# Every object inside a chat request. A model that sees and reasons is asked.
+TABLES = (
+    Table(
+        "stream_options",
+        {"stream": True, "stream_options": {}},
+        {"include_usage": boolean, "include_obfuscation": boolean},
+    ),
+    Table(
+        "response_format",
+        {"response_format": {"type": "text"}},
+        {"type": only("text", "json_object"), "json_schema": NEVER, "grammar": NEVER, "syntax": NEVER},
+    ),
+    Table(
+        "response_format",
+        {"response_format": {"type": "grammar", "grammar": "start: A"}},
+        {"type": only("grammar"), "grammar": GRAMMAR, "syntax": only("lark", "regex")},
+    ),
+    Table(
+        "response_format.json_schema",
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+        {
+            "name": lambda v: isinstance(v, str) and 0 < len(v) <= 64 and v.isascii() and v.replace("_", "").isalnum(),
+            "schema": schema,
+            "strict": boolean,
+            "description": text(64 * 1024),
+        },
+    ),
+    Table("tools[0]", {"tools": TOOLS}, {"type": only("function"), "function": NEVER, "cache_control": mapping(8)}),
+    Table(
+        "tools[0].function",
+        {"tools": TOOLS},
+        {
+            "name": lambda v: isinstance(v, str) and 0 < len(v) <= 128 and v.isascii() and v.isalnum(),
+            "description": text(64 * 1024),
+            "parameters": lambda v: isinstance(v, dict) and v.get("type", "object") == "object",
+            "strict": boolean,
+        },
+    ),
+    Table(
+        "tool_choice",
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"type": only("function"), "function": NEVER},
+    ),
+    Table(
+        "tool_choice.function",
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"name": only("f")},
+    ),
+    Table(
+        "tool_choice.allowed_tools",
+        {
+            "tools": TOOLS,
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": TOOLS[:0]}},
+        },
+        {"mode": NEVER, "tools": NEVER},
+    ),
+    Table(
+        "reasoning",
+        {"reasoning": {}},
+        {
+            "effort": only(*EFFORTS),
+            "max_tokens": integer(0, INT),
+            "enabled": boolean,
+            "exclude": boolean,
+            "summary": only("auto", "concise", "detailed"),
+        },
+    ),
+    Table(
+        "chat_template_kwargs",
+        {"chat_template_kwargs": {}},
+        {"enable_thinking": boolean, "thinking": boolean, "reasoning_effort": only(*EFFORTS)},
+    ),
+    Table(
+        "prediction",
+        {"prediction": {"type": "content", "content": "x"}},
+        {"type": only("content"), "content": lambda v: isinstance(v, str)},
+    ),
+    Table(
+        "prediction.content[0]",
+        {"prediction": {"type": "content", "content": [{"type": "text", "text": "x"}]}},
+        {"type": only("text"), "text": TEXT},
+    ),
+    Table(
+        "structured_outputs",
+        {"structured_outputs": {}},
+        {name: GUIDED[f"guided_{name}"] for name in ("json", "regex", "choice", "grammar")},
+    ),
+    Table(
+        "messages[0]",
+        {"messages": [{"role": "assistant", "content": "x"}]},
+        {
+            "role": only("system", "developer", "user", "assistant"),
+            "content": lambda v: isinstance(v, str),
+            "name": NAME,
+            "tool_call_id": NEVER,
+            "tool_calls": only([]),
+            "reasoning_content": TEXT,
+            "reasoning": TEXT,
+            "reasoning_details": lambda v: v == [] or v == [{"a": 1}],
+            "refusal": TEXT,
+            "annotations": lambda v: isinstance(v, list),
+            "cache_control": mapping(8),
+            "audio": NEVER,
+            "function_call": NEVER,
+        },
+    ),
+    Table(
+        "messages[0].content[0]",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+        {"type": only("text"), "text": TEXT, "cache_control": mapping(8)},
+    ),
+    Table(
+        "messages[0].content[0]",
+        {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "x"}]}]},
+        {"type": only("refusal"), "refusal": TEXT},
+    ),
+    Table(
+        "messages[0].content[0]",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": IMAGE}]}]},
+        {"type": only("image_url"), "image_url": NEVER, "cache_control": mapping(8)},
+    ),
+    Table(
+        "messages[0].content[0].image_url",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": IMAGE}]}]},
+        {"url": NEVER, "detail": only("auto", "low", "high", "original")},
+    ),
+    Table(
+        "messages[0].tool_calls[0]",
+        {"messages": [{"role": "assistant", "tool_calls": [CALL]}]},
+        {"id": NAME, "type": only("function"), "function": NEVER, "index": integer(0, 128)},
+    ),
+    Table(
+        "messages[0].tool_calls[0].function",
+        {"messages": [{"role": "assistant", "tool_calls": [CALL]}]},
+        {"name": NAME, "arguments": TEXT},
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Case:
     """One invalid body; `param` is what the error must name, `...` if it may name anything."""
@@ -231,6 +437,25 @@ def bodies(path: str, base: dict[str, Any], oracle: dict[str, Valid]) -> Iterato
                 yield Case(path, f'{head}"{name}": {value}}}'.encode(), name)
         for value in WHOLE:
             yield Case(path, f'{head}"{name}": {value}}}'.encode(), ...)
+
+
+def reach(request: Any, path: str) -> Any:
+    """What stands at `path` in a request."""
+    for name, index in re.findall(r"([a-z_]+)|\[(\d+)\]", path):
+        request = request[name] if name else request[int(index)]
+    return request
+
+
+def nested(table: Table, base: dict[str, Any], *, valid: bool) -> Iterator[tuple[str, Case]]:
+    """Every parameter of the object with everything of the pool that it may (not) be, and one that nobody knows."""
+    for name, allowed in [*table.oracle.items(), ("unheard_of", NEVER)]:
+        where = f"{table.path}.{name}"
+        request = copy.deepcopy({**base, **table.base})
+        reach(request, table.path)[name] = _HERE
+        body = json.dumps(request)
+        for value in POOL:
+            if allowed(json.loads(value)) == valid:
+                yield where, Case("/v1/chat/completions", body.replace(json.dumps(_HERE), value).encode(), where)
 
 
 def message_cases(path: str) -> Iterator[Case]:
@@ -257,6 +482,11 @@ def message_cases(path: str) -> Iterator[Case]:
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "assistant", "content": None, "tool_calls": []}], "messages[0].content"),
+        ([turn(reasoning="x")], "messages[0].reasoning"),
+        ([turn(refusal="No.")], "messages[0].refusal"),
+        ([turn(role="assistant", reasoning_details=[1])], "messages[0].reasoning_details[0]"),
+        ([turn(role="assistant", reasoning_details=[{"text": 1}])], "messages[0].reasoning_details[0].text"),
+        ([turn(content=[{"type": "refusal", "refusal": "x"}])], "messages[0].content[0].type"),
         ([good, turn(content=5)], "messages[1].content"),
         ([good, turn(content={"type": "text"})], "messages[1].content"),
         ([turn(content=[])], "messages[0].content"),
@@ -280,7 +510,6 @@ def message_cases(path: str) -> Iterator[Case]:
         ([turn(role="tool", tool_call_id=1)], "messages[0].tool_call_id"),
         ([turn(role="assistant", audio={"id": "a"})], "messages[0].audio"),
         ([turn(role="assistant", function_call={"name": "f"})], "messages[0].function_call"),
-        ([turn(role="assistant", refusal="No.")], "messages[0].refusal"),
         ([good, turn(role="assistant", tool_calls={})], "messages[1].tool_calls"),
         ([calls(id=None)], "messages[0].tool_calls[0].id"),
         ([calls(id=7)], "messages[0].tool_calls[0].id"),

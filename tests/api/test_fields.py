@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ocserve.api import json_body, openai_chat, openai_completions
 from ocserve.errors import ApiError, InvalidRequest
+from ocserve.generation import FillPrompt, Sampling, TextPrompt, TokenPrompt
 from tests.api import mutations
 from tests.api.mutations import Case
 from tests.http.harness import CHAT, COMPLETION, MODEL
@@ -37,6 +39,12 @@ def refusal(case: Case) -> ApiError | None:
     return None
 
 
+def about(error: ApiError, param: str) -> bool:
+    """Whether the error names the parameter, or something inside it."""
+    named = error.param or ""
+    return named == param or named.startswith((f"{param}.", f"{param}["))
+
+
 def test_the_oracle_has_every_parameter_of_the_tables() -> None:
     assert set(mutations.CHAT) == {field.name for field in openai_chat.PARAMETERS}
     assert set(mutations.COMPLETION) == {field.name for field in openai_completions.PARAMETERS}
@@ -50,7 +58,7 @@ def test_every_field_with_every_invalid_value_is_refused_by_name() -> None:
             wrong.append((case.body[:120], "accepted"))
         elif error.info.status != 400 or not error.message or not error.code:
             wrong.append((case.body[:120], error.info))
-        elif case.param is not ... and not (error.param or "").startswith(case.param):
+        elif case.param is not ... and not about(error, case.param):
             wrong.append((case.body[:120], error.param))
     per_field = {
         (case.path, case.param): sum(case.param == other.param and case.path == other.path for other in CASES)
@@ -87,6 +95,60 @@ def test_null_means_absent_everywhere(path: str, base: dict[str, Any]) -> None:
         error = refusal(Case(path, json.dumps({**base, name: None}).encode(), ...))
         assert error is not None
         assert (error.code, error.param) == ("missing_required_parameter", name)
+
+
+CAPABLE = replace(
+    MODEL, capabilities=(*MODEL.capabilities, "reasoning", "vision", "tools"), input_modalities=("text", "image")
+)
+
+
+def capable(case: Case) -> ApiError | None:
+    """The refusal by a model that sees and reasons."""
+    try:
+        openai_chat.parse(case.body, lambda name: CAPABLE, refuse_unknown=True)
+    except ApiError as error:
+        return error
+    return None
+
+
+def test_every_field_of_every_object_inside_a_request_with_every_invalid_value_is_refused_by_its_path() -> None:
+    counts: dict[str, int] = {}
+    for table in mutations.TABLES:
+        for where, case in mutations.nested(table, CHAT, valid=False):
+            error = capable(case)
+            assert error is not None, case.body
+            assert error.status == 400
+            assert about(error, where), (case.body, error.param)
+            counts[where] = counts.get(where, 0) + 1
+    print(f"{sum(counts.values())} cases over {len(counts)} nested fields, {min(counts.values())} or more each")
+    assert len(counts) > 60
+    assert min(counts.values()) >= 12
+
+
+def test_every_valid_value_inside_an_object_is_accepted() -> None:
+    accepted = 0
+    for table in mutations.TABLES:
+        for _, case in mutations.nested(table, CHAT, valid=True):
+            error = capable(case)
+            # Of two calls that name nothing, and of no call at all, other fields may complain.
+            assert error is None, (case.body, error)
+            accepted += 1
+    assert accepted > 200
+
+
+def test_the_nested_oracle_has_every_parameter_of_the_nested_tables() -> None:
+    """Tables are found from the parameters themselves, so that one that is added is missed here."""
+    known: dict[str, set[str]] = {}
+    for table in mutations.TABLES:
+        known.setdefault(table.path.replace("[0]", ""), set()).update(table.oracle)
+    pending = [(field.name, field.of) for field in openai_chat.PARAMETERS if field.of]
+    seen = 0
+    while pending:
+        path, table = pending.pop()
+        assert known[path] == set(table), path
+        seen += 1
+        pending += [(f"{path}.{field.name}", field.of) for field in table.values() if field.of]
+    assert seen >= 11
 
 
 def parse(**extra: Any) -> Any:
@@ -126,8 +188,8 @@ def test_unknown_parameters_may_be_made_advisory() -> None:
 
 
 def test_advisory_parameters_are_accepted_and_reported() -> None:
-    parsed = parse(user="u", metadata={"a": "b"}, service_tier="auto", store=False)
-    assert parsed.ignored == ("user", "metadata", "service_tier", "store")
+    parsed = parse(user="u", metadata={"a": "b"}, service_tier="auto", store=False, verbosity="low")
+    assert parsed.ignored == ("user", "metadata", "store", "verbosity")
 
 
 def test_stop_strings_never_appear_in_messages() -> None:
@@ -156,8 +218,8 @@ def test_silent_sampling_fields_take_the_models_defaults() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "accepted"),
     [
-        ("tools", [{}], "[] or null"),
-        ("tool_choice", "required", '"none" or "auto" or null'),
+        ("functions", [{}], "[] or null"),
+        ("function_call", {"name": "f"}, '"none" or "auto" or null'),
         ("store", True, "false or null"),
         ("audio", {}, "null"),
     ],
@@ -170,36 +232,105 @@ def test_what_is_not_supported_says_so_and_what_asks_for_nothing_in_json(
     assert (error.code, error.param) == ("unsupported_parameter", name)
 
 
-def test_n_asks_for_choices_and_best_of_for_no_more_than_those() -> None:
-    def completion(**extra: Any) -> Any:
-        return openai_completions.parse(json.dumps({**COMPLETION, **extra}).encode(), models, refuse_unknown=True)
+def completion(**extra: Any) -> Any:
+    return openai_completions.parse(json.dumps({**COMPLETION, **extra}).encode(), models, refuse_unknown=True)
 
+
+def completion_refused(**extra: Any) -> ApiError:
+    with pytest.raises(InvalidRequest) as caught:
+        completion(**extra)
+    return caught.value
+
+
+def test_n_asks_for_choices_and_best_of_for_more_to_choose_from() -> None:
     assert parse().request.choices == 1
     assert parse(n=16).request.choices == 16
     assert refused(n=17).code == "integer_above_max_value"
     assert completion(n=3).request.choices == 3
-    assert completion(n=3, best_of=3).request.choices == 3
-    for extra in ({"best_of": 2}, {"n": 2, "best_of": 1}, {"n": 2, "best_of": 3}):
-        with pytest.raises(InvalidRequest) as caught:
-            completion(**extra)
-        assert (caught.value.param, caught.value.code) == ("best_of", "unsupported_parameter")
+    assert completion(n=3, best_of=3).request.logprobs is None
+    best = completion(n=2, best_of=5).request
+    assert (best.choices, best.logprobs) == (5, 0)
+    assert completion(best_of=5, logprobs=2).request.logprobs == 2
+    assert completion_refused(n=2, best_of=1).param == "best_of"
+    assert completion_refused(best_of=2, stream=True).param == "best_of"
 
 
-def test_completion_prompts_are_text_or_tokens_and_only_one() -> None:
-    def prompt(value: Any) -> Any:
-        body = json.dumps({"model": "tiny", "prompt": value}).encode()
-        return openai_completions.parse(body, models, refuse_unknown=True).request.prompt
+def test_completion_prompts_are_texts_or_tokens() -> None:
+    def prompts(value: Any) -> Any:
+        return [request.prompt for request in completion(prompt=value).requests]
 
-    assert prompt("a").text == "a"
-    assert prompt(["a"]).text == "a"
-    assert prompt([1, 2]).tokens == (1, 2)
-    assert prompt([[1, 2]]).tokens == (1, 2)
+    assert prompts("a") == prompts(["a"]) == [TextPrompt(text="a")]
+    assert prompts([1, 2]) == prompts([[1, 2]]) == [TokenPrompt(tokens=(1, 2))]
+    assert prompts(["a", "", "b"]) == [TextPrompt(text="a"), TextPrompt(text=""), TextPrompt(text="b")]
+    assert prompts([[1], [2, 3]]) == [TokenPrompt(tokens=(1,)), TokenPrompt(tokens=(2, 3))]
     for value, param in [
-        (["a", "b"], "prompt"),
-        ([[1], [2]], "prompt"),
+        (["a", 1], "prompt[1]"),
+        (["a", None], "prompt[1]"),
+        ([[1], "a"], "prompt[1]"),
+        ([[1], []], "prompt[1]"),
         ([1, "a"], "prompt[1]"),
         ([[1, True]], "prompt[0][1]"),
+        (["a"] * 257, "prompt"),
     ]:
-        with pytest.raises(InvalidRequest) as caught:
-            prompt(value)
-        assert caught.value.param == param
+        assert completion_refused(prompt=value).param == param
+
+
+def test_a_suffix_makes_a_prompt_to_be_filled_in() -> None:
+    assert completion(prompt="a", suffix="b").request.prompt == FillPrompt(prefix="a", suffix="b")
+    assert completion(prompt="a", suffix="").request.prompt == TextPrompt(text="a")
+    assert completion_refused(prompt=["a", "b"], suffix="c").param == "suffix"
+    assert completion_refused(prompt=[1], suffix="c").param == "suffix"
+    assert completion_refused(prompt="a", suffix="c", echo=True).param == "echo"
+
+
+def test_echo_asks_for_the_chances_of_the_prompt_only_where_they_are_told() -> None:
+    assert completion(echo=True).request.prompt_logprobs is None
+    assert completion(logprobs=2).request.prompt_logprobs is None
+    both = completion(echo=True, logprobs=2, max_tokens=0).request
+    assert (both.prompt_logprobs, both.logprobs, both.max_tokens) == (2, 2, 0)
+    assert completion(prompt=[1, 2], echo=True).request.prompt_logprobs == 0  # to know the text
+
+
+def test_every_sampler_reaches_the_engine() -> None:
+    given = {
+        "top_a": 0.1,
+        "typical_p": 0.9,
+        "top_n_sigma": 1.5,
+        "repeat_last_n": 64,
+        "repetition_penalty": 1.1,
+        "dynatemp_range": 0.5,
+        "dynatemp_exponent": 2.0,
+        "dry_multiplier": 0.8,
+        "dry_base": 2.0,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 100,
+        "dry_sequence_breakers": ["\n", "x"],
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.2,
+        "mirostat": 2,
+        "mirostat_tau": 4.0,
+        "mirostat_eta": 0.2,
+    }
+    assert parse(**given).request.sampling == Sampling(
+        temperature=0.2,
+        top_k=40,
+        top_a=0.1,
+        typical_p=0.9,
+        top_n_sigma=1.5,
+        penalty_window=64,
+        repetition_penalty=1.1,
+        dynamic_range=0.5,
+        dynamic_exponent=2.0,
+        dry_multiplier=0.8,
+        dry_base=2.0,
+        dry_allowed_length=3,
+        dry_window=100,
+        dry_breakers=("\n", "x"),
+        xtc_probability=0.5,
+        xtc_threshold=0.2,
+        mirostat=2,
+        mirostat_tau=4.0,
+        mirostat_eta=0.2,
+    )
+    neutral = parse(repeat_last_n=-1, top_n_sigma=-1).request.sampling
+    assert (neutral.penalty_window, neutral.top_n_sigma) == (None, 0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from ocserve.api import openai_chat
+from ocserve.generation import GrammarConstraint, JsonConstraint
 from tests.api.test_fields import CHAT, models, parse, refused
 
 SCHEMA = {"type": "object", "properties": {"é": {"type": "integer"}, "a": {}}, "required": ["é"]}
@@ -54,7 +56,11 @@ def test_a_description_is_reported_as_ignored() -> None:
         ({"type": None}, "response_format.type", "missing_required_parameter"),
         ({"type": 1}, "response_format.type", "invalid_type"),
         ({"type": "canary"}, "response_format.type", "invalid_value"),
-        ({"type": "grammar", "grammar": "canary"}, "response_format.grammar", "unknown_parameter"),
+        ({"type": "grammar"}, "response_format.grammar", "missing_required_parameter"),
+        ({"type": "grammar", "grammar": "x", "syntax": "gbnf"}, "response_format.syntax", "invalid_value"),
+        ({"type": "json_object", "grammar": "canary"}, "response_format.grammar", "invalid_value"),
+        ({"type": "text", "syntax": "lark"}, "response_format.syntax", "invalid_value"),
+        ({"type": "python"}, "response_format.type", "invalid_value"),
         ({"type": "json_schema"}, PATH, "missing_required_parameter"),
         ({"type": "json_schema", "json_schema": None}, PATH, "missing_required_parameter"),
         ({"type": "json_schema", "json_schema": []}, PATH, "invalid_type"),
@@ -82,3 +88,45 @@ def test_a_malformed_form_is_refused_by_its_path(value: Any, param: str, code: s
 def test_unknown_names_inside_may_be_made_advisory() -> None:
     body = json.dumps({**CHAT, "response_format": form(name="x", schema={}, hint=1)}).encode()
     assert openai_chat.parse(body, models, refuse_unknown=False).ignored == (f"{PATH}.hint",)
+
+
+def test_a_grammar_is_lark_or_a_regular_expression() -> None:
+    for given, syntax in (({}, "lark"), ({"syntax": "regex"}, "regex")):
+        constraint = parse(response_format={"type": "grammar", "grammar": "a", **given}).request.constraint
+        assert constraint == GrammarConstraint(text="a", syntax=syntax)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "constraint"),
+    [
+        ("json", SCHEMA, JsonConstraint(schema=json.dumps(SCHEMA, ensure_ascii=False))),
+        ("json", "{}", JsonConstraint(schema="{}")),
+        ("regex", "[ab]+", GrammarConstraint(text="[ab]+", syntax="regex")),
+        ("grammar", "start: A", GrammarConstraint(text="start: A", syntax="lark")),
+        ("choice", ["yes", "no"], GrammarConstraint(text="yes|no", syntax="regex")),
+    ],
+)
+def test_vllms_names_for_a_constraint(name: str, value: Any, constraint: Any) -> None:
+    for given, path in (
+        ({f"guided_{name}": value}, f"guided_{name}"),
+        ({"structured_outputs": {name: value}}, f"structured_outputs.{name}"),
+    ):
+        parsed = parse(**given)
+        assert parsed.request.constraint == constraint
+        assert set(parsed.paths.values()) == {path}
+
+
+def test_a_choice_means_its_words_and_nothing_else() -> None:
+    words = ["a.b", "x|y", "(c)*", "é\n", "\\d"]
+    pattern = parse(guided_choice=words).request.constraint.text
+    pattern = re.sub(r"\\x\{([0-9a-f]+)\}", lambda found: re.escape(chr(int(found[1], 16))), pattern)
+    assert all(re.fullmatch(pattern, word) for word in words)
+    assert not any(re.fullmatch(pattern, other) for other in ("axb", "x", "y", "c", "cc", "1", ""))
+
+
+def test_two_constraints_are_one_too_many() -> None:
+    error = refused(response_format={"type": "json_object"}, guided_regex="a")
+    assert error.param == "guided_regex"
+    assert refused(structured_outputs={"json": {}, "regex": "a"}).param == "structured_outputs.regex"
+    assert parse(response_format={"type": "text"}, guided_regex="a").request.constraint is not None
+    assert parse(structured_outputs=True, response_format={"type": "json_object"}).request.constraint is not None

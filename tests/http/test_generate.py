@@ -21,9 +21,10 @@ USAGE = {
     "prompt_tokens": 7,
     "completion_tokens": 4,
     "total_tokens": 11,
-    "prompt_tokens_details": {"cached_tokens": 0},
+    "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0, "image_tokens": 0},
     "completion_tokens_details": {
         "reasoning_tokens": 0,
+        "audio_tokens": 0,
         "accepted_prediction_tokens": 0,
         "rejected_prediction_tokens": 0,
     },

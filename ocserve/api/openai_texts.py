@@ -1,0 +1,150 @@
+"""The answer side of OpenAI's text completions: chunks, whole answers, and log-probabilities aligned with the text."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from ocserve.api.dialect import Frame, Reply
+from ocserve.api.openai_wire import FINISH_REASONS, Answer, ReplyEncoder, choice, token_text
+from ocserve.generation import GenerateEvent, PromptLogprobs, TextDelta, TokenLogprob
+
+
+class _Listing:
+    """The log-probabilities of one choice as text completions list them: four arrays, an entry for each token.
+
+    `text_offset` is the number of characters of the choice's text that are complete before the token.
+    """
+
+    def __init__(self) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._offset = 0
+
+    def prompt(self, tokens: Sequence[TokenLogprob], unwritten: int) -> dict[str, object]:
+        """Those of the prompt; nothing is known of its first token. `unwritten` bytes of it are not in the text."""
+        listed = self.tokens(tokens, unwritten)
+        for name in ("token_logprobs", "top_logprobs"):
+            column = listed[name]
+            assert isinstance(column, list)
+            column[:1] = [None]
+        return listed
+
+    def tokens(self, tokens: Sequence[TokenLogprob], unwritten: int = 0) -> dict[str, object]:
+        """Those of the answer's next tokens."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offset)
+            piece = token.chosen.piece
+            self._offset += len(self._decode(piece[unwritten:]))
+            unwritten = max(0, unwritten - len(piece))
+        return {
+            "tokens": [token_text(token.chosen.piece) for token in tokens],
+            "token_logprobs": [token.chosen.logprob for token in tokens],
+            "top_logprobs": [_likeliest(token) for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+def _likeliest(token: TokenLogprob) -> dict[str, float]:
+    """The alternatives with the token itself, which is always among them. Of two that read alike the first counts."""
+    found: dict[str, float] = {}
+    for chance in (*token.top, token.chosen):
+        found.setdefault(token_text(chance.piece), chance.logprob)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+class CompletionEncoder(ReplyEncoder):
+    """A text completion's reply: for each prompt the best `returned` of its choices, numbered on over all prompts.
+
+    `prompts` are the prompts' texts, None for one of token ids, which is echoed as what its tokens say.
+    """
+
+    id_prefix = "cmpl"
+    chunk_object = whole_object = "text_completion"
+
+    def __init__(
+        self,
+        reply: Reply,
+        *,
+        fingerprint: str | None = None,
+        service_tier: str | None = None,
+        prompts: tuple[str | None, ...] = ("",),
+        returned: int | None = None,
+        echo: bool = False,
+        logprobs: bool = False,
+    ) -> None:
+        super().__init__(reply, fingerprint=fingerprint, service_tier=service_tier)
+        self._prompts = prompts
+        self._generated = reply.choices // len(prompts)
+        self._returned = self._generated if returned is None else returned
+        self._echo = echo
+        self._logprobs = logprobs
+        self._listings = [_Listing() for _ in range(reply.choices)]
+
+    def open(self) -> Sequence[Frame]:
+        """Prompts that are echoed as they were sent."""
+        if not self._echo or self._logprobs:
+            return ()
+        return [
+            self._chunk({"text": text}, index)
+            for index in range(self._reply.choices)
+            if (text := self._prompts[index // self._generated])
+        ]
+
+    def _said(self, event: GenerateEvent) -> Sequence[Frame]:
+        match event:
+            case TextDelta(text=text, index=index, logprobs=logprobs) if text or (logprobs and self._logprobs):
+                return (self._chunk({"text": text}, index, logprobs=self._listed(index, logprobs)),)
+            case PromptLogprobs(index=first) if self._logprobs or self._prompts[first // self._generated] is None:
+                return [
+                    self._chunk({"text": text}, index, logprobs=listed)
+                    for index in range(first, first + self._generated)
+                    for text, listed in (self._echoed(event, index),)
+                ]
+            case _:
+                return ()
+
+    def _ended(self, index: int, reason: str) -> Sequence[Frame]:
+        return (self._chunk({"text": ""}, index, reason=reason),)
+
+    def _listed(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, object] | None:
+        return self._listings[index].tokens(logprobs) if self._logprobs else None
+
+    def _echoed(self, prompt: PromptLogprobs, index: int) -> tuple[str, dict[str, object] | None]:
+        """A choice's prompt as text, and what is listed of its tokens."""
+        data = b"".join(token.chosen.piece for token in prompt.tokens)
+        given = self._prompts[index // self._generated]
+        # Tokens may say more than was sent: the mark of the beginning, a space that the vocabulary puts first.
+        unwritten = 0 if given is None else max(0, len(data) - len(given.encode()))
+        text = data.decode("utf-8", "replace") if given is None else given
+        return text, self._listings[index].prompt(prompt.tokens, unwritten) if self._logprobs else None
+
+    def _whole(self, found: list[Answer]) -> list[dict[str, object]]:
+        choices: list[dict[str, object]] = []
+        for first in range(0, len(found), self._generated):
+            prompt = found[first].prompt
+            of_prompt = list(enumerate(found[first : first + self._generated], first))
+            if self._generated > self._returned:
+                of_prompt.sort(key=lambda numbered: -_mean_logprob(numbered[1]))
+            for index, answer in of_prompt[: self._returned]:
+                choices.append(self._choice(len(choices), index, answer, prompt))
+        return choices
+
+    def _choice(self, number: int, index: int, answer: Answer, prompt: PromptLogprobs | None) -> dict[str, object]:
+        text, listed = answer.text, None
+        if self._echo and prompt is not None:
+            echoed, listed = self._echoed(prompt, index)
+            text = echoed + text
+        elif self._echo:
+            text = (self._prompts[index // self._generated] or "") + text
+        said = self._listed(index, answer.logprobs)
+        if listed is not None and said is not None:
+            said = {name: [*listed[name], *said[name]] for name in said}  # type: ignore[misc]  # arrays all
+        return choice(number, {"text": text}, FINISH_REASONS[answer.reason], said)
+
+
+def _mean_logprob(answer: Answer) -> float:
+    """How likely an answer is for each of its tokens; an empty one says nothing for itself."""
+    if not answer.logprobs:
+        return float("-inf")
+    return sum(token.chosen.logprob for token in answer.logprobs) / len(answer.logprobs)
