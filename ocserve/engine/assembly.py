@@ -12,6 +12,7 @@ from pathlib import Path
 from ocserve.chat.template import TemplateUnusable
 from ocserve.engine import encodings, llama, wire
 from ocserve.engine.bindings import LlamaError
+from ocserve.engine.composer import Composer
 from ocserve.engine.constraint import GrammarCompiler
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.costs import CostModel
@@ -23,7 +24,6 @@ from ocserve.engine.loop import EngineLoop
 from ocserve.engine.measure import stored_or_measured
 from ocserve.engine.prepare import Preparer
 from ocserve.engine.process import gpu_makers
-from ocserve.engine.scheduler import Composer
 from ocserve.engine.speculation import Drafter, PromptLookup, Speculator
 from ocserve.engine.tiers.disk import DiskTier
 from ocserve.engine.tiers.host import HostTier

@@ -10,7 +10,7 @@ from ocserve.engine.kv import KvMemory
 from ocserve.engine.logprobs import RowLogprobs
 from ocserve.engine.prefixes import Tokens, common_prefix
 from ocserve.engine.sampler import SamplerChain
-from ocserve.engine.scheduler import Chunk
+from ocserve.engine.composer import Chunk
 from ocserve.engine.slots import Sequence
 from ocserve.engine.speculation import verified
 from ocserve.generation import FinishReason, TokenLogprob

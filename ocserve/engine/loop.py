@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from ocserve.engine.composer import Chunk, Composer, Costs
 from ocserve.engine.constraint import GuideError
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.counts import Counts
@@ -19,7 +20,7 @@ from ocserve.engine.drawing import Drawing, UnusableDistribution
 from ocserve.engine.emission import Emitter
 from ocserve.engine.fairness import FairOrder
 from ocserve.engine.kv import KvMemory
-from ocserve.engine.scheduler import Chunk, Composer, Costs, admit, growth_margin, preempt
+from ocserve.engine.scheduler import admit, growth_margin, preempt
 from ocserve.engine.slots import Group, Move, Phase, Sequence
 from ocserve.engine.wire import EngineStats
 from ocserve.errors import ApiError, EngineFailed, Overloaded
@@ -188,8 +189,7 @@ class EngineLoop:
         prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
         self._announce()
         decoding = [each for each in self._running if each.phase is Phase.DECODE]
-        decode = self._composer.decode(decoding, prompts, free)
-        prefill = self._composer.prefill(decode, prompts)
+        decode, prefill = self._composer.compose(decoding, prompts, free)
         if decode or prefill:
             self._compute(decode, prefill)
 

@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 
 from ocserve.engine import llama
+from ocserve.engine.composer import Composer
 from ocserve.engine.constraint import Guide
 from ocserve.engine.context import Context, Row
 from ocserve.engine.emission import Emitter
 from ocserve.engine.kv import KvMemory, Reuse
 from ocserve.engine.loop import EngineLoop
 from ocserve.engine.sampler import SamplerChain
-from ocserve.engine.scheduler import Composer
 from ocserve.engine.slots import Group, Sequence
 from ocserve.engine.speculation import PromptLookup, Speculator
 from ocserve.engine.tiers.host import HostTier

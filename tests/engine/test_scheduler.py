@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocserve.engine import scheduler
-from ocserve.engine.scheduler import Chunk, Composer, admit, preempt
+from ocserve.engine import composer as composing
+from ocserve.engine.composer import Chunk, Composer
+from ocserve.engine.scheduler import admit, preempt
 from ocserve.engine.slots import Group, Move, Phase, Sequence
 from ocserve.engine.speculation import Speculator
 from ocserve.generation import GenerateRequest, Sampling, TextPrompt
@@ -70,33 +71,49 @@ def composer(machine: Machine = CPU, **rest: object) -> Composer:
     return Composer(machine, batch_tokens=256, outputs=72, slots=8, **rest)  # type: ignore[arg-type]
 
 
-def decoding(count: int) -> list[Chunk]:
-    return [Chunk(running(f"d{index}", 10, generated=2), 1) for index in range(count)]
+def decoding(count: int) -> list[Sequence]:
+    return [running(f"d{index}", 10, generated=2) for index in range(count)]
+
+
+def two_steps(machine: Machine, sequences: list[Sequence], prompt: Sequence) -> tuple[Chunk, float]:
+    """The chunk of `prompt`, and the time from one token of each of `sequences` to the next."""
+    put_together = composer(machine)
+    decoded: list[Chunk] = []
+    prefilled: list[Chunk] = []
+    seconds = 0.0
+    while not (decoded and prefilled):
+        decode, prefill = put_together.compose(sequences, [prompt], 0)
+        decoded += decode
+        prefilled += prefill
+        batch = (*decode, *prefill)
+        seconds += machine.seconds(sum(chunk.rows for chunk in batch), sum(chunk.cells for chunk in batch))
+    (chunk,) = prefilled
+    return chunk, seconds
 
 
 def test_prompts_are_served_one_after_another() -> None:
-    assert counts(composer().prefill([], [running("first", 300), running("second", 300)])) == [("first", 150)]
+    assert counts(composer().compose([], [running("first", 300), running("second", 300)], 0)[1]) == [("first", 150)]
 
 
 def test_where_rows_cost_the_first_prompt_does_not_wait_for_the_second() -> None:
     prompts = [running("first", 100), running("second", 100)]
-    assert counts(composer(CPU).prefill([], prompts)) == [("first", 100)]
+    assert counts(composer(CPU).compose([], prompts, 0)[1]) == [("first", 100)]
 
 
 def test_where_rows_are_free_prompts_share_a_batch() -> None:
     prompts = [running("first", 20), running("second", 20), running("third", 20)]
-    assert counts(composer(GPU).prefill([], prompts)) == [("first", 20), ("second", 20), ("third", 20)]
+    assert counts(composer(GPU).compose([], prompts, 0)[1]) == [("first", 20), ("second", 20), ("third", 20)]
 
 
 def test_what_is_left_of_a_batch_goes_to_a_prompt_that_goes_on_later() -> None:
     prompts = [running("first", 60), running("second", 300)]
     larger_gpu = Machine(0.020, 0.0001, 64)
-    assert counts(composer(larger_gpu).prefill([], prompts)) == [("first", 60), ("second", 150)]
+    assert counts(composer(larger_gpu).compose([], prompts, 0)[1]) == [("first", 60), ("second", 150)]
 
 
 def test_joint_order_gives_every_prompt_the_same_share() -> None:
     prompts = [running("first", 300), running("second", 300), running("short", 10)]
-    shares = dict(counts(composer(order="joint").prefill([], prompts)))
+    shares = dict(counts(composer(order="joint").compose([], prompts, 0)[1]))
     assert shares["short"] == 10
     assert shares["first"] == shares["second"] == 100  # thirds of what 123 rows at most would need
 
@@ -104,29 +121,55 @@ def test_joint_order_gives_every_prompt_the_same_share() -> None:
 @pytest.mark.parametrize("machine", [CPU, GPU])
 def test_a_step_with_prompts_stays_within_the_bound(machine: Machine) -> None:
     """The time that running streams wait is the stated multiple of what decoding alone takes, or the floor."""
-    decode = decoding(4)
-    (chunk,) = composer(machine).prefill(decode, [running("long", 4000)])
+    chunk, seconds = two_steps(machine, decoding(4), running("long", 4000))
     alone = machine.seconds(4)
-    bound = scheduler.bound_s(alone)
+    bound = composing.bound_s(alone)
     assert 7 * alone <= bound <= 10 * alone
-    assert machine.seconds(4 + chunk.count) <= bound
-    parts = -(-4000 // chunk.count)
-    fewer = -(-4000 // (parts - 1))  # rows in each of one part less
-    assert fewer > 252 or machine.seconds(4 + fewer) > bound
+    assert 0.5 * bound <= seconds <= bound or chunk.count == 252
+
+
+def test_rows_that_are_no_cheaper_together_take_turns() -> None:
+    cpu, gpu = composer(CPU), composer(GPU)
+    prompt = running("long", 4000)
+    kinds = [[bool(part) for part in cpu.compose(decoding(4), [prompt], 0)] for _ in range(4)]
+    assert kinds in ([[True, False], [False, True]] * 2, [[False, True], [True, False]] * 2)
+    assert all(all(gpu.compose(decoding(4), [prompt], 0)) for _ in range(4))
+
+
+class Tiles(Machine):
+    """Attending a cell costs a third from 64 rows on, as on llama.cpp's CPUs."""
+
+    def seconds(self, rows: int, cells: int = 0, *, prefill: bool = False) -> float:
+        return 0.03 + 0.0025 * rows + cells * (2e-6 if rows >= 64 else 6e-6)
+
+    def rows_within(self, seconds: float, *, rows: int, cells_per_row: int, most: int) -> int:
+        return max(
+            (n for n in range(most + 1) if self.seconds(rows + n, (rows + n) * cells_per_row) <= seconds), default=0
+        )
+
+
+def test_deep_in_a_long_prompt_chunks_are_whole_tiles() -> None:
+    """There a small chunk would nearly be within the bound and take almost three times the time for each token."""
+    machine, deep = Tiles(0, 0, 0), running("deep", 8000)
+    deep.computed = 2000
+    chunk, seconds = two_steps(machine, decoding(4), deep)
+    assert 64 <= chunk.count <= 96
+    assert seconds <= 2.5 * composing.bound_s(machine.seconds(4, 48))
+    chunk, seconds = two_steps(machine, decoding(4), running("shallow", 8000))
+    assert seconds <= composing.bound_s(machine.seconds(4, 48))
 
 
 def test_a_machine_that_is_too_slow_for_the_bound_still_advances_prompts() -> None:
-    slow = Machine(1.0, 1.0, 0)
-    (chunk,) = composer(slow).prefill(decoding(1), [running("long", 4000)])
-    assert chunk.count >= scheduler.LEAST_CHUNK
+    chunk, _ = two_steps(Machine(1.0, 1.0, 0), decoding(1), running("long", 4000))
+    assert chunk.count >= composing.LEAST_CHUNK
 
 
 def test_a_chunk_ends_where_a_state_is_to_be_kept() -> None:
     prompt = running("p", 300)
     prompt.stops = [100, 250]
-    assert counts(composer().prefill([], [prompt])) == [("p", 100)]
+    assert counts(composer().compose([], [prompt], 0)[1]) == [("p", 100)]
     prompt.computed, prompt.stops = 100, [250]
-    assert counts(composer().prefill([], [prompt])) == [("p", 150)]
+    assert counts(composer().compose([], [prompt], 0)[1]) == [("p", 150)]
 
 
 def test_slots_are_given_in_order_while_there_are_some() -> None:
@@ -177,7 +220,8 @@ def test_a_batch_never_exceeds_its_size_and_always_advances(
 ) -> None:
     decode = decoding(decoders)
     waiting = [running(str(index), length) for index, length in enumerate(prompts)]
-    chunks = composer(machine, order=order).prefill(decode, waiting)
+    put_together = composer(machine, order=order)
+    chunks = put_together.compose(decode, waiting, 0)[1] or put_together.compose(decode, waiting, 0)[1]
     assert chunks
     assert sum(chunk.count for chunk in chunks) + decoders <= 256
     assert all(1 <= chunk.count <= chunk.sequence.remaining for chunk in chunks)
@@ -189,8 +233,8 @@ def test_forced_tokens_are_batched_where_that_pays(known: int) -> None:
     def batched(others: int, machine: Machine, **rest: object) -> int:
         forced = running("forced", 10, generated=known + 1)
         forced.computed = 10
-        sequences = [*(chunk.sequence for chunk in decoding(others)), forced]
-        return composer(machine, **rest).decode(sequences, (), 0)[-1].count - 1
+        sequences = [*decoding(others), forced]
+        return composer(machine, **rest).compose(sequences, (), 0)[0][-1].count - 1
 
     assert batched(3, GPU) == known
     assert batched(3, GPU, fast_forward=False) == 0
@@ -212,7 +256,7 @@ class Sure:
 
 def drafting(count: int) -> list[Sequence]:
     """Decoding sequences whose drafts have always been right."""
-    sequences = [chunk.sequence for chunk in decoding(count)]
+    sequences = decoding(count)
     for each in sequences:
         each.speculator = Speculator(Sure(), clock=lambda: 0.0)
         for _ in range(20):
@@ -228,26 +272,37 @@ def test_each_draft_is_weighed_beside_the_drafts_before_it() -> None:
         def seconds(self, rows: int, cells: int = 0, *, prefill: bool = False) -> float:
             return 0.010 + 0.010 * max(0, rows - 12)
 
-    drafted = [len(chunk.drafts) for chunk in composer(Knee(0, 0, 0)).decode(drafting(4), (), 1000)]
+    drafted = [len(chunk.drafts) for chunk in composer(Knee(0, 0, 0)).compose(drafting(4), (), 1000)[0]]
     assert sum(drafted) == 8
     assert len([count for count in drafted if count]) < 4
 
 
 def test_nothing_is_drafted_in_the_time_that_prompts_wait_for() -> None:
     prompt = running("long", 4000)
-    assert [len(chunk.drafts) for chunk in composer(Machine(0.03, 0.001, 8)).decode(drafting(2), (), 1000)] != [0, 0]
-    assert [len(chunk.drafts) for chunk in composer(Machine(0.03, 0.001, 8)).decode(drafting(2), [prompt], 1000)] == [
+    assert [len(chunk.drafts) for chunk in composer(Machine(0.03, 0.001, 8)).compose(drafting(2), (), 1000)[0]] != [
         0,
         0,
     ]
-    assert [len(chunk.drafts) for chunk in composer(GPU).decode(drafting(2), [prompt], 1000)] == [8, 8]
+    assert [
+        len(chunk.drafts) for chunk in composer(Machine(0.03, 0.001, 8)).compose(drafting(2), [prompt], 1000)[0]
+    ] == [
+        0,
+        0,
+    ]
+    assert [len(chunk.drafts) for chunk in composer(GPU).compose(drafting(2), [prompt], 1000)[0]] == [8, 8]
 
 
-def test_drafts_and_forced_tokens_do_not_stretch_the_bound() -> None:
-    alone = decoding(4)
-    more = [Chunk(chunk.sequence, 1, (7,) * 8) for chunk in alone]
-    (chunk,) = composer(CPU).prefill(more, [running("long", 4000)])
-    assert CPU.seconds(sum(each.rows for each in more) + chunk.count) <= scheduler.bound_s(CPU.seconds(4))
+def test_forced_tokens_do_not_stretch_the_bound() -> None:
+    """They are computed beside the prompt's rows, not beside more of them."""
+    machine, prompt = Machine(0.02, 0.002, 16), running("long", 4000)
+    plain = decoding(4)
+    forced = decoding(4)
+    for each in forced:
+        each.generated += [7] * 4  # known and not computed
+    for sequences in (plain, forced):
+        decode, prefill = composer(machine).compose(sequences, [prompt], 0)
+        rows = sum(chunk.rows for chunk in (*decode, *prefill))
+        assert machine.seconds(rows) <= composing.bound_s(machine.seconds(4))
 
 
 def test_phases_of_the_fixture() -> None:
