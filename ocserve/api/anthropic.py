@@ -66,6 +66,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         ignored=tuple(reader.ignored),
         show_reasoning=reader.thoughts_shown,
         framing=anthropic_wire.FRAMING,
+        paths=reader.paths,
     )
 
 

@@ -95,6 +95,12 @@ class Request:
         self.ignored += reader.ignored
         return ChatPrompt(messages=turns, tools=self._tools(), reasoning=self._thinking.reasoning)
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """What the engine calls parts of a request, and what they are called here."""
+        form = "output_config.format" if self._values.get("output_format", dict) is None else "output_format"
+        return {"response_format.json_schema.schema": f"{form}.schema", ".function.parameters": ".input_schema"}
+
     def choice(self, given: tuple[Tool, ...]) -> ToolChoice:
         """What `tool_choice` makes of the tools."""
         value = self._values.get("tool_choice", dict)

@@ -163,7 +163,7 @@ class MessageEncoder:
         return self._begin("call", self._call(call, name))
 
     def _call(self, call: int, name: str) -> dict[str, object]:
-        return {"type": "tool_use", "id": f"toolu_{self._reply.id}{call:02d}", "name": name, "input": {}}
+        return {"type": "tool_use", "id": f"toolu_{self._reply.call_id(0, call)}", "name": name, "input": {}}
 
     def _delta(self, delta: dict[str, object]) -> Frame:
         return _frame("content_block_delta", index=self._index, delta=delta)

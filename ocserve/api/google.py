@@ -93,6 +93,7 @@ class GenerateContent:
             ignored=(*ignored, *values.ignored, *prompt.ignored, *reader.ignored),
             show_reasoning=prompt.show_reasoning,
             framing=self.framing or google_wire.EVENTS,
+            paths=reader.paths,
         )
 
     def encoder(self, reply: Reply) -> ContentEncoder:

@@ -102,6 +102,7 @@ class ConfigReader:
         self._model = model
         self._at = at
         self._config_path = f"{at}generationConfig"
+        self.paths = {"messages": f"{at}contents"}  # what the engine calls parts of a request, and what they are here
         self._refuse_unknown = refuse_unknown
         self.ignored: list[str] = []
 
@@ -160,7 +161,9 @@ class ConfigReader:
         if kind == _ENUM:
             if own is None:
                 raise fields.missing(f"{path}.responseSchema")
+            self.paths["response_format.grammar"] = where
             return GrammarConstraint(text=google_schema.alternatives(own, where), syntax="regex")
+        self.paths["response_format.json_schema.schema"] = where
         schema = google_schema.json_schema(own, where) if own is not None else standard
         return JsonConstraint(schema=None if schema is None else json.dumps(schema, ensure_ascii=False))
 
@@ -173,6 +176,7 @@ class ConfigReader:
             declared = self._read(value, TOOL, path).get("functionDeclarations", list) or []
             for number, function in enumerate(declared):
                 paths.append(f"{path}.functionDeclarations[{number}]")
+                self.paths[f"tools[{len(found)}].function.parameters"] = f"{paths[-1]}.parameters"
                 found.append(self._function(function, paths[-1]))
         return tools.distinct(found, lambda index: f"{paths[index]}.name")
 

@@ -211,7 +211,7 @@ class ContentEncoder:
             return []
         state = self._candidates[index]
         state.calls += 1
-        name = f"call_{self._reply.id}{index:02d}{state.calls:02d}"
+        name = f"call_{self._reply.call_id(index, state.calls - 1)}"
         return [{"functionCall": {"id": name, "name": block.name, "args": arguments}}]
 
     def _record(self, index: int, parts: list[Part]) -> Frame:

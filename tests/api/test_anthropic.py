@@ -415,12 +415,12 @@ def test_the_events_of_a_message_in_their_order() -> None:
         delta(1, type="text_delta", text="I "),
         delta(1, type="text_delta", text="look."),
         stop(1),
-        start(2, type="tool_use", id="toolu_ab00", name="look", input={}),
+        start(2, type="tool_use", id="toolu_ab0000", name="look", input={}),
         delta(2, type="input_json_delta", partial_json=""),
         delta(2, type="input_json_delta", partial_json='{"a":'),
         delta(2, type="input_json_delta", partial_json="1}"),
         stop(2),
-        start(3, type="tool_use", id="toolu_ab01", name="peek", input={}),
+        start(3, type="tool_use", id="toolu_ab0001", name="peek", input={}),
         delta(3, type="input_json_delta", partial_json=""),
         stop(3),
         {"type": "message_delta", "delta": {"stop_reason": "tool_use", "stop_sequence": None}, "usage": USAGE},
@@ -512,3 +512,11 @@ def test_errors_are_in_the_vendors_shape() -> None:
     assert body(long)["message"] == "prompt is too long: 9000 tokens > 8191 maximum"
     (frame,) = encoder().event(Failed(error=EngineCrashed("Died.").info))
     assert (frame.event, json.loads(frame.data)["error"]["message"]) == ("error", "Died.")
+
+
+def test_the_engines_names_for_schemas_are_the_clients() -> None:
+    form = {"type": "json_schema", "schema": {}}
+    schema = "response_format.json_schema.schema"
+    assert parse(output_config={"format": form}).paths[schema] == "output_config.format.schema"
+    assert parse(output_format=form).paths[schema] == "output_format.schema"
+    assert parse().paths[".function.parameters"] == ".input_schema"

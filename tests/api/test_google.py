@@ -466,8 +466,8 @@ def test_the_records_of_a_stream() -> None:
     records = stream(EVENTS)
     assert all((record["modelVersion"], record["responseId"]) == ("tiny", "ab") for record in records)
     parts = [record["candidates"][0]["content"]["parts"] for record in records]
-    call = {"id": "call_ab0001", "name": "look", "args": {"a": 1}}
-    other = {"id": "call_ab0002", "name": "peek", "args": {}}
+    call = {"id": "call_ab0000", "name": "look", "args": {"a": 1}}
+    other = {"id": "call_ab0001", "name": "peek", "args": {}}
     assert parts == [
         [{"text": "Let me", "thought": True}],
         [{"text": " see.", "thought": True}],
@@ -561,3 +561,11 @@ def test_errors_are_in_the_vendors_shape() -> None:
     )
     (frame,) = encoder().event(Failed(error=EngineCrashed("Died.").info))
     assert frame.data.startswith(b'{"error":')
+
+
+def test_the_engines_names_for_schemas_are_the_clients() -> None:
+    more = {"tools": [*TOOLS["tools"], {"functionDeclarations": [{"name": "third"}]}]}
+    paths = parse(**more, generationConfig={"responseMimeType": "application/json", "responseSchema": {}}).paths
+    assert paths["tools[1].function.parameters"] == "tools[0].functionDeclarations[1].parameters"
+    assert paths["tools[2].function.parameters"] == "tools[1].functionDeclarations[0].parameters"
+    assert paths["response_format.json_schema.schema"] == "generationConfig.responseSchema"
