@@ -11,7 +11,7 @@ from ocserve.api import fields, google_wire, json_body, protojson, sampling, too
 from ocserve.api.dialect import Framing, Models, Parsed, Reply
 from ocserve.api.fields import Field, Values
 from ocserve.api.google_config import CONFIG, TOOL, TOOL_CONFIG, ConfigReader
-from ocserve.api.google_contents import CONTENT, INSTRUCTION, MAX_CONTENTS, ContentReader
+from ocserve.api.google_contents import CONTENT, MAX_CONTENTS, TEXT, ContentReader
 from ocserve.api.google_wire import ContentEncoder, error_body
 from ocserve.api.questions import Asked
 from ocserve.errors import ErrorInfo, InvalidRequest, ModelNotFound
@@ -25,7 +25,7 @@ _VENDOR = "gemini-"
 
 _PROMPT: tuple[Field, ...] = (
     Field("contents", "effective", fields.items(MAX_CONTENTS), required=True, of=CONTENT),
-    Field("systemInstruction", "effective", fields.pairs(8), of=INSTRUCTION),
+    Field("systemInstruction", "effective", fields.pairs(8), of=TEXT),
     Field("tools", "effective", fields.items(tools.MAX_TOOLS), of=TOOL),
     Field("toolConfig", "effective", fields.pairs(8), of=TOOL_CONFIG),
     Field("generationConfig", "effective", fields.pairs(64), of=CONFIG),

@@ -61,7 +61,7 @@ CONTENT = protojson.table(
     Field("role", "effective", fields.word("user", "model", "function")),
     Field("parts", "effective", fields.items(_MAX_PARTS), required=True, of=PART),
 )
-INSTRUCTION = protojson.table(
+TEXT = protojson.table(
     Field("role", "advisory", fields.string(64)),
     Field("parts", "effective", fields.items(_MAX_PARTS), required=True, of=PART),
 )
@@ -83,15 +83,17 @@ class ContentReader:
 
     def system(self, value: dict[str, object] | None) -> tuple[Message, ...]:
         """The turn that `systemInstruction` makes; none without text."""
-        if value is None:
-            return ()
-        where = f"{self._at}systemInstruction"
+        text = "" if value is None else self.text(value, f"{self._at}systemInstruction")
+        return (Message(role="system", content=text),) if text else ()
+
+    def text(self, value: object, where: str) -> str:
+        """All that a content says which may only be text."""
         text = ""
-        for values, at in self._parts(self._read(value, INSTRUCTION, where), where):
+        for values, at in self._parts(self._read(value, TEXT, where), where):
             if "text" not in values:
                 raise InvalidRequest(f"'{at}' must be text.", param=at)
             text += values.get("text", str) or ""
-        return (Message(role="system", content=text),) if text else ()
+        return text
 
     def contents(self, value: object) -> tuple[Message, ...]:
         """The turns of `contents`; consecutive ones of one side are one."""
