@@ -231,17 +231,25 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag="scored"):
 
 
 class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):
-    """What a prompt is in tokens, without computing anything. `plain`: text as content, not as scaffolding."""
+    """What a prompt is in tokens, without computing anything. `plain`: text as content, not as scaffolding.
+
+    `add_bos`: with the token that this model's prompts begin with, if it has one. `salt` as in `GenerateRequest`.
+    """
 
     request_id: str
     model: str
     prompt: Prompt
     plain: bool = False
     add_bos: bool = True
+    deadline_s: float = 600.0
+    salt: bytes = b""
 
 
 class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag="encoded"):
-    """The prompt's token ids, the bytes of each, and the whole as text (a chat prompt's as its template renders it)."""
+    """The prompt's token ids, the bytes of each (control tokens as the vocabulary spells them), and the whole as text.
+
+    A chat prompt's text is what its template renders, that of token ids what their bytes spell.
+    """
 
     tokens: tuple[int, ...]
     pieces: tuple[bytes, ...]

@@ -22,14 +22,19 @@ from ocserve import config
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
 from ocserve.engine.fleet import Fleet
-from ocserve.engine.handle import Engine, unfinished
+from ocserve.engine.flights import unfinished
+from ocserve.engine.handle import Engine
 from ocserve.engine.wire import EngineFacts
 from ocserve.errors import ApiError, EngineUnavailable, ModelNotFound, Overloaded
 from ocserve.generation import (
+    Answer,
+    Encoded,
+    EncodeRequest,
     Failed,
     Finished,
     GenerateEvent,
     GenerateRequest,
+    Question,
     ReasoningDelta,
     RequestRecord,
     Started,
@@ -115,6 +120,11 @@ class Trace:
                         self._choices = {0: usage}
             case _:
                 pass
+
+    def told(self, answer: Answer) -> None:
+        """Take from the answer to a question what the summary needs; text that was only tokenised is not used."""
+        if not isinstance(answer, Encoded):
+            self._prompts[0] = Usage(prompt_tokens=sum(answer.tokens))
 
     def record(self, status: int) -> RequestRecord:
         """The summary; `status` is the HTTP status that was sent."""
@@ -315,6 +325,38 @@ class Service:
                     desk.learn(time.monotonic() - begun)
         finally:
             self._leave(desk, choices)
+            lease.settle(trace.usage.total_tokens)
+
+    async def ask(self, question: Question, caller: Caller, trace: Trace, *, attempt: int | None = None) -> Answer:
+        """Have a model answer `question`, loading it if need be; raises `ApiError`, also when its deadline has passed.
+
+        What only tokenises takes no place in the queue and no tokens of the caller's limits. `attempt` is as in
+        `generation`.
+        """
+        if self._draining:
+            raise _shutting_down()
+        trace.model = question.model
+        desk = self._desks[question.model]
+        places = 0 if isinstance(question, EncodeRequest) else 1
+        if places:
+            desk.check_queue()
+        lease = self.limiter.admit(caller.key_id, retry=attempt)
+        self._enter(desk, places)
+        begun = time.monotonic()
+        try:
+            stamped = replace(question, request_id=secrets.token_hex(12))
+            if isinstance(stamped, EncodeRequest):
+                stamped = replace(stamped, salt=caller.salt)
+            async with asyncio.timeout(question.deadline_s), self.fleet.lease(question.model) as engine:
+                answer = await engine.ask(stamped)
+            trace.told(answer)
+            return answer
+        except TimeoutError:
+            raise Overloaded("The request waited as long as it was allowed to run.") from None
+        finally:
+            if places:
+                desk.learn(time.monotonic() - begun)
+            self._leave(desk, places)
             lease.settle(trace.usage.total_tokens)
 
     def _enter(self, desk: _Desk, choices: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -20,14 +21,26 @@ from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts, EngineStats, Prepared
 from ocserve.errors import ApiError, ContextLengthExceeded, EngineCrashed, ErrorInfo
 from ocserve.generation import (
+    Answer,
+    ChatPrompt,
+    Embedded,
+    EmbedRequest,
+    Encoded,
+    EncodeRequest,
     Failed,
+    FillPrompt,
     Finished,
     FinishReason,
     GenerateEvent,
     GenerateRequest,
+    Question,
     ReasoningDelta,
+    Scored,
+    ScoreRequest,
     Started,
     TextDelta,
+    TextPrompt,
+    TokenPrompt,
     ToolCallDelta,
     Usage,
 )
@@ -109,8 +122,32 @@ class Run:
             self.finish(index, "cancelled")
 
 
+def told(question: Question) -> Answer:
+    """What a scripted engine answers: each byte is a token, a vector is a text's length, a score how short it is."""
+    match question:
+        case EmbedRequest(inputs=inputs):
+            sizes = [len(each.tokens if isinstance(each, TokenPrompt) else each.text.encode()) for each in inputs]
+            return Embedded(vectors=tuple(struct.pack("<2f", size, 1.0) for size in sizes), tokens=tuple(sizes))
+        case ScoreRequest(documents=documents):
+            sizes = [len(text.encode()) for text in documents]
+            return Scored(scores=tuple(1 / (1 + size) for size in sizes), tokens=tuple(sizes))
+        case EncodeRequest(prompt=TokenPrompt(tokens=tokens)):
+            data = bytes(tokens)
+        case EncodeRequest(prompt=ChatPrompt(messages=messages)):
+            data = "".join(f"<{message.role}>{message.content}" for message in messages).encode()
+        case EncodeRequest(prompt=TextPrompt(text=text)):
+            data = text.encode()
+        case EncodeRequest(prompt=FillPrompt(prefix=prefix, suffix=suffix)):
+            data = (prefix + suffix).encode()
+    pieces = tuple(bytes([byte]) for byte in data)
+    return Encoded(tokens=tuple(data), pieces=pieces, text=data.decode(errors="replace"))
+
+
 class ScriptedEngine:
-    """An `engine.fleet.LoadableEngine` without an engine. Loading takes `load_s`, or fails with `load_error`."""
+    """An `engine.fleet.LoadableEngine` without an engine. Loading takes `load_s`, or fails with `load_error`.
+
+    `answer` answers questions, or raises.
+    """
 
     def __init__(
         self,
@@ -130,6 +167,8 @@ class ScriptedEngine:
         self.restarts = 0
         self.context = context
         self.steps = 0
+        self.answer: Callable[[Question], Answer] = told
+        self.asked: list[Question] = []
         self.runs: dict[str, Run] = {}
         self._slots = asyncio.Semaphore(parallel)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -196,6 +235,11 @@ class ScriptedEngine:
         run.phase = "prepared"
         most = min(request.max_tokens, self.context - script.prompt_tokens)
         return Prepared(request_id=request.request_id, prompt_tokens=script.prompt_tokens, max_tokens=most)
+
+    async def ask(self, question: Question) -> Answer:
+        self.asked.append(question)
+        await asyncio.sleep(0)
+        return self.answer(question)
 
     def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
         run = self.runs[request_id]

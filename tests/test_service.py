@@ -16,7 +16,18 @@ from ocserve.engine.handle import LoadError
 from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts
 from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded, RateLimited
-from ocserve.generation import Failed, Finished, GenerateRequest, Sampling, Started, TextPrompt, Usage
+from ocserve.generation import (
+    Embedded,
+    EmbedRequest,
+    EncodeRequest,
+    Failed,
+    Finished,
+    GenerateRequest,
+    Sampling,
+    Started,
+    TextPrompt,
+    Usage,
+)
 from ocserve.modelcard import ServedModel
 from ocserve.service import Service, Trace
 from tests.http.harness import MODEL
@@ -298,3 +309,49 @@ def test_what_a_waiting_prompt_came_to_share_is_known_at_its_end() -> None:
     trace.observe(Started(prompt_tokens=50))
     trace.observe(Finished(reason="stop", usage=Usage(prompt_tokens=50, cached_tokens=40, completion_tokens=3)))
     assert (trace.usage.cached_tokens, trace.usage.completion_tokens) == (40, 3)
+
+
+def embed(text: str) -> EmbedRequest:
+    return EmbedRequest(request_id="q", model=MODEL.id, inputs=(TextPrompt(text=text),))
+
+
+async def test_a_question_is_settled_to_the_token_and_what_only_tokenises_costs_none() -> None:
+    engine = ScriptedEngine()
+    made = service(engine, tokens_per_minute=1000)
+    trace = Trace("req_1", "POST /v1/embeddings")
+    answer = await made.ask(embed("12345"), CALLER, trace)
+    assert isinstance(answer, Embedded)
+    assert trace.record(200).usage == Usage(prompt_tokens=5)
+    assert remaining_tokens(made) == 995
+    prompt = TextPrompt(text="12345")
+    await made.ask(EncodeRequest(request_id="q", model=MODEL.id, prompt=prompt), CALLER, Trace("req_2", "-"))
+    assert remaining_tokens(made) == 995
+    assert made.active == 0
+    assert isinstance(engine.asked[1], EncodeRequest)
+    assert engine.asked[1].salt == CALLER.salt
+    assert {question.request_id for question in engine.asked}.isdisjoint({"q"})
+
+
+async def test_a_question_is_refused_as_a_generation_is() -> None:
+    made = service(ScriptedEngine(), requests_per_minute=1)
+    await made.ask(embed("a"), CALLER, Trace("req_1", "-"))
+    with pytest.raises(RateLimited):
+        await made.ask(embed("a"), CALLER, Trace("req_2", "-"))
+    await made.drain(0.1)
+    with pytest.raises(EngineUnavailable):
+        await made.ask(embed("a"), CALLER, Trace("req_3", "-"))
+
+
+async def test_a_question_that_takes_too_long_is_given_up() -> None:
+    engine = ScriptedEngine()
+    made = service(engine)
+    forever = asyncio.Event()
+
+    async def ask(question: object) -> Embedded:
+        await forever.wait()
+        raise AssertionError
+
+    engine.ask = ask  # type: ignore[assignment, method-assign]
+    with pytest.raises(Overloaded):
+        await made.ask(replace(embed("a"), deadline_s=0.05), CALLER, Trace("req_1", "-"))
+    assert made.active == made.owed(MODEL.id) == 0

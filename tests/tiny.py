@@ -22,6 +22,7 @@ CHATML = (
     "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+FILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<|file_sep|>")
 END_OF_TURN = 2
 _EMBEDDING, _HEADS, _KV_HEADS, _LAYERS, _FEED_FORWARD = 32, 4, 2, 2, 64
 
@@ -34,13 +35,16 @@ def _byte_alphabet() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
-def _vocabulary(writer: gguf.GGUFWriter) -> int:
+def _vocabulary(writer: gguf.GGUFWriter, fill: bool) -> int:
     alphabet = _byte_alphabet()
     space = alphabet[32]
     merges = [f"{space} t", "h e", "i n", f"{space}t he", "e r", "o n", "l l", f"{space} a"]
     merged = [merge.replace(" ", "", 1) if not merge.startswith(" ") else merge for merge in merges]
     tokens = [*SPECIALS, *alphabet, *merged]
     kinds = [gguf.TokenType.CONTROL] * len(SPECIALS) + [gguf.TokenType.NORMAL] * (len(tokens) - len(SPECIALS))
+    if fill:
+        tokens += FILL
+        kinds += [gguf.TokenType.CONTROL] * len(FILL)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
@@ -103,8 +107,10 @@ def _mamba_blocks(weights: _Weights, *, inner: int, state: int, rank: int, kerne
         weights.normal(f"{block}.ssm_out.weight", _EMBEDDING, inner)
 
 
-def write(path: Path, family: Family = "attention", *, seed: int = 1, context: int = CONTEXT) -> Path:
-    """Write a model of `family` to `path` and return it."""
+def write(
+    path: Path, family: Family = "attention", *, seed: int = 1, context: int = CONTEXT, fill: bool = False
+) -> Path:
+    """Write a model of `family` to `path` and return it; `fill`: with the tokens for filling in the middle."""
     architecture = {"attention": "llama", "sliding": "gemma3", "recurrent": "mamba"}[family]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(f"tiny-{family}")
@@ -112,7 +118,7 @@ def write(path: Path, family: Family = "attention", *, seed: int = 1, context: i
     writer.add_embedding_length(_EMBEDDING)
     writer.add_block_count(_LAYERS)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    vocabulary = _vocabulary(writer)
+    vocabulary = _vocabulary(writer, fill)
     weights = _Weights(writer, seed)
     weights.normal("token_embd.weight", vocabulary, _EMBEDDING)
     weights.constant("output_norm.weight", 1, _EMBEDDING)

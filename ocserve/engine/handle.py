@@ -13,14 +13,15 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from ocserve.engine import wire
+from ocserve.engine.flights import Events, Flight, unfinished
 from ocserve.engine.process import spawn
 from ocserve.engine.quarantine import Quarantine
 from ocserve.errors import ApiError, EngineCrashed, EngineUnavailable
-from ocserve.generation import Failed, Finished, GenerateEvent, GenerateRequest
+from ocserve.generation import Answer, Failed, Finished, GenerateEvent, GenerateRequest, Question
 
 WORKER = (sys.executable, "-m", "ocserve.engine.worker")
 
@@ -53,6 +54,9 @@ class Engine(Protocol):
     async def prepare(self, request: GenerateRequest) -> wire.Prepared:
         """Render and tokenise; raises `ApiError` for a request that can't run. Waits for a restarting engine."""
 
+    async def ask(self, question: Question) -> Answer:
+        """Answer a question; raises `ApiError` for one that has no answer. Waits for a restarting engine."""
+
     def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
         """Queue a prepared request; its events: `Started`, each choice's deltas and `Finished`, or a last `Failed`."""
 
@@ -77,36 +81,6 @@ class Supervision:
     on_event: Callable[..., None] = lambda name, **facts: None
 
 
-@dataclass(eq=False, slots=True)
-class _Flight:
-    """One request in the engine: waiting to be prepared, prepared, or started."""
-
-    digest: bytes
-    prepared: asyncio.Future[wire.Prepared]
-    choices: int
-    unfinished: int  # choices whose `Finished` has not arrived
-    events: asyncio.Queue[GenerateEvent] = field(default_factory=asyncio.Queue)
-    started: bool = False
-
-
-class _Events:
-    """A started request's events, up to the last. A cancelled wait loses nothing: the next one goes on from there."""
-
-    def __init__(self, flight: _Flight) -> None:
-        self._queue = flight.events
-        self._unfinished = flight.choices
-
-    def __aiter__(self) -> _Events:
-        return self
-
-    async def __anext__(self) -> GenerateEvent:
-        if not self._unfinished:
-            raise StopAsyncIteration
-        event = await self._queue.get()
-        self._unfinished = unfinished(self._unfinished, event)
-        return event
-
-
 class _Connection:
     """One engine process from spawn to death."""
 
@@ -115,7 +89,7 @@ class _Connection:
         self.reader = reader
         self.writer = writer
         self.last_heard = time.monotonic()
-        self.completed = 0  # generations that ended well; one is enough to call the engine healthy
+        self.completed = 0  # generations and answers that ended well; one is enough to call the engine healthy
         self.stderr = b""
         self.messages = self._messages()  # one iterator for the whole life: it holds the bytes of half a frame
 
@@ -177,7 +151,7 @@ class EngineHandle:
         self._connection: _Connection | None = None
         self._facts: wire.EngineFacts | None = None
         self._stats = wire.EngineStats()
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._quarantine = Quarantine()
         self._ready = asyncio.Event()
         self._restarts = 0
@@ -315,8 +289,8 @@ class EngineHandle:
                     case wire.Step(events=events):
                         for request_id, event in events:
                             self._deliver(connection, request_id, event)
-                    case wire.Prepared() | wire.Refused():
-                        self._answer(message)
+                    case wire.Prepared() | wire.Told() | wire.Refused():
+                        self._answer(connection, message)
                     case wire.Heartbeat(stats=stats, step_age_s=age):
                         self._stats = stats
                         if age > _LONGEST_STEP_S:
@@ -333,18 +307,28 @@ class EngineHandle:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     async def prepare(self, request: GenerateRequest) -> wire.Prepared:
-        digest = self._quarantine.digest(request)
+        prepared = await self._reply(wire.Prepare(request=request), request, request.choices)
+        assert isinstance(prepared, wire.Prepared)
+        return prepared
+
+    async def ask(self, question: Question) -> Answer:
+        told = await self._reply(wire.Ask(question=question), question, 0)
+        assert isinstance(told, wire.Told)
+        return told.answer
+
+    async def _reply(
+        self, message: wire.Prepare | wire.Ask, work: GenerateRequest | Question, choices: int
+    ) -> wire.Prepared | wire.Told:
+        digest = self._quarantine.digest(work)
         self._quarantine.check(digest)
         connection = await self._available()
-        flight = _Flight(
-            digest, asyncio.get_running_loop().create_future(), choices=request.choices, unfinished=request.choices
-        )
-        self._flights[request.request_id] = flight
+        flight = Flight(digest, asyncio.get_running_loop().create_future(), choices=choices, unfinished=choices)
+        self._flights[work.request_id] = flight
         try:
-            connection.send(wire.Prepare(request=request))
-            return await flight.prepared
+            connection.send(message)
+            return await flight.reply
         except BaseException:
-            self.cancel(request.request_id)
+            self.cancel(work.request_id)
             raise
 
     async def _available(self) -> _Connection:
@@ -360,12 +344,12 @@ class EngineHandle:
     def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
         flight = self._flights.get(request_id)
         if flight is None or self._connection is None:
-            flight = _Flight(b"", asyncio.get_running_loop().create_future(), choices=1, unfinished=1)
+            flight = Flight(b"", asyncio.get_running_loop().create_future(), choices=1, unfinished=1)
             flight.events.put_nowait(Failed(error=_crash_error().info))
         else:
             flight.started = True
             self._connection.send(wire.Start(request_id=request_id))
-        return _Events(flight)
+        return Events(flight)
 
     def cancel(self, request_id: str) -> None:
         flight = self._flights.get(request_id)
@@ -391,18 +375,27 @@ class EngineHandle:
         if not flight.unfinished:
             del self._flights[request_id]
             if isinstance(event, Finished) and event.reason != "cancelled":
-                connection.completed += 1
-                self._quarantine.completed(flight.digest)
+                self._completed(connection, flight)
 
-    def _answer(self, message: wire.Prepared | wire.Refused) -> None:
+    def _answer(self, connection: _Connection, message: wire.Prepared | wire.Told | wire.Refused) -> None:
         flight = self._flights.get(message.request_id)
-        if flight is None or flight.prepared.done():
+        if flight is None or flight.reply.done():
             return
-        if isinstance(message, wire.Prepared):
-            flight.prepared.set_result(message)
-        else:
-            del self._flights[message.request_id]
-            flight.prepared.set_exception(ApiError.from_info(message.error))
+        match message:
+            case wire.Prepared():
+                flight.reply.set_result(message)
+            case wire.Told():
+                del self._flights[message.request_id]
+                flight.reply.set_result(message)
+                self._completed(connection, flight)
+            case wire.Refused(error=error):
+                del self._flights[message.request_id]
+                flight.reply.set_exception(ApiError.from_info(error))
+
+    def _completed(self, connection: _Connection, flight: Flight) -> None:
+        """Its work ran to its end: neither the engine nor the work is suspect."""
+        connection.completed += 1
+        self._quarantine.completed(flight.digest)
 
     def _blame(self, request_id: str | None) -> None:
         """One request is known to be the cause: it fails and is remembered, the others are only victims."""
@@ -422,16 +415,11 @@ class EngineHandle:
             self._fail(flight, _crash_error())
 
     @staticmethod
-    def _fail(flight: _Flight, error: ApiError) -> None:
-        if not flight.prepared.done():
-            flight.prepared.set_exception(error)
+    def _fail(flight: Flight, error: ApiError) -> None:
+        if not flight.reply.done():
+            flight.reply.set_exception(error)
         else:
             flight.events.put_nowait(Failed(error=error.info))
-
-
-def unfinished(choices: int, event: GenerateEvent) -> int:
-    """How many of `choices` go on after `event`: `Finished` ends one of them, `Failed` all."""
-    return 0 if isinstance(event, Failed) else choices - isinstance(event, Finished)
 
 
 def _crash_error() -> EngineCrashed:

@@ -28,6 +28,17 @@ class VocabToken:
     rstrip: bool
 
 
+@dataclass(frozen=True, slots=True)
+class FillTokens:
+    """The vocabulary's own tokens for filling in the middle; the optional ones begin what is shown for context."""
+
+    prefix: int
+    suffix: int
+    middle: int
+    repository: int | None
+    file: int | None
+
+
 def version() -> str:
     """The version of the llama.cpp that is linked in."""
     return str(api.llama_version().decode())
@@ -123,12 +134,22 @@ class Vocab:
         self.bos: int | None = self._token(api.llama_vocab_bos)
         self.eos: int | None = self._token(api.llama_vocab_eos)
         self.add_bos = bool(api.llama_vocab_get_add_bos(self._pointer))
+        self.fill = self._fill_tokens()
         self._pieces: dict[int, bytes] = {}
         self._marked: tuple[VocabToken, ...] | None = None
 
     def _token(self, read: Callable[[object], int]) -> int | None:
         token = read(self._pointer)
         return None if token == _NO_TOKEN else token
+
+    def _fill_tokens(self) -> FillTokens | None:
+        prefix, suffix, middle = map(
+            self._token, (api.llama_vocab_fim_pre, api.llama_vocab_fim_suf, api.llama_vocab_fim_mid)
+        )
+        if prefix is None or suffix is None or middle is None:
+            return None
+        repository, file = self._token(api.llama_vocab_fim_rep), self._token(api.llama_vocab_fim_sep)
+        return FillTokens(prefix, suffix, middle, repository, file)
 
     def _check(self, token: int) -> None:
         if not 0 <= token < self.size:
@@ -183,6 +204,10 @@ class Vocab:
             known = self._pieces[token] = self._read_piece(token)
         return known
 
+    def spelled(self, token: int) -> bytes:
+        """As `piece`, but control tokens as the vocabulary writes them."""
+        return self.piece(token) or self._read_piece(token, special=True)
+
     def pieces(self) -> list[bytes]:
         """The bytes of every token, in order of their ids. Reads the whole vocabulary; nothing of it is kept."""
         return [self._read_piece(token) for token in range(self.size)]
@@ -191,11 +216,11 @@ class Vocab:
         """Bytes of the longest token: no text of n bytes has fewer than n divided by this many tokens."""
         return max(len(api.llama_vocab_get_text(self._pointer, token)) for token in range(self.size))
 
-    def _read_piece(self, token: int) -> bytes:
+    def _read_piece(self, token: int, *, special: bool = False) -> bytes:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = api.llama_token_to_piece(self._pointer, token, buffer, size, 0, False)
+            count = api.llama_token_to_piece(self._pointer, token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count

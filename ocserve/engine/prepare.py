@@ -1,7 +1,7 @@
 """Preparing requests beside the decode loop: render, tokenise, compile the constraint, check, build the samplers.
 
-One thread takes requests in order and answers `Prepared` or `Refused`; what it prepared waits here until `Start` or
-`Cancel`. The lock guards two small dictionaries, nothing is computed under it.
+One thread takes requests in order and answers `Prepared` or `Refused`, and questions with `Told`. What it prepared
+waits here until `Start` or `Cancel`. The lock guards two small dictionaries, nothing is computed under it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ocserve.engine.sampler import SamplerChain
 from ocserve.engine.slots import Group, Sequence
 from ocserve.engine.speculation import Speculator
 from ocserve.engine.tokens import PromptEncoder
-from ocserve.engine.wire import Prepared, Refused
-from ocserve.errors import ApiError, EngineFailed
-from ocserve.generation import GenerateRequest
+from ocserve.engine.wire import Prepared, Refused, Told
+from ocserve.errors import ApiError, EngineFailed, InvalidRequest
+from ocserve.generation import EncodeRequest, GenerateRequest, Question
 
 _SEED_BITS = 64
 # The tokenizer of constraints is built before the first request, since that holds the GIL, unless it takes a second
@@ -48,7 +48,7 @@ class Preparer:
         *,
         context: int,
         speculator: Callable[[tuple[int, ...]], Speculator] | None,
-        emit: Callable[[Prepared | Refused], None],
+        emit: Callable[[Prepared | Told | Refused], None],
     ) -> None:
         """`speculator` makes what drafts behind a prompt; None: nothing is drafted."""
         self._encoder = encoder
@@ -57,14 +57,14 @@ class Preparer:
         self._context = context
         self._speculator = speculator
         self._emit = emit
-        self._queue: SimpleQueue[GenerateRequest] = SimpleQueue()
+        self._queue: SimpleQueue[GenerateRequest | Question] = SimpleQueue()
         self._lock = threading.Lock()
         self._wanted: set[str] = set()
         self._ready: dict[str, _Ready] = {}
         self._busy: tuple[str, float] | None = None  # request in work and when it was begun, monotonic seconds
 
-    def submit(self, request: GenerateRequest) -> None:
-        """Prepare this request after those before it."""
+    def submit(self, request: GenerateRequest | Question) -> None:
+        """Prepare this request, or answer this question, after those before it."""
         with self._lock:
             self._wanted.add(request.request_id)
         self._queue.put(request)
@@ -127,20 +127,28 @@ class Preparer:
                 wanted = request.request_id in self._wanted
             if wanted:
                 self._busy = request.request_id, time.monotonic()
-                self._prepare(request)
+                try:
+                    self._prepare(request) if isinstance(request, GenerateRequest) else self._answer(request)
+                except ApiError as error:
+                    self._refuse(request, error)
+                except Exception:  # noqa: BLE001  # whatever native code or a template raised: not the thread
+                    self._refuse(request, EngineFailed("The prompt could not be prepared."))
                 self._busy = None
 
+    def _answer(self, question: Question) -> None:
+        if not isinstance(question, EncodeRequest):
+            raise InvalidRequest("This model generates text; it has no embeddings and no scores.", param="model")
+        answer = self._encoder.answer(question)
+        with self._lock:
+            wanted = question.request_id in self._wanted
+            self._wanted.discard(question.request_id)
+        if wanted:
+            self._emit(Told(request_id=question.request_id, answer=answer))
+
     def _prepare(self, request: GenerateRequest) -> None:
-        try:
-            ignored = self._encoder.unread(request)
-            prompt = self._encoder.encode(request)
-            guide = self._grammars.guide(request.constraint) if request.constraint is not None else None
-        except ApiError as error:
-            self._refuse(request, error)
-            return
-        except Exception:  # noqa: BLE001  # whatever native code or a template raised: this request, not the thread
-            self._refuse(request, EngineFailed("The prompt could not be prepared."))
-            return
+        ignored = self._encoder.unread(request)
+        prompt = self._encoder.encode(request)
+        guide = self._grammars.guide(request.constraint) if request.constraint is not None else None
         max_tokens = min(request.max_tokens, self._context - len(prompt))
         with self._lock:
             if request.request_id not in self._wanted:
@@ -151,7 +159,7 @@ class Preparer:
             Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens, ignored=ignored)
         )
 
-    def _refuse(self, request: GenerateRequest, error: ApiError) -> None:
+    def _refuse(self, request: GenerateRequest | Question, error: ApiError) -> None:
         with self._lock:
             self._wanted.discard(request.request_id)
         self._emit(Refused(request_id=request.request_id, error=error.info))

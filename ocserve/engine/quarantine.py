@@ -14,9 +14,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 import msgspec
+from msgspec.structs import replace
 
 from ocserve.errors import RequestQuarantined
-from ocserve.generation import GenerateRequest
+from ocserve.generation import GenerateRequest, Question
 
 CRASHES = 2
 FORGET_AFTER_S = 3600.0
@@ -33,19 +34,11 @@ class Quarantine:
         self._clock = clock
         self._suspects: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
 
-    def digest(self, request: GenerateRequest) -> bytes:
-        """What identifies the work that a request asks for, whoever sends it."""
-        work = _encoder.encode(
-            (
-                request.prompt,
-                request.sampling,
-                request.max_tokens,
-                request.stop,
-                request.choices,
-                request.constraint,
-            )
-        )
-        return hmac.new(self._key, work, hashlib.sha256).digest()
+    def digest(self, work: GenerateRequest | Question) -> bytes:
+        """What identifies the work that is asked for, whoever asks."""
+        anonymous = {"request_id": "", "salt": b""}
+        named = {name: value for name, value in anonymous.items() if name in work.__struct_fields__}
+        return hmac.new(self._key, _encoder.encode(replace(work, **named)), hashlib.sha256).digest()
 
     def check(self, digest: bytes) -> None:
         """Raise `RequestQuarantined` for work that was in flight at two crashes."""

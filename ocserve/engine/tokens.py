@@ -10,14 +10,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ocserve.chat.messages import unread
-from ocserve.chat.specials import Segment, SpecialToken, SpecialTokens
+from ocserve.chat.specials import Segment, SpecialToken, SpecialTokens, Text
 from ocserve.chat.template import ChatTemplate
 from ocserve.engine.encodings import PlainTokenizer
 from ocserve.engine.llama import Vocab
 from ocserve.engine.turns import Opening, Quoter, Turns
 from ocserve.errors import ContextLengthExceeded, InvalidRequest
-from ocserve.generation import ChatPrompt, FillPrompt, GenerateRequest, Message, TextPrompt, TokenPrompt
+from ocserve.generation import (
+    ChatPrompt,
+    Encoded,
+    EncodeRequest,
+    FillPrompt,
+    GenerateRequest,
+    Message,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 
+# Of text in one question: some tokenizers take a second for a few megabytes, and other requests wait behind it.
+_MOST_ASKED_BYTES = 4 * 1024 * 1024
+# The field that a refusal names.
+_FIELDS = {ChatPrompt: "messages", TextPrompt: "prompt", TokenPrompt: "prompt", FillPrompt: "prompt"}
 # Two prompts for an answer, of which the words differ: what they end with is the template's.
 _PROBES = ("probe", "other words")
 
@@ -64,26 +78,13 @@ class PromptEncoder:
 
     def encode(self, request: GenerateRequest) -> tuple[int, ...]:
         """The prompt's ids; raises `InvalidRequest` where it cannot be rendered or does not fit the context."""
-        match request.prompt:
-            case ChatPrompt(messages=messages):
-                field = "messages"
-                if self._template is None:
-                    raise InvalidRequest("This model has no chat template; use /v1/completions.", param=field)
-                self._check_size(sum(len(message.content.encode()) for message in messages), field)
-                ids = self._with_bos(self._specials.encode(self._render(messages, request.salt), self.plain))
-            case TextPrompt(text=text):
-                field = "prompt"
-                # Partitioned here: llama.cpp's own search for special tokens takes quadratic time.
-                self._check_size(len(text.encode()), field)
-                ids = self._with_bos(self._specials.encode(self._specials.partition(text), self.plain))
-            case TokenPrompt(tokens=tokens):
-                field = "prompt"
-                ids = self._checked(tokens)
-            case FillPrompt():
-                raise InvalidRequest("This model cannot fill in the middle.", param="suffix")
+        field = _FIELDS[type(request.prompt)]
+        self._check_size(request.prompt, field)
+        ids, _ = self._encoded(request.prompt, request.salt)
+        ids = self._with_bos(ids)
         if not ids:
             raise InvalidRequest("The prompt is empty and this model has no token to begin with.", param=field)
-        if len(ids) >= self._context:
+        if len(ids) >= self._context + (request.max_tokens == 0):  # which needs no room for an answer
             raise ContextLengthExceeded(limit=self._context, prompt_tokens=len(ids), param=field)
         for token in request.sampling.logit_bias:
             if token >= self._vocab.size:
@@ -92,9 +93,73 @@ class PromptEncoder:
                 )
         return tuple(ids)
 
-    def _check_size(self, size_bytes: int, field: str) -> None:
+    def answer(self, question: EncodeRequest) -> Encoded:
+        """What a prompt is in tokens, whether or not it fits the context; raises as `encode`."""
+        prompt = question.prompt
+        if _size_bytes(prompt) > _MOST_ASKED_BYTES:
+            raise InvalidRequest(
+                f"At most {_MOST_ASKED_BYTES} bytes of text are tokenised at once.", param=_FIELDS[type(prompt)]
+            )
+        if question.plain and isinstance(prompt, TextPrompt):
+            ids, text = self._content(prompt.text), prompt.text
+        else:
+            ids, text = self._encoded(prompt, question.salt)
+        if question.add_bos and not isinstance(prompt, TokenPrompt):
+            ids = self._with_bos(ids)
+        pieces = tuple(map(self._vocab.spelled, ids))
+        return Encoded(
+            tokens=tuple(ids), pieces=pieces, text=b"".join(pieces).decode(errors="replace") if text is None else text
+        )
+
+    def _encoded(self, prompt: Prompt, salt: bytes) -> tuple[list[int], str | None]:
+        """A prompt's ids, without what this model's prompts begin with, and its text where that is known."""
+        match prompt:
+            case ChatPrompt(messages=messages):
+                if self._template is None:
+                    raise InvalidRequest("This model has no chat template; use /v1/completions.", param="messages")
+                segments = self._render(messages, salt)
+                return self._specials.encode(segments, self.plain), "".join(segment.text for segment in segments)
+            case TextPrompt(text=text):
+                # Partitioned here: llama.cpp's own search for special tokens takes quadratic time.
+                return self._specials.encode(self._specials.partition(text), self.plain), text
+            case TokenPrompt(tokens=tokens):
+                return self._checked(tokens), None
+            case FillPrompt():
+                return self._filled(prompt), None
+
+    def _content(self, text: str) -> list[int]:
+        """Ids of text that never becomes a control token."""
+        cuts = tuple(start + 1 for start in self._specials.starts(text))
+        return self._specials.encode((Text(text, cuts),), self.plain) if text else []
+
+    def _filled(self, prompt: FillPrompt) -> list[int]:
+        """Prefix, suffix, middle, as the models were trained; other files before them, each with its name."""
+        fill = self._vocab.fill
+        if fill is None:
+            raise InvalidRequest(
+                "This model's vocabulary has no tokens for filling in the middle.",
+                param="suffix",
+                code="unsupported_parameter",
+            )
+        ids = []
+        if prompt.files:
+            ids += [fill.repository, *self._content("repository\n")] if fill.repository is not None else []
+            for name, text in prompt.files:
+                ids += [fill.file] if fill.file is not None else []
+                ids += self._content(f"{name}\n{text}\n")
+            ids += [fill.file, *self._content("current\n")] if fill.file is not None else []
+        return [
+            *ids,
+            fill.prefix,
+            *self._content(prompt.prefix),
+            fill.suffix,
+            *self._content(prompt.suffix),
+            fill.middle,
+        ]
+
+    def _check_size(self, prompt: Prompt, field: str) -> None:
         """Refuse what cannot fit however it is tokenised, before time is spent on it."""
-        at_least = size_bytes // self._longest_piece
+        at_least = _size_bytes(prompt) // self._longest_piece
         if at_least >= self._context:
             raise ContextLengthExceeded(limit=self._context, prompt_tokens=at_least, param=field, at_least=True)
 
@@ -137,3 +202,16 @@ class PromptEncoder:
                     f"Token {token} is outside this model's vocabulary of {self._vocab.size}.", param=f"prompt[{index}]"
                 )
         return list(tokens)
+
+
+def _size_bytes(prompt: Prompt) -> int:
+    """Bytes of the text that a client wrote; 0 for token ids, of which none are to be made."""
+    match prompt:
+        case ChatPrompt(messages=messages):
+            return sum(len(message.content.encode()) for message in messages)
+        case TextPrompt(text=text):
+            return len(text.encode())
+        case TokenPrompt():
+            return 0
+        case FillPrompt(prefix=prefix, suffix=suffix, files=files):
+            return sum(len(text.encode()) for text in (prefix, suffix, *(part for file in files for part in file)))

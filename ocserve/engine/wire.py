@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from ocserve.errors import ErrorInfo
-from ocserve.generation import GenerateEvent, GenerateRequest
+from ocserve.generation import Answer, GenerateEvent, GenerateRequest, Question
 from ocserve.machine import Device as Device
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -69,17 +69,27 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     request_id: str
 
 
+class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
+    """Answer at once, without a slot; the answer is `Told` or `Refused`."""
+
+    question: Question
+
+
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
-    """Forget a request in whatever phase; a started one ends with `Finished(reason="cancelled")`."""
+    """Forget a request or a question in whatever phase; a started one ends with `Finished(reason="cancelled")`."""
 
     request_id: str
 
 
-FrontMessage = Load | Prepare | Start | Cancel
+FrontMessage = Load | Prepare | Start | Ask | Cancel
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine knows of itself once it is ready."""
+    """What an engine knows of itself once it is ready.
+
+    `chat_template` is the source of what it renders messages with, also where that is of no use; `bos` and `eos` are
+    the texts of these tokens, empty where there are none; `fim`: whether it can fill in the middle.
+    """
 
     architecture: str
     description: str
@@ -96,7 +106,11 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     llama_cpp: str
     has_chat_template: bool
     load_s: float
+    chat_template: str | None = None
     chat_template_problem: str | None = None
+    bos: str = ""
+    eos: str = ""
+    fim: bool = False
     tokenizer: Literal["tiktoken", "llama.cpp"] = "llama.cpp"
     tokenizer_reason: str | None = None  # why it is not the faster one
     unused_gpus: tuple[str, ...] = ()  # makers of GPUs that are here while every layer is on the CPU unasked
@@ -122,7 +136,16 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
     ignored: tuple[str, ...] = ()
 
 
+class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
+    """The answer to a question."""
+
+    request_id: str
+    answer: Answer
+
+
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """A request that cannot run, or a question that cannot be answered."""
+
     request_id: str
     error: ErrorInfo
 
@@ -175,7 +198,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
     prepare_age_s: float = 0.0
 
 
-EngineMessage = Ready | LoadFailed | Prepared | Refused | Step | Heartbeat
+EngineMessage = Ready | LoadFailed | Prepared | Told | Refused | Step | Heartbeat
 
 _encoder = msgspec.msgpack.Encoder()
 _front_decoder: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)

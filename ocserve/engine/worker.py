@@ -93,6 +93,8 @@ class Worker:
             match message:
                 case wire.Prepare(request=request):
                     preparer.submit(request)
+                case wire.Ask(question=question):
+                    preparer.submit(question)
                 case wire.Start(request_id=request_id):
                     group = preparer.take(request_id)
                     if group is not None:

@@ -1,7 +1,8 @@
 """An engine process without a model: speaks the real wire, does what the prompt's text says.
 
 `emit N`: N deltas, then `Finished`. `emit N crash`: N deltas, then abort. `crash-in-prepare`, `stuck-in-prepare`,
-`refuse`. Each delta is one word; a delta leaves every millisecond. `load-fails` as the model path refuses the load.
+`refuse`. Each delta is one word; a delta leaves every millisecond. Questions: a token for each word, or `crash`,
+`never`, `refuse`. `load-fails` as the model path refuses the load.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from ocserve.engine import wire
 from ocserve.engine.process import confine, inherited_socket
 from ocserve.errors import EngineFailed, InvalidRequest
 from ocserve.generation import (
+    Encoded,
+    EncodeRequest,
     Finished,
     FinishReason,
     GenerateEvent,
     GenerateRequest,
+    Question,
     Started,
     TextDelta,
     TextPrompt,
@@ -76,6 +80,8 @@ class Script:
                 threading.Thread(target=self.prepare, args=(request,), daemon=True).start()
             case wire.Start(request_id=request_id):
                 threading.Thread(target=self.generate, args=(self.prepared.pop(request_id),), daemon=True).start()
+            case wire.Ask(question=question):
+                threading.Thread(target=self.answer, args=(question,), daemon=True).start()
             case wire.Cancel(request_id=request_id):
                 self.cancelled.add(request_id)
 
@@ -96,6 +102,21 @@ class Script:
             return
         self.prepared[request.request_id] = request
         self.send(wire.Prepared(request_id=request.request_id, prompt_tokens=len(words), max_tokens=request.max_tokens))
+
+    def answer(self, question: Question) -> None:
+        """One token for each word of a text."""
+        assert isinstance(question, EncodeRequest)
+        words = text_of(question)
+        if words == ["crash"]:
+            os.abort()
+        if words == ["never"]:
+            return
+        if words == ["refuse"]:
+            error = InvalidRequest("refused as asked", param="prompt").info
+            self.send(wire.Refused(request_id=question.request_id, error=error))
+            return
+        answer = Encoded(tokens=tuple(range(len(words))), pieces=(), text="")
+        self.send(wire.Told(request_id=question.request_id, answer=answer))
 
     def generate(self, request: GenerateRequest) -> None:
         words = text_of(request)
@@ -133,7 +154,7 @@ class Script:
             time.sleep(0.1)
 
 
-def text_of(request: GenerateRequest) -> list[str]:
+def text_of(request: GenerateRequest | EncodeRequest) -> list[str]:
     assert isinstance(request.prompt, TextPrompt)
     return request.prompt.text.split()
 

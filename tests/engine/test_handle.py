@@ -20,6 +20,8 @@ from ocserve.engine.handle import EngineHandle, LoadError, Supervision
 from ocserve.engine.wire import EngineSpec
 from ocserve.errors import ApiError, EngineCrashed, InvalidRequest, RequestQuarantined
 from ocserve.generation import (
+    Encoded,
+    EncodeRequest,
     Failed,
     Finished,
     GenerateEvent,
@@ -306,3 +308,36 @@ async def test_one_stuck_preparation_is_blamed_alone(monkeypatch: pytest.MonkeyP
         with pytest.raises(RequestQuarantined):
             await engine.prepare(request("stuck-in-prepare"))
         await engine.prepare(request("emit 100000"))  # the bystander's work was there both times and is not refused
+
+
+def question(text: str) -> EncodeRequest:
+    return EncodeRequest(request_id=f"q_{text}", model="m", prompt=TextPrompt(text=text))
+
+
+async def test_questions_are_answered_beside_generations() -> None:
+    async with handle() as engine:
+        generation = asyncio.create_task(run(engine, request("emit 50")))
+        answer = await engine.ask(question("how many words"))
+        assert isinstance(answer, Encoded)
+        assert len(answer.tokens) == 3
+        with pytest.raises(InvalidRequest) as refusal:
+            await engine.ask(question("refuse"))
+        assert refusal.value.param == "prompt"
+        assert isinstance((await generation)[-1], Finished)
+
+
+async def test_a_question_that_kills_the_engine_is_answered_and_remembered() -> None:
+    async with handle() as engine:
+        for _ in range(2):
+            with pytest.raises(EngineCrashed):
+                await engine.ask(question("crash"))
+        with pytest.raises(RequestQuarantined):
+            await engine.ask(question("crash"))
+        assert isinstance(await engine.ask(question("fine")), Encoded)
+
+
+async def test_a_question_that_nobody_waits_for_any_more_is_forgotten() -> None:
+    async with handle() as engine:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.ask(question("never")), 0.2)
+        assert not engine._flights

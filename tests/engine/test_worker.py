@@ -13,9 +13,12 @@ import pytest
 
 from ocserve.engine.handle import EngineHandle, LoadError, Supervision
 from ocserve.engine.wire import EngineSpec
-from ocserve.errors import ContextLengthExceeded
+from ocserve.errors import ContextLengthExceeded, InvalidRequest
 from ocserve.generation import (
     ChatPrompt,
+    EmbedRequest,
+    Encoded,
+    EncodeRequest,
     Finished,
     GenerateRequest,
     Message,
@@ -121,3 +124,18 @@ async def test_an_impossible_context_length_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="context length"):
         async with engine(path, 512):
             pass
+
+
+async def test_questions_are_answered_without_a_slot(tiny_model: Path) -> None:
+    async with engine(tiny_model, 128) as handle:
+        prompt = ChatPrompt(messages=(Message(role="user", content="Hello"),))
+        answer = await handle.ask(EncodeRequest(request_id="q1", model="m", prompt=prompt))
+        assert isinstance(answer, Encoded)
+        prepared = await handle.prepare(request("r", prompt))
+        assert prepared.prompt_tokens == len(answer.tokens)
+        with pytest.raises(InvalidRequest) as refusal:
+            await handle.ask(EmbedRequest(request_id="q2", model="m", inputs=(TextPrompt(text="Hello"),)))
+        assert refusal.value.param == "model"
+        assert handle.facts is not None
+        assert (handle.facts.bos, handle.facts.eos, handle.facts.fim) == ("<|endoftext|>", "<|im_end|>", False)
+        assert handle.facts.chat_template == tiny.CHATML
