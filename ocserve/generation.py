@@ -291,7 +291,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     cached_tokens: int = 0
 
 
-class TokenChance(msgspec.Struct, frozen=True):
+class TokenChance(msgspec.Struct, frozen=True, array_like=True):
     """A token, its bytes, and its natural log-probability before any sampler changed the distribution."""
 
     id: int

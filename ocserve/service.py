@@ -35,11 +35,9 @@ from ocserve.generation import (
     GenerateEvent,
     GenerateRequest,
     Question,
-    ReasoningDelta,
     RequestRecord,
     Started,
     TextDelta,
-    ToolCallDelta,
     Usage,
 )
 from ocserve.modelcard import ServedModel

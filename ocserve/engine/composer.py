@@ -102,7 +102,7 @@ class Composer:
         fast_forward: bool = True,
     ) -> None:
         """A batch has at most `batch_tokens` rows, and `outputs` of them may ask for a distribution: one for each of
-        `slots` sequences, the others for drafts."""
+        `slots` sequences, the others for drafts and for prompts of which each token is to be scored."""
         self._costs = costs
         self._batch_tokens = batch_tokens
         self._outputs = outputs
@@ -141,8 +141,9 @@ class Composer:
         if share.apart:
             return decode, ()
         rows = sum(chunk.rows for chunk in decode)
+        drafted = sum(len(chunk.drafts) for chunk in decode)
         left = share.rows - (rows - len(sequences))
-        return decode, self._prefill(prompts, min(max(left, LEAST_CHUNK), self._batch_tokens - rows), rows)
+        return decode, self._prefill(prompts, min(max(left, LEAST_CHUNK), self._batch_tokens - rows), rows, drafted)
 
     def _share(self, sequences: Ordered[Sequence], position: int) -> _Share:
         """How many rows of a prompt, of which `position` are computed, go beside a row for each of `sequences`."""
@@ -214,19 +215,22 @@ class Composer:
         """How many of a `run` of known tokens to compute in a step that has `rows` rows without them."""
         return worth_batching(run, self._costs.seconds, rows) if self._fast_forward and run > 0 else 0
 
-    def _prefill(self, prompts: Ordered[Sequence], budget: int, beside: int) -> tuple[Chunk, ...]:
-        """Chunks of `prompts` with at most `budget` rows, in a batch that has `beside` others."""
+    def _prefill(self, prompts: Ordered[Sequence], budget: int, beside: int, drafted: int = 0) -> tuple[Chunk, ...]:
+        """Chunks of `prompts` with at most `budget` rows, in a batch that has `beside` others, `drafted` among them."""
+        spare = self._outputs - self._slots - drafted  # distributions beyond that of each sequence's newest token
         if self._order == "joint":
-            return _shared_out(prompts, budget)
+            return _shared_out(prompts, budget, spare)
         chunks: list[Chunk] = []
         for sequence in prompts:
-            count = _chunk(sequence, budget, beside)
+            count = _chunk(sequence, budget, beside, spare)
             if count == 0 or (chunks and not self._joins(beside, count)):
                 break
             chunks.append(Chunk(sequence, count))
             beside += count
             budget -= count
-            if count < sequence.remaining:
+            if sequence.unscored:
+                spare -= count - 1
+            elif count < sequence.remaining:
                 break  # it goes on in the next step; nobody passes it
         return tuple(chunks)
 
@@ -249,32 +253,35 @@ def _least_miss(shares: Iterable[_Share], target_s: float) -> _Share:
     )
 
 
-def _chunk(sequence: Sequence, budget: int, beside: int) -> int:
+def _chunk(sequence: Sequence, budget: int, beside: int, spare: int) -> int:
     """How much of a prompt's rest to compute, up to where its state is to be kept if it is.
 
-    What takes a few steps is divided equally, unless that would divide a tile.
+    What takes a few steps is divided equally, unless that would divide a tile. Where each of its tokens asks for a
+    distribution, `spare` are to be had beside that of its newest token.
     """
     rest = sequence.remaining
     for stop in sequence.stops:
         if sequence.computed < stop:
             rest = stop - sequence.computed
             break
-    if budget <= 0:
+    most = min(budget, 1 + spare) if sequence.unscored else budget
+    if most <= 0:
         return 0
-    parts = -(-rest // budget)
-    equal, full = -(-rest // parts), min(rest, budget)
+    parts = -(-rest // most)
+    equal, full = -(-rest // parts), min(rest, most)
     divides_tile = beside + equal < TILE_ROWS <= beside + full
     return full if parts > _FEW_PARTS or divides_tile else equal
 
 
-def _shared_out(prompts: Ordered[Sequence], budget: int) -> tuple[Chunk, ...]:
+def _shared_out(prompts: Ordered[Sequence], budget: int, spare: int) -> tuple[Chunk, ...]:
     """Equal shares for all prompts; what a short one leaves goes to the others."""
     chunks = []
     left = sorted(prompts, key=lambda sequence: sequence.remaining)
     while left and budget > 0:
         share = max(1, budget // len(left))
         sequence = left.pop(0)
-        count = _chunk(sequence, min(share, budget), budget - share)
+        count = _chunk(sequence, min(share, budget), budget - share, spare)
         chunks.append(Chunk(sequence, count))
         budget -= count
+        spare -= count - 1 if sequence.unscored else 0
     return tuple(chunks)

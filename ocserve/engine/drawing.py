@@ -7,13 +7,13 @@ from ocserve.engine.context import Context
 from ocserve.engine.counts import Counts
 from ocserve.engine.emission import Emitter
 from ocserve.engine.kv import KvMemory
-from ocserve.engine.logprobs import RowLogprobs
+from ocserve.engine.logprobs import Logits, RowLogprobs
 from ocserve.engine.prefixes import Tokens, common_prefix
 from ocserve.engine.sampler import SamplerChain
 from ocserve.engine.composer import Chunk
 from ocserve.engine.slots import Sequence
 from ocserve.engine.speculation import verified
-from ocserve.generation import FinishReason, TokenLogprob
+from ocserve.generation import FinishReason, TokenChance, TokenLogprob
 
 
 class UnusableDistribution(Exception):
@@ -30,12 +30,31 @@ class Drawing:
         self._counts = counts
         self._logprob: TokenLogprob | None = None  # of the token that was drawn last, if it is asked for
 
+    def score(self, chunk: Chunk, row: int) -> None:
+        """Read the log-probabilities of a prompt's tokens behind each of a computed chunk's rows, the first at `row`.
+
+        Raises `UnusableDistribution`.
+        """
+        sequence, best = chunk.sequence, chunk.sequence.group.request.prompt_logprobs
+        assert best is not None
+        known, prompt = sequence.prompt_logprobs, sequence.prompt
+        if not known:
+            known.append(TokenLogprob(chosen=TokenChance(prompt[0], self._emitter.piece(prompt[0]), 0.0)))
+        end = sequence.computed  # a sequence that was preempted computes what is known of again
+        for position in range(max(end - chunk.count, len(known) - 1), min(end, len(prompt) - 1)):
+            logprobs = RowLogprobs(self._usable(row + position - end + chunk.count), best, self._emitter.piece)
+            known.append(logprobs.of(prompt[position + 1]))
+        if not sequence.unscored:
+            self._emitter.scored(sequence)
+
     def take(self, chunk: Chunk, row: int) -> FinishReason | None:
         """Sample behind the newest token and behind each draft that the sample before confirmed.
 
         Raises `UnusableDistribution` or `GuideError`.
         """
         sequence, known = chunk.sequence, chunk.sequence.length
+        if not sequence.room:
+            return "length"  # nothing but the prompt was asked for
         reason: FinishReason | None = None
         for token in verified(chunk.drafts, lambda draft: self._draw(sequence, row + draft)):
             reason = self._emitter.take(sequence, token, self._logprob)
@@ -63,17 +82,21 @@ class Drawing:
         self._counts.accepted += accepted
 
     def _draw(self, sequence: Sequence, row: int) -> int:
-        # NaN or all -inf would abort the process inside the sampler; it ends this sequence only.
-        if not self._context.usable(row):
-            raise UnusableDistribution("The model produced no usable distribution for this sequence.")
+        logits = self._usable(row)
         best = sequence.group.request.logprobs
         if best is None:
             self._logprob = None
             return self._sampled(sequence, row)
-        logprobs = RowLogprobs(self._context.logits(row), best, self._emitter.piece)  # before a mask is laid over them
+        logprobs = RowLogprobs(logits, best, self._emitter.piece)  # before a mask is laid over them
         token = self._sampled(sequence, row)
         self._logprob = logprobs.of(token)
         return token
+
+    def _usable(self, row: int) -> Logits:
+        # NaN or all -inf would abort the process inside the sampler; it ends this sequence only.
+        if not self._context.usable(row):
+            raise UnusableDistribution("The model produced no usable distribution for this sequence.")
+        return self._context.logits(row)
 
     def _sampled(self, sequence: Sequence, row: int) -> int:
         if sequence.guide is not None:

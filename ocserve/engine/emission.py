@@ -15,6 +15,7 @@ from ocserve.generation import (
     Finished,
     FinishReason,
     GenerateEvent,
+    PromptLogprobs,
     Started,
     TextDelta,
     TokenLogprob,
@@ -47,6 +48,11 @@ class Emitter:
             group.started = True
             event = Started(prompt_tokens=len(sequence.prompt), cached_tokens=group.cached_tokens or 0)
             self._events.append((group.id, event))
+
+    def scored(self, sequence: Sequence) -> None:
+        """All that was asked of the prompt's tokens is known."""
+        event = PromptLogprobs(tokens=tuple(sequence.prompt_logprobs), index=sequence.index)
+        self._events.append((sequence.id, event))
 
     def take(self, sequence: Sequence, token: int, logprob: TokenLogprob | None = None) -> FinishReason | None:
         """Add a token of the answer, emit what became visible, and say whether and why it is the last."""

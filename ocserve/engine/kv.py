@@ -177,7 +177,7 @@ class KvMemory:
 
     def expect(self, sequence: Sequence, others: Iterable[Sequence]) -> None:
         """Estimate how much of its tokens it will share, with what is resident and with what `others` compute."""
-        if not self._sharing or sequence.parked is not None:
+        if not self._shares(sequence) or sequence.parked is not None:
             sequence.expected = 0
             return
         tokens = sequence.tokens(0, sequence.length)
@@ -190,6 +190,10 @@ class KvMemory:
                     known = max(known, shared)
         sequence.expected = min(known, sequence.length - 1)
 
+    def _shares(self, sequence: Sequence) -> bool:
+        """Whether it may take what others computed: not while a distribution is wanted for each of its tokens."""
+        return self._sharing and not sequence.unscored
+
     def _held_by_running(self, holder: int, matched: int) -> int:
         """What a sequence would share with running ones: kept cells count as free until somebody takes them."""
         if holder not in self._running:
@@ -198,7 +202,9 @@ class KvMemory:
 
     def awaits(self, sequence: Sequence, ahead: Iterable[Sequence]) -> bool:
         """Whether somebody `ahead` is about to compute a prefix that this sequence would otherwise compute again."""
-        if not self._sharing or sequence.parked is not None:
+        if sequence.index and sequence.group.members[0].unscored:
+            return True  # what is asked of the prompt comes before any text
+        if not self._shares(sequence) or sequence.parked is not None:
             return False
         match = self._match(sequence, sequence.tokens(0, sequence.length))
         resident = match[1] if match else 0
@@ -219,7 +225,7 @@ class KvMemory:
         sequence.expected = 0
         if sequence.parked is not None and self._unpark(sequence, sequence.parked):
             return
-        if not self._sharing:
+        if not self._shares(sequence):
             return
         tokens = sequence.tokens(0, sequence.length)
         resident = self._take_resident(sequence, tokens)

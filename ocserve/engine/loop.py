@@ -7,7 +7,7 @@ its inbox and costs no CPU, apart from storing kept prefixes once after a while.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -253,7 +253,8 @@ class EngineLoop:
         self._counts.resumed += resumed
         group = sequence.group
         if group.cached_tokens is None:
-            group.cached_tokens = min(sequence.computed, len(sequence.prompt))
+            scored = group.request.prompt_logprobs is not None  # its first choice computes all of the prompt
+            group.cached_tokens = 0 if scored else min(sequence.computed, len(sequence.prompt))
 
     def _announce(self) -> None:
         """Clients learn that their prompts are being computed, not that they have been."""
@@ -265,7 +266,7 @@ class EngineLoop:
 
     def _compute(self, decode: list[Chunk], prefill: tuple[Chunk, ...]) -> None:
         chunks = [*decode, *prefill]
-        rows, first_output = _rows(chunks)
+        rows, starts, newest = _rows(chunks)
         if not self._kv.make_room(len(rows)):
             raise EngineBroken("the plan exceeds the pool")
         for chunk in chunks:
@@ -283,16 +284,26 @@ class EngineLoop:
         cells = sum(chunk.cells for chunk in chunks)
         self._costs.observe(len(rows), cells, threads, max(time.perf_counter() - begun, 1e-6))
         self._account(decode, prefill)
-        sampled = [(chunk, row) for chunk, row in zip(chunks, first_output, strict=True) if row is not None]
+        sampled = [(chunk, row) for chunk, row in zip(chunks, newest, strict=True) if row is not None]
         for chunk in chunks:
             sequence = chunk.sequence
             self._kv.append(sequence, sequence.tokens(sequence.computed, sequence.computed + chunk.count))
+        self._score(zip(chunks, starts, strict=True))
         self._sample(sampled)
 
     def _account(self, decode: list[Chunk], prefill: tuple[Chunk, ...]) -> None:
         self._counts.step(len(decode), sum(chunk.count for chunk in decode), sum(chunk.count for chunk in prefill))
         for chunk in prefill:
             self._order.charge(chunk.sequence.tenant, chunk.count)
+
+    def _score(self, chunks: Iterable[tuple[Chunk, int]]) -> None:
+        """Read what is wanted of prompts from the rows of their chunks, which begin at the given ones."""
+        for chunk, start in chunks:
+            if chunk.sequence.unscored:
+                try:
+                    self._drawing.score(chunk, start)
+                except UnusableDistribution as error:
+                    self._fail(chunk.sequence, EngineFailed(str(error)))
 
     def _sample(self, sampled: list[tuple[Chunk, int]]) -> None:
         usable = not sampled
@@ -348,16 +359,18 @@ class EngineLoop:
             self._fail(chunks[-1].sequence, EngineFailed("The engine could not compute this sequence."))
 
 
-def _rows(chunks: list[Chunk]) -> tuple[list[Row], list[int | None]]:
-    """The batch, and for each chunk the row of its first distribution, None if it asks for none."""
+def _rows(chunks: list[Chunk]) -> tuple[list[Row], list[int], list[int | None]]:
+    """The batch, and for each chunk its first row and that of its newest token, None if that is not among them."""
     rows: list[Row] = []
-    first_output: list[int | None] = []
+    starts: list[int] = []
+    newest: list[int | None] = []
     for chunk in chunks:
         sequence = chunk.sequence
         assert sequence.slot is not None
         begin, end = sequence.computed, sequence.computed + chunk.count
+        starts.append(len(rows))
         for position, token in enumerate(sequence.tokens(begin, end), start=begin):
-            rows.append(Row(token, position, sequence.slot, position + 1 == sequence.length))
-        first_output.append(len(rows) - 1 if end == sequence.length else None)
+            rows.append(Row(token, position, sequence.slot, position + 1 == sequence.length or sequence.unscored))
+        newest.append(len(rows) - 1 if end == sequence.length else None)
         rows += [Row(token, end + index, sequence.slot, True) for index, token in enumerate(chunk.drafts)]
-    return rows, first_output
+    return rows, starts, newest

@@ -27,6 +27,8 @@ _SEED_BITS = 64
 # The tokenizer of constraints is built before the first request, since that holds the GIL, unless it takes a second
 # and a hundred megabytes: then only once somebody asks for a constraint.
 _EARLY_GRAMMARS = 160_000
+# Tokens and alternatives of a prompt, all in one message: some tens of megabytes.
+_MOST_CHANCES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,12 @@ class Preparer:
     def _prepare(self, request: GenerateRequest) -> None:
         ignored = self._encoder.unread(request)
         prompt = self._encoder.encode(request)
+        if request.prompt_logprobs is not None and len(prompt) * (1 + request.prompt_logprobs) > _MOST_CHANCES:
+            raise InvalidRequest(
+                f"At most {_MOST_CHANCES} log-probabilities of a prompt are told at once; this one has {len(prompt)} "
+                "tokens.",
+                param="logprobs",
+            )
         guide = self._grammars.guide(request.constraint) if request.constraint is not None else None
         max_tokens = min(request.max_tokens, self._context - len(prompt))
         with self._lock:

@@ -139,6 +139,7 @@ class Sequence:
         self.parked: Parked | None = None
         self.stops: list[int] = []  # lengths, ascending, at which a chunk of its prompt must end
         self.phase = Phase.WAITING
+        self.prompt_logprobs: list[TokenLogprob] = []  # of its first tokens, as far as they are known
         self.unseen: list[Unseen] = []  # sampled tokens whose text is still held back
         self.drafted = self.accepted = 0
 
@@ -154,6 +155,12 @@ class Sequence:
     def wants_logprobs(self) -> bool:
         """Whether the distribution before every token of the answer is asked for."""
         return self.group.request.logprobs is not None
+
+    @property
+    def unscored(self) -> bool:
+        """Whether log-probabilities of the prompt are still to be computed: of one choice for all of its request."""
+        wanted = self.group.request.prompt_logprobs is not None and self.index == 0
+        return wanted and len(self.prompt_logprobs) < len(self.prompt)
 
     @property
     def length(self) -> int:

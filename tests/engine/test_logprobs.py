@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from ocserve.engine import llama
+from ocserve.engine import llama, scheduler
 from ocserve.engine.constraint import GrammarCompiler
 from ocserve.engine.logprobs import RowLogprobs
 from ocserve.engine.slots import Sequence
-from ocserve.generation import JsonConstraint, Sampling, TextDelta, TokenLogprob
+from ocserve.generation import Finished, JsonConstraint, PromptLogprobs, Sampling, TextDelta, TokenLogprob
 from tests import tiny
 from tests.engine.schedules import NO_END, Engine, FixedCosts, Oracle, load
 
@@ -180,3 +181,74 @@ def test_equal_alternatives_come_in_order_of_their_ids_and_impossible_ones_not_a
     assert [chance.id for chance in RowLogprobs(logits, 20, lambda token: b"").of(0).top] == [1, 2, 4, 0]
     total = sum(np.exp(row.of(token).chosen.logprob) for token in (0, 1, 2, 4))
     assert total == pytest.approx(1.0)
+
+
+def prompt_logprobs(engine: Engine, name: str) -> PromptLogprobs:
+    [found] = [event for event in engine.events[name] if isinstance(event, PromptLogprobs)]
+    first_text = next((i for i, event in enumerate(engine.events[name]) if isinstance(event, TextDelta)), None)
+    assert first_text is None or engine.events[name].index(found) < first_text
+    return found
+
+
+def check_prompt(logprobs: PromptLogprobs, model: llama.Model, prompt: list[int], best: int) -> None:
+    first, *rest = logprobs.tokens
+    assert (first.chosen.id, first.chosen.logprob, first.top) == (prompt[0], 0.0, ())
+    logits = Oracle(model).logits(prompt, 0, 32).astype(np.float64)
+    truth = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    assert len(rest) == len(prompt) - 1
+    for position, logprob in enumerate(rest):
+        row = truth[position]
+        assert logprob.chosen.id == prompt[position + 1]
+        assert logprob.chosen.logprob == pytest.approx(row[prompt[position + 1]], abs=CLOSE)
+        np.testing.assert_allclose([chance.logprob for chance in logprob.top], np.sort(row)[::-1][:best], atol=CLOSE)
+
+
+@pytest.mark.parametrize("order", ["serial", "joint"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_prompt_is_scored_beside_others(
+    tmp_path: Path, family: tiny.Family, order: Literal["serial", "joint"]
+) -> None:
+    """Nothing of it comes from the cache, batches ask for no more distributions than there are, others go on."""
+    model = load(tiny.write(tmp_path / "m.gguf", family))
+    engine = Engine(Path(), model=model, order=order, parallel=3, pool_tokens=1024, costs=FREE_ROWS)
+    long = [3 + (5 + 11 * index) % 250 for index in range(200)]
+    engine.submit("before", long, 5)
+    engine.run()
+    engine.submit("beside", PROMPT, 30, speculates=family != "recurrent")
+    engine.submit("scored", long, 10, prompt_logprobs=2, logprobs=1, choices=2)
+    engine.submit("plain", [*long, 9, 9], 10)
+    engine.run()
+    check_prompt(prompt_logprobs(engine, "scored"), model, long, 2)
+    end = engine.end("scored")
+    assert isinstance(end, Finished)
+    assert end.usage.cached_tokens == 0
+    assert len(engine.logprobs("scored")) == len(engine.logprobs("scored", 1)) == 10
+    assert all(isinstance(engine.end(name), Finished) for name in ("beside", "plain"))
+
+
+def test_a_prompt_alone_can_be_scored(model: llama.Model) -> None:
+    engine = Engine(Path(), model=model)
+    engine.submit("one", PROMPT, 0, prompt_logprobs=0)
+    engine.submit("bare", PROMPT, 0)
+    engine.run()
+    check_prompt(prompt_logprobs(engine, "one"), model, PROMPT, 0)
+    for name in ("one", "bare"):
+        end = engine.end(name)
+        assert isinstance(end, Finished)
+        assert (end.reason, end.usage.prompt_tokens, end.usage.completion_tokens) == ("length", len(PROMPT), 0)
+        assert not any(isinstance(event, TextDelta) for event in engine.events[name])
+
+
+@pytest.mark.parametrize("park_bytes", [0, 1 << 24])
+def test_a_preempted_prompt_is_scored_once(
+    model: llama.Model, park_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "GROWTH_TOKENS", 2)  # admit greedily, so that sequences have to be preempted
+    engine = Engine(Path(), model=model, pool_tokens=256, parallel=6, park_bytes=park_bytes)
+    prompts = [[3 + (13 * name + 7 * index) % 250 for index in range(60)] for name in range(12)]
+    for name, tokens in enumerate(prompts):
+        engine.submit(f"r{name}", tokens, 40, prompt_logprobs=1)
+    engine.run()
+    assert engine.loop.stats().preemptions > 0
+    for name, tokens in enumerate(prompts):
+        check_prompt(prompt_logprobs(engine, f"r{name}"), model, tokens, 1)
