@@ -13,21 +13,20 @@ own at chosen lengths (`freeze`) and stored whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
 
 from ocserve.engine.context import Context
 from ocserve.engine.prefixes import PrefixTree, Tokens, common_prefix
 from ocserve.engine.retention import Kept, Retention
 from ocserve.engine.slots import Parked, Sequence
-from ocserve.engine.tiers.blocks import BLOCK_TOKENS, block_keys, root_key
+from ocserve.engine.storage import Hits, Storage
+from ocserve.engine.tiers.blocks import BLOCK_TOKENS
 from ocserve.engine.tiers.tiers import Tiers
 
 # Shorter prefixes are not worth an id, a wait or a stop.
 LEAST_SHARED = 16
-# Blocks that are copied to the tiers before messages are looked at again: milliseconds each.
-_STORED_AT_ONCE = 4
-_STORED_ON_EVICTION = 16
+# Blocks that are restored before anything is computed again, and others' streams wait for: milliseconds each.
+RESTORED_AT_ONCE = 32
 
 
 class Reuse(Enum):
@@ -35,15 +34,6 @@ class Reuse(Enum):
 
     ANY_PREFIX = "any prefix"
     WHOLE_STATE = "the whole state"
-
-
-@dataclass(slots=True)
-class Hits:
-    """Tokens that were not computed because they were found, by where; counters since load."""
-
-    resident: int = 0
-    host: int = 0
-    disk: int = 0
 
 
 class KvMemory:
@@ -70,20 +60,27 @@ class KvMemory:
         self._reuse = reuse
         self._capacity = capacity
         self._window = window
-        self._tiers = tiers
-        self._identity = identity
         self._sharing = sharing
         self._tree = PrefixTree()
         self._retention = Retention(recompute_s)
-        # The last id is never held for long: blocks pass through it on their way from and to the tiers.
-        self._scratch = context.sequences - 1
         self._free_ids = list(range(context.sequences - 2, -1, -1))
         self._running: dict[int, Sequence] = {}
         self._kept: set[int] = set()
         self._salts: dict[int, bytes] = {}
-        self._unsaved: dict[int, int] = {}  # kept holders, oldest first, and how many of their first blocks to store
         self.hits = Hits()
         self.evictions = 0
+        self._storage = None
+        if tiers is not None:
+            self._storage = Storage(
+                context,
+                self._tree,
+                tiers,
+                self.hits,
+                identity=identity,
+                whole=reuse is Reuse.WHOLE_STATE,
+                scratch=context.sequences - 1,  # the last id is never held for long
+                make_room=self.make_room,
+            )
 
     # --- room -------------------------------------------------------------------------------------------------------
 
@@ -104,7 +101,7 @@ class KvMemory:
     @property
     def unsaved(self) -> bool:
         """Whether there is work for `save_some`."""
-        return bool(self._unsaved)
+        return self._storage is not None and self._storage.unsaved
 
     def room(self, wanted: int) -> int:
         """Cells that no running sequence holds; exact where fewer than `wanted` are free of kept prefixes too."""
@@ -133,9 +130,8 @@ class KvMemory:
             victim = min(kept, key=lambda each: each.cells).holder
         if victim is None:
             return False
-        if victim in self._unsaved:  # its beginning, if there was no time for all of it: a step waits for this
-            keys = self._keys(self._salts[victim], self._tree.tokens(victim))
-            self._store(victim, keys, range(min(_STORED_ON_EVICTION, len(keys))))
+        if self._storage is not None:
+            self._storage.save_beginning(victim)
         self._drop(victim)
         self.evictions += 1
         return True
@@ -150,7 +146,8 @@ class KvMemory:
         """Free a kept holder's cells and id."""
         self._kept.discard(holder)
         self._retention.forget(holder)
-        self._unsaved.pop(holder, None)
+        if self._storage is not None:
+            self._storage.forget(holder)
         self._close(holder)
 
     def _close(self, holder: int) -> None:
@@ -219,7 +216,7 @@ class KvMemory:
         return False
 
     def attach(self, sequence: Sequence) -> None:
-        """Take what memory and the tiers hold of the sequence's tokens; sets `computed`."""
+        """Take what memory holds of the sequence's tokens; sets `computed`, and `restoring` if the tiers have more."""
         assert sequence.slot is not None
         sequence.attached = True
         sequence.expected = 0
@@ -229,12 +226,22 @@ class KvMemory:
             return
         tokens = sequence.tokens(0, sequence.length)
         resident = self._take_resident(sequence, tokens)
-        stored = self._take_stored(sequence, tokens, resident)
-        sequence.computed = self._tree.length(sequence.slot)  # what a failed restore has left, too
-        sequence.stops = [stop for stop in sequence.stops if stop > sequence.computed]
-        self.hits.resident += resident if not stored or self._reuse is Reuse.ANY_PREFIX else 0
-        if self._reuse is Reuse.WHOLE_STATE:
-            self._plan_stops(sequence, tokens)
+        sequence.computed = resident
+        if self._storage is not None:
+            sequence.restoring = self._storage.find(sequence.tenant, tokens[:-1], resident + LEAST_SHARED)
+        if sequence.restoring is None or self._reuse is Reuse.ANY_PREFIX:
+            self.hits.resident += resident
+        self._choose_stops(sequence)
+
+    def restore_some(self, sequence: Sequence) -> None:
+        """Bring back some blocks of a sequence that is `restoring`; what a failed restore leaves is computed."""
+        assert self._storage is not None
+        assert sequence.restoring is not None
+        assert sequence.slot is not None
+        if not self._storage.restore(sequence, sequence.restoring, RESTORED_AT_ONCE):
+            sequence.restoring = None
+        sequence.computed = self._tree.length(sequence.slot)
+        self._choose_stops(sequence)
 
     def _match(self, sequence: Sequence, tokens: Tokens) -> tuple[int, int] | None:
         """The holder with the longest usable prefix of `tokens`, and its length. The last token is always computed."""
@@ -263,52 +270,6 @@ class KvMemory:
         self._retention.hit(donor)
         return length
 
-    def _take_stored(self, sequence: Sequence, tokens: Tokens, resident: int) -> int:
-        """Continue a resident prefix from the tiers; returns the length then reached, 0 if they had nothing more."""
-        if self._tiers is None:
-            return 0
-        assert sequence.slot is not None
-        whole = self._reuse is Reuse.WHOLE_STATE
-        keys = self._keys(sequence.tenant, tokens[:-1])
-        blocks = self._tiers.longest(keys, whole=whole)
-        if blocks * BLOCK_TOKENS < resident + LEAST_SHARED:
-            return 0
-        if whole:
-            return self._restore_whole(sequence, tokens, keys[blocks - 1], blocks * BLOCK_TOKENS)
-        reached = resident
-        for index in range(resident // BLOCK_TOKENS, blocks):
-            end = (index + 1) * BLOCK_TOKENS
-            self._tiers.prefetch(keys[index:blocks])
-            found = self._tiers.get(keys[index])
-            if found is None or not self.make_room(BLOCK_TOKENS) or not self._context.restore(self._scratch, found[0]):
-                break
-            self._context.share(self._scratch, sequence.slot, reached, end)
-            self._context.forget(self._scratch)
-            self._tree.append(sequence.slot, tokens[reached:end])
-            self._count(found[1], end - reached)
-            reached = end
-        return reached if reached > resident else 0
-
-    def _restore_whole(self, sequence: Sequence, tokens: Tokens, key: bytes, length: int) -> int:
-        assert self._tiers is not None
-        assert sequence.slot is not None
-        found = self._tiers.get(key)
-        if found is None or not self.make_room(length):
-            return 0
-        self._context.forget(sequence.slot)
-        self._tree.truncate(sequence.slot, 0)
-        if not self._context.restore(sequence.slot, found[0]):
-            return 0
-        self._tree.append(sequence.slot, tokens[:length])
-        self._count(found[1], length)
-        return length
-
-    def _count(self, tier: str, tokens: int) -> None:
-        if tier == "host":
-            self.hits.host += tokens
-        else:
-            self.hits.disk += tokens
-
     def append(self, sequence: Sequence, tokens: Tokens) -> None:
         """These tokens, the next of the sequence, have been computed."""
         assert sequence.slot is not None
@@ -325,12 +286,16 @@ class KvMemory:
 
     # --- lengths at which states are frozen ---------------------------------------------------------------------------
 
-    def _plan_stops(self, sequence: Sequence, tokens: Tokens) -> None:
-        """Where to keep the state of this prompt.
+    def _choose_stops(self, sequence: Sequence) -> None:
+        """Where to keep the state of this prompt, once all that is known of it is there.
 
         Where it parts from what is known, at its last whole block, and before its last token, so that the same prompt
         can be asked again.
         """
+        sequence.stops = [stop for stop in sequence.stops if stop > sequence.computed]
+        if self._reuse is Reuse.ANY_PREFIX or sequence.restoring is not None:
+            return
+        tokens = sequence.tokens(0, sequence.length)
         last = len(tokens) - 1
         known = self._tree.match(sequence.tenant, tokens[:-1])
         for stop in (known.length if known else 0, last // BLOCK_TOKENS * BLOCK_TOKENS, last):
@@ -377,8 +342,8 @@ class KvMemory:
                     self._drop(earlier)
         self._kept.add(holder)
         self._retention.keep(holder, hits)
-        if self._tiers is not None:
-            self._unsaved[holder] = self._tree.length(holder) // BLOCK_TOKENS
+        if self._storage is not None:
+            self._storage.keep(holder, self._salts[holder])
 
     def park(self, sequence: Sequence, budget_bytes: int) -> Parked | None:
         """Take a running sequence's cells away; returns what it had computed, None if that exceeds the budget."""
@@ -407,45 +372,9 @@ class KvMemory:
         sequence.computed = parked.length
         return True
 
-    # --- tiers ------------------------------------------------------------------------------------------------------
-
     def save_some(self) -> bool:
-        """Store some blocks of the oldest kept prefix; False if there are none. For times without work.
-
-        Its last blocks come first: what was stored last is given up last, and a prefix is worth its beginning. Each is
-        tried once, whatever becomes of those before it.
-        """
-        holder = next(iter(self._unsaved), None)
-        if holder is None:
-            return False
-        keys = self._keys(self._salts[holder], self._tree.tokens(holder))
-        end = min(self._unsaved[holder], len(keys))
-        begin = max(0, end - _STORED_AT_ONCE)
-        self._store(holder, keys, range(end - 1, begin - 1, -1))
-        if begin:
-            self._unsaved[holder] = begin
-        else:
-            del self._unsaved[holder]
-            if self._tiers is not None:
-                self._tiers.touch(keys)
-        return True
-
-    def _keys(self, salt: bytes, tokens: Tokens) -> list[bytes]:
-        return block_keys(root_key(self._identity, salt), tokens)
-
-    def _store(self, holder: int, keys: list[bytes], blocks: Iterable[int]) -> None:
-        """Copy to the tiers what they do not have of these blocks of a kept prefix, or its whole state."""
-        if self._tiers is None:
-            return
-        if self._reuse is Reuse.WHOLE_STATE:
-            if self._tree.length(holder) % BLOCK_TOKENS == 0 and keys and keys[-1] not in self._tiers:
-                self._tiers.put(keys[-1], self._context.save(holder).data)
-            return
-        for index in blocks:
-            if keys[index] not in self._tiers:
-                self._context.share(holder, self._scratch, index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
-                self._tiers.put(keys[index], self._context.save(self._scratch).data)
-                self._context.forget(self._scratch)
+        """Copy a few blocks of a kept prefix to the tiers; False if there are none. For times without work."""
+        return self._storage is not None and self._storage.save_some()
 
 
 def _add_stop(sequence: Sequence, stop: int) -> None:

@@ -238,23 +238,21 @@ class EngineLoop:
         """Prompts that can be computed now, in the order in which they are served."""
         ordered = self._order.sort(each for each in self._running if each.phase is Phase.PREFILL)
         ready: list[Sequence] = []
+        restored = False
         for index, sequence in enumerate(ordered):
             if not sequence.attached:
                 ahead = [*ordered[:index], *(later for later in ordered[index + 1 :] if later.attached)]
                 if self._kv.awaits(sequence, ahead):
                     continue
-                self._attach(sequence)
-            ready.append(sequence)
+                self._counts.resumed += sequence.parked is not None
+                self._kv.attach(sequence)
+            if sequence.restoring is not None and not restored:
+                self._kv.restore_some(sequence)
+                restored = True
+            if sequence.restoring is None:
+                _note_cached(sequence)
+                ready.append(sequence)
         return ready
-
-    def _attach(self, sequence: Sequence) -> None:
-        resumed = sequence.parked is not None
-        self._kv.attach(sequence)
-        self._counts.resumed += resumed
-        group = sequence.group
-        if group.cached_tokens is None:
-            scored = group.request.prompt_logprobs is not None  # its first choice computes all of the prompt
-            group.cached_tokens = 0 if scored else min(sequence.computed, len(sequence.prompt))
 
     def _announce(self) -> None:
         """Clients learn that their prompts are being computed, not that they have been."""
@@ -357,6 +355,14 @@ class EngineLoop:
             self._preempt(self._running[-1])
         else:
             self._fail(chunks[-1].sequence, EngineFailed("The engine could not compute this sequence."))
+
+
+def _note_cached(sequence: Sequence) -> None:
+    """How much of its prompt a request finds computed is what the first of its choices finds."""
+    group = sequence.group
+    if group.cached_tokens is None:
+        scored = group.request.prompt_logprobs is not None  # its first choice computes all of the prompt
+        group.cached_tokens = 0 if scored else min(sequence.computed, len(sequence.prompt))
 
 
 def _rows(chunks: list[Chunk]) -> tuple[list[Row], list[int], list[int | None]]:

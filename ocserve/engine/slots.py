@@ -70,6 +70,13 @@ class Parked:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """Leading blocks of a prompt that are being brought back, by their keys in the tiers."""
+
+    keys: list[bytes]
+
+
 class Unseen(NamedTuple):
     """A sampled token that no delta has told of yet."""
 
@@ -136,6 +143,7 @@ class Sequence:
         self.slot: int | None = None
         self.attached = False  # whether it has taken what memory holds of its tokens …
         self.expected = 0  # … and how many of them it is expected to share until then
+        self.restoring: Restoration | None = None
         self.parked: Parked | None = None
         self.stops: list[int] = []  # lengths, ascending, at which a chunk of its prompt must end
         self.phase = Phase.WAITING
@@ -215,6 +223,7 @@ class Sequence:
             self.computed = 0
             self.slot = None
             self.attached = False
+            self.restoring = None
             self.stops = []
 
     def close(self) -> None:

@@ -101,7 +101,8 @@ class PromptEncoder:
                 f"At most {_MOST_ASKED_BYTES} bytes of text are tokenised at once.", param=_FIELDS[type(prompt)]
             )
         if question.plain and isinstance(prompt, TextPrompt):
-            ids, text = self._content(prompt.text), prompt.text
+            ids: list[int] = self._content(prompt.text)
+            text: str | None = prompt.text
         else:
             ids, text = self._encoded(prompt, question.salt)
         if question.add_bos and not isinstance(prompt, TokenPrompt):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ocserve.engine import llama, scheduler
+from ocserve.engine import kv, llama, scheduler, storage
 from ocserve.engine.constraint import GrammarCompiler
 from ocserve.engine.context import Context, DecodeStatus, Row
+from ocserve.engine.tiers import blocks
 from ocserve.engine.tiers.host import HostTier
 from ocserve.engine.tiers.tiers import Tiers
 from ocserve.generation import Failed, Finished, JsonConstraint, Sampling, Started, TextDelta
@@ -355,3 +357,31 @@ def test_a_machine_without_cells_for_all_goes_on_with_fewer(engine: Engine, monk
         engine.submit(f"r{index}", prompt(20, first=7 * index), 30)
     engine.run()
     assert all(isinstance(engine.end(f"r{index}"), Finished) for index in range(4))
+
+
+def test_a_long_prefix_comes_back_while_others_go_on(model: llama.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks come a few at a time: nobody's next token waits for all of them."""
+    for module in (kv, storage, blocks):
+        monkeypatch.setattr(module, "BLOCK_TOKENS", 16)
+    monkeypatch.setattr(kv, "RESTORED_AT_ONCE", 3)
+    engine = Engine(Path(), model=model, pool_tokens=1024)
+    engine.submit("first", prompt(400), 5)
+    engine.run()
+    while engine.kv.save_some():
+        pass
+    engine.kv.drop_kept()
+    engine.submit("other", prompt(20, first=3), 200)
+    engine.loop.turn(wait=False)
+    again = engine.submit("again", prompt(400), 20)
+    tokens, reached = [], []
+    while not again.generated:
+        engine.loop.turn(wait=False)
+        tokens.append(len(engine.loop._running[0].generated))
+        reached.append(again.computed)
+    assert reached == [*(48 * turn for turn in range(1, 8)), 400]  # and the rest is computed at once
+    assert all(later > earlier for earlier, later in pairwise(tokens))
+    engine.run()
+    end = engine.end("again")
+    assert isinstance(end, Finished)
+    assert end.usage.cached_tokens == 384
+    Oracle(model).check(again)

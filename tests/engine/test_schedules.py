@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ocserve.engine import kv, llama, scheduler
+from ocserve.engine import kv, llama, scheduler, storage
 from ocserve.engine.slots import Sequence
 from ocserve.engine.tiers import blocks
 from ocserve.engine.tiers.disk import DiskTier
@@ -181,6 +181,8 @@ def test_random_schedules_serve_what_the_model_says_alone(
 ) -> None:
     monkeypatch.setattr(scheduler, "GROWTH_TOKENS", 2)  # admit greedily, so that sequences have to be preempted
     monkeypatch.setattr(kv, "BLOCK_TOKENS", 16)
+    monkeypatch.setattr(kv, "RESTORED_AT_ONCE", 2)
+    monkeypatch.setattr(storage, "BLOCK_TOKENS", 16)
     monkeypatch.setattr(blocks, "BLOCK_TOKENS", 16)
     totals: Counter[str] = Counter()
     for seed in seeds(full):
