@@ -208,6 +208,11 @@ class Vocab:
         """As `piece`, but control tokens as the vocabulary writes them."""
         return self.piece(token) or self._read_piece(token, special=True)
 
+    def dry_sampler(self, multiplier: float, base: float, allowed: int, window: int, breakers: list[bytes]) -> object:
+        """llama.cpp's DRY sampler, which looks its breakers up in the vocabulary."""
+        array = (ctypes.c_char_p * len(breakers))(*breakers)
+        return api.llama_sampler_init_dry(self._pointer, multiplier, base, allowed, window, array, len(breakers))
+
     def pieces(self) -> list[bytes]:
         """The bytes of every token, in order of their ids. Reads the whole vocabulary; nothing of it is kept."""
         return [self._read_piece(token) for token in range(self.size)]

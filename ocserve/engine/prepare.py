@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import Vocab
-from ocserve.engine.sampler import SamplerChain
+from ocserve.engine.sampler import Dry, DrySamplers, SamplerChain
 from ocserve.engine.slots import Group, Sequence
 from ocserve.engine.speculation import Speculator
 from ocserve.engine.tokens import PromptEncoder
@@ -37,6 +37,7 @@ class _Ready:
     prompt: tuple[int, ...]
     max_tokens: int
     guide: Guide | None
+    dry: Dry | None
 
 
 class Preparer:
@@ -56,6 +57,7 @@ class Preparer:
         self._encoder = encoder
         self._vocab = vocab
         self._grammars = grammars
+        self._dry = DrySamplers(vocab, context)
         self._context = context
         self._speculator = speculator
         self._emit = emit
@@ -95,6 +97,7 @@ class Preparer:
                 seed=(first_seed + index) % (1 << _SEED_BITS),
                 window=self._context,
                 prompt=ready.prompt,
+                dry=ready.dry,
             )
             Sequence(
                 group,
@@ -157,12 +160,13 @@ class Preparer:
                 param="logprobs",
             )
         guide = self._grammars.guide(request.constraint) if request.constraint is not None else None
+        dry = self._dry.get(request.sampling)
         max_tokens = min(request.max_tokens, self._context - len(prompt))
         with self._lock:
             if request.request_id not in self._wanted:
                 return
             self._wanted.discard(request.request_id)
-            self._ready[request.request_id] = _Ready(request, prompt, max_tokens, guide)
+            self._ready[request.request_id] = _Ready(request, prompt, max_tokens, guide, dry)
         self._emit(
             Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens, ignored=ignored)
         )

@@ -320,7 +320,7 @@ async def test_questions_are_answered_beside_generations() -> None:
         answer = await engine.ask(question("how many words"))
         assert isinstance(answer, Encoded)
         assert len(answer.tokens) == 3
-        with pytest.raises(InvalidRequest) as refusal:
+        with pytest.raises(ApiError) as refusal:
             await engine.ask(question("refuse"))
         assert refusal.value.param == "prompt"
         assert isinstance((await generation)[-1], Finished)
