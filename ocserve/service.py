@@ -35,9 +35,11 @@ from ocserve.generation import (
     GenerateEvent,
     GenerateRequest,
     Question,
+    ReasoningDelta,
     RequestRecord,
     Started,
     TextDelta,
+    ToolCallDelta,
     Usage,
 )
 from ocserve.modelcard import ServedModel

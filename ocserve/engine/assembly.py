@@ -24,7 +24,7 @@ from ocserve.engine.loop import EngineLoop
 from ocserve.engine.measure import stored_or_measured
 from ocserve.engine.prepare import Preparer
 from ocserve.engine.process import gpu_makers
-from ocserve.engine.speculation import Drafter, PromptLookup, Speculator
+from ocserve.engine.speculation import Drafter, PromptLookup
 from ocserve.engine.tiers.disk import DiskTier
 from ocserve.engine.tiers.host import HostTier
 from ocserve.engine.tiers.tiers import Tiers
@@ -84,7 +84,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
         model.vocab,
         GrammarCompiler(model.vocab, encoder.plain),
         context=context_tokens,
-        speculator=_speculation(spec, model, pool_tokens),
+        drafter=_speculation(spec, model, pool_tokens),
         emit=send,
     )
     facts = _facts(spec, model, context, costs, encoder, load_s=time.monotonic() - begun, problem=problem)
@@ -112,12 +112,12 @@ def _loop(spec: wire.EngineSpec, context: Context, kv: KvMemory, costs: CostMode
 
 def _speculation(
     spec: wire.EngineSpec, model: llama.Model, pool_tokens: int
-) -> Callable[[tuple[int, ...]], Speculator] | None:
-    """What makes a prompt's speculator; None where nothing is to be drafted or drafts could not be taken back."""
+) -> Callable[[tuple[int, ...]], Drafter] | None:
+    """What makes a prompt's drafter; None where nothing is to be drafted or drafts could not be taken back."""
     if spec.speculation == "off" or model.recurrent or model.hybrid:
         return None
     if spec.draft_path is None:
-        return lambda prompt: Speculator(PromptLookup(prompt))
+        return PromptLookup
     log = llama.LoadLog()
     drafts = DraftModel(
         llama.Model(spec.draft_path, gpu_layers=spec.gpu_layers, log=log),
@@ -129,12 +129,12 @@ def _speculation(
     )
     log.close()
 
-    def speculator(prompt: tuple[int, ...]) -> Speculator:
-        drafter: Drafter = drafts.open() or PromptLookup()
-        drafter.extend(prompt)
-        return Speculator(drafter)
+    def drafter(prompt: tuple[int, ...]) -> Drafter:
+        made: Drafter = drafts.open() or PromptLookup()
+        made.extend(prompt)
+        return made
 
-    return speculator
+    return drafter
 
 
 def _context(model: llama.Model, spec: wire.EngineSpec, pool_tokens: int) -> Context:

@@ -15,9 +15,10 @@ from queue import SimpleQueue
 
 from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import Vocab
+from ocserve.engine.prediction import Prediction
 from ocserve.engine.sampler import Dry, DrySamplers, SamplerChain
 from ocserve.engine.slots import Group, Sequence
-from ocserve.engine.speculation import Speculator
+from ocserve.engine.speculation import Drafter, Speculator
 from ocserve.engine.tokens import PromptEncoder
 from ocserve.engine.wire import Prepared, Refused, Told
 from ocserve.errors import ApiError, EngineFailed, InvalidRequest
@@ -27,6 +28,7 @@ _SEED_BITS = 64
 # The tokenizer of constraints is built before the first request, since that holds the GIL, unless it takes a second
 # and a hundred megabytes: then only once somebody asks for a constraint.
 _EARLY_GRAMMARS = 160_000
+_PREDICTED_CHARS = 8  # for each token of the context
 # Tokens and alternatives of a prompt, all in one message: some tens of megabytes.
 _MOST_CHANCES = 1 << 18
 
@@ -38,6 +40,7 @@ class _Ready:
     max_tokens: int
     guide: Guide | None
     dry: Dry | None
+    prediction: tuple[int, ...]
 
 
 class Preparer:
@@ -50,16 +53,16 @@ class Preparer:
         grammars: GrammarCompiler,
         *,
         context: int,
-        speculator: Callable[[tuple[int, ...]], Speculator] | None,
+        drafter: Callable[[tuple[int, ...]], Drafter] | None,
         emit: Callable[[Prepared | Told | Refused], None],
     ) -> None:
-        """`speculator` makes what drafts behind a prompt; None: nothing is drafted."""
+        """`drafter` makes what drafts behind a prompt; None: nothing is drafted."""
         self._encoder = encoder
         self._vocab = vocab
         self._grammars = grammars
         self._dry = DrySamplers(vocab, context)
         self._context = context
-        self._speculator = speculator
+        self._drafter = drafter
         self._emit = emit
         self._queue: SimpleQueue[GenerateRequest | Question] = SimpleQueue()
         self._lock = threading.Lock()
@@ -115,7 +118,10 @@ class Preparer:
         """What drafts for a choice. Not for one with a seed: when to draft follows from measured times, and a batch of
         another size may round otherwise, so that its answer would not be the same each time."""
         seeded = ready.request.sampling.seed is not None
-        return None if self._speculator is None or ready.guide is not None or seeded else self._speculator(ready.prompt)
+        if self._drafter is None or ready.guide is not None or seeded:
+            return None
+        drafter = self._drafter(ready.prompt)
+        return Speculator(Prediction(ready.prediction, drafter) if ready.prediction else drafter)
 
     def busy(self) -> tuple[str | None, float]:
         """The request in work and for how many seconds; called by the heartbeat thread."""
@@ -161,12 +167,14 @@ class Preparer:
             )
         guide = self._grammars.guide(request.constraint) if request.constraint is not None else None
         dry = self._dry.get(request.sampling)
+        # Of more characters than that, few could come true before the context ends.
+        predicted = self._encoder.content((request.prediction or "")[: _PREDICTED_CHARS * self._context])
         max_tokens = min(request.max_tokens, self._context - len(prompt))
         with self._lock:
             if request.request_id not in self._wanted:
                 return
             self._wanted.discard(request.request_id)
-            self._ready[request.request_id] = _Ready(request, prompt, max_tokens, guide, dry)
+            self._ready[request.request_id] = _Ready(request, prompt, max_tokens, guide, dry, tuple(predicted))
         self._emit(
             Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens, ignored=ignored)
         )

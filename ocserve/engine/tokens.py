@@ -101,7 +101,7 @@ class PromptEncoder:
                 f"At most {_MOST_ASKED_BYTES} bytes of text are tokenised at once.", param=_FIELDS[type(prompt)]
             )
         if question.plain and isinstance(prompt, TextPrompt):
-            ids: list[int] = self._content(prompt.text)
+            ids: list[int] = self.content(prompt.text)
             text: str | None = prompt.text
         else:
             ids, text = self._encoded(prompt, question.salt)
@@ -111,6 +111,11 @@ class PromptEncoder:
         return Encoded(
             tokens=tuple(ids), pieces=pieces, text=b"".join(pieces).decode(errors="replace") if text is None else text
         )
+
+    def content(self, text: str) -> list[int]:
+        """Ids of text that never becomes a control token."""
+        cuts = tuple(start + 1 for start in self._specials.starts(text))
+        return self._specials.encode((Text(text, cuts),), self.plain) if text else []
 
     def _encoded(self, prompt: Prompt, salt: bytes) -> tuple[list[int], str | None]:
         """A prompt's ids, without what this model's prompts begin with, and its text where that is known."""
@@ -128,11 +133,6 @@ class PromptEncoder:
             case FillPrompt():
                 return self._filled(prompt), None
 
-    def _content(self, text: str) -> list[int]:
-        """Ids of text that never becomes a control token."""
-        cuts = tuple(start + 1 for start in self._specials.starts(text))
-        return self._specials.encode((Text(text, cuts),), self.plain) if text else []
-
     def _filled(self, prompt: FillPrompt) -> list[int]:
         """Prefix, suffix, middle, as the models were trained; other files before them, each with its name."""
         fill = self._vocab.fill
@@ -144,17 +144,17 @@ class PromptEncoder:
             )
         ids = []
         if prompt.files:
-            ids += [fill.repository, *self._content("repository\n")] if fill.repository is not None else []
+            ids += [fill.repository, *self.content("repository\n")] if fill.repository is not None else []
             for name, text in prompt.files:
                 ids += [fill.file] if fill.file is not None else []
-                ids += self._content(f"{name}\n{text}\n")
-            ids += [fill.file, *self._content("current\n")] if fill.file is not None else []
+                ids += self.content(f"{name}\n{text}\n")
+            ids += [fill.file, *self.content("current\n")] if fill.file is not None else []
         return [
             *ids,
             fill.prefix,
-            *self._content(prompt.prefix),
+            *self.content(prompt.prefix),
             fill.suffix,
-            *self._content(prompt.suffix),
+            *self.content(prompt.suffix),
             fill.middle,
         ]
 

@@ -17,6 +17,7 @@ from ocserve.engine.context import Context, Row
 from ocserve.engine.emission import Emitter
 from ocserve.engine.kv import KvMemory, Reuse
 from ocserve.engine.loop import EngineLoop
+from ocserve.engine.prediction import Prediction
 from ocserve.engine.sampler import SamplerChain
 from ocserve.engine.slots import Group, Sequence
 from ocserve.engine.speculation import PromptLookup, Speculator
@@ -144,6 +145,7 @@ class Engine:
         stop: tuple[str, ...] = (),
         deadline_s: float = 1e9,
         speculates: bool = False,
+        predicted: Ordered[int] = (),
         guide: Guide | None = None,
         **asked: object,
     ) -> Group:
@@ -172,7 +174,7 @@ class Engine:
                 deadline=self.costs.now + deadline_s,
                 arrived=self.costs.now,
                 guide=guide.copy() if guide is not None else None,
-                speculator=Speculator(PromptLookup(prompt), clock=lambda: 0.0) if speculates else None,
+                speculator=_speculator(prompt, predicted) if speculates else None,
             )
         return group
 
@@ -198,6 +200,11 @@ class Engine:
     def text(self, name: str, index: int = 0) -> str:
         deltas = [event for event in self.events[name] if isinstance(event, TextDelta) and event.index == index]
         return "".join(delta.text for delta in deltas)
+
+
+def _speculator(prompt: Ordered[int], predicted: Ordered[int]) -> Speculator:
+    lookup = PromptLookup(prompt)
+    return Speculator(Prediction(predicted, lookup) if predicted else lookup, clock=lambda: 0.0)
 
 
 def load(path: Path) -> llama.Model:

@@ -10,19 +10,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from ocserve.engine.handle import EngineHandle, LoadError, Supervision
 from ocserve.engine.wire import EngineSpec
-from ocserve.errors import ContextLengthExceeded, InvalidRequest
+from ocserve.errors import ApiError, ContextLengthExceeded
 from ocserve.generation import (
     ChatPrompt,
     EmbedRequest,
     Encoded,
     EncodeRequest,
+    FillPrompt,
     Finished,
     GenerateRequest,
     Message,
     Prompt,
+    PromptLogprobs,
     Sampling,
     TextDelta,
     TextPrompt,
@@ -133,9 +136,50 @@ async def test_questions_are_answered_without_a_slot(tiny_model: Path) -> None:
         assert isinstance(answer, Encoded)
         prepared = await handle.prepare(request("r", prompt))
         assert prepared.prompt_tokens == len(answer.tokens)
-        with pytest.raises(InvalidRequest) as refusal:
+        with pytest.raises(ApiError) as refusal:
             await handle.ask(EmbedRequest(request_id="q2", model="m", inputs=(TextPrompt(text="Hello"),)))
         assert refusal.value.param == "model"
         assert handle.facts is not None
         assert (handle.facts.bos, handle.facts.eos, handle.facts.fim) == ("<|endoftext|>", "<|im_end|>", False)
         assert handle.facts.chat_template == tiny.CHATML
+
+
+async def test_everything_that_a_request_may_ask_for_passes_the_wire(tiny_model: Path) -> None:
+    everything = Sampling(
+        temperature=0.9,
+        top_n_sigma=3.0,
+        typical_p=0.99,
+        top_a=0.01,
+        xtc_probability=0.1,
+        dry_multiplier=0.5,
+        dynamic_range=0.2,
+        penalty_window=20,
+        repetition_penalty=1.1,
+        logit_bias={0: -100.0, tiny.END_OF_TURN: -100.0},
+    )
+    prompt = TokenPrompt(tokens=tuple(range(40, 60)))
+    async with engine(tiny_model, 128) as handle:
+        asked = replace(
+            request("one", prompt, 10), sampling=everything, logprobs=2, prompt_logprobs=1, prediction="Hello"
+        )
+        await handle.prepare(asked)
+        events = [event async for event in handle.start("one")]
+        [scored] = [event for event in events if isinstance(event, PromptLogprobs)]
+        assert [logprob.chosen.id for logprob in scored.tokens] == list(prompt.tokens)
+        logprobs = [each for event in events if isinstance(event, TextDelta) for each in event.logprobs]
+        assert len(logprobs) == 10
+        assert all(len(each.top) == 2 for each in logprobs)
+        prepared = await handle.prepare(replace(request("two", prompt, 0), prompt_logprobs=0))
+        assert prepared.max_tokens == 0
+        *_, last = [event async for event in handle.start("two")]
+        assert isinstance(last, Finished)
+        assert (last.reason, last.usage.completion_tokens) == ("length", 0)
+        for refused, param in (
+            (replace(asked, prompt_logprobs=100_000), "logprobs"),
+            (replace(asked, prompt=FillPrompt(prefix="a", suffix="b")), "suffix"),
+            (replace(asked, sampling=Sampling(dry_multiplier=1.0, dry_breakers=("",))), "dry_sequence_breakers[0]"),
+        ):
+            with pytest.raises(ApiError) as refusal:
+                await handle.prepare(replace(refused, request_id="three"))
+            assert refusal.value.param == param
+        assert handle.restarts == 0
