@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ocserve.engine.composer import Chunk
 from ocserve.engine.constraint import Guide
 from ocserve.engine.context import Context
 from ocserve.engine.counts import Counts
@@ -10,7 +11,6 @@ from ocserve.engine.kv import KvMemory
 from ocserve.engine.logprobs import Logits, RowLogprobs
 from ocserve.engine.prefixes import Tokens, common_prefix
 from ocserve.engine.sampler import SamplerChain
-from ocserve.engine.composer import Chunk
 from ocserve.engine.slots import Sequence
 from ocserve.engine.speculation import verified
 from ocserve.generation import FinishReason, TokenChance, TokenLogprob

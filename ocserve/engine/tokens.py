@@ -30,6 +30,7 @@ from ocserve.generation import (
 
 # Of text in one question: some tokenizers take a second for a few megabytes, and other requests wait behind it.
 _MOST_ASKED_BYTES = 4 * 1024 * 1024
+_MOST_ASKED_TOKENS = 1 << 18  # some are spelled with hundreds of bytes
 # The field that a refusal names.
 _FIELDS = {ChatPrompt: "messages", TextPrompt: "prompt", TokenPrompt: "prompt", FillPrompt: "prompt"}
 # Two prompts for an answer, of which the words differ: what they end with is the template's.
@@ -100,6 +101,8 @@ class PromptEncoder:
             raise InvalidRequest(
                 f"At most {_MOST_ASKED_BYTES} bytes of text are tokenised at once.", param=_FIELDS[type(prompt)]
             )
+        if isinstance(prompt, TokenPrompt) and len(prompt.tokens) > _MOST_ASKED_TOKENS:
+            raise InvalidRequest(f"At most {_MOST_ASKED_TOKENS} tokens are spelled at once.", param="prompt")
         if question.plain and isinstance(prompt, TextPrompt):
             ids: list[int] = self.content(prompt.text)
             text: str | None = prompt.text

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ocserve.engine.tiers import blocks
 from ocserve.engine.tiers.disk import DiskTier
 from ocserve.engine.tiers.host import HostTier
 from ocserve.engine.tiers.tiers import Tiers
-from ocserve.generation import Finished
+from ocserve.generation import Finished, GenerateEvent, PromptLogprobs, TextDelta
 from tests import tiny
 from tests.engine.schedules import IDENTITY, Engine, FixedCosts, Oracle, load
 
@@ -70,6 +70,7 @@ class Schedule:
         self._trunks = [self._tokens(self._choose.randrange(20, 200)) for _ in range(3)]
         self.sequences: list[Sequence] = []
         self.happened: Counter[str] = Counter()
+        self.told: dict[str, list[GenerateEvent]] = defaultdict(list)
         self.engine = self._engine()
 
     def _engine(self) -> Engine:
@@ -117,6 +118,8 @@ class Schedule:
                 salt=self._choose.choice([b"a", b"a", b"b"]),
                 choices=self._choose.choice([1, 1, 1, 2, 3]),
                 speculates=self._drafts and self._choose.random() < 0.5,
+                logprobs=self._choose.choice([None, None, 0, 2]),
+                prompt_logprobs=self._choose.choice([None, None, None, 1]),
             )
             self.sequences += group.members
             self.engine.loop.submit(group)
@@ -148,14 +151,34 @@ class Schedule:
         for sequence in self.sequences:
             self._subject.oracle.check(sequence)
         self._count()
+        self.check_logprobs()
         self.check_memory()
         self.engine.context.close()
         self._tiers.close()
 
     def _count(self) -> None:
+        for name, events in self.engine.events.items():
+            self.told[name] += events
         stats = self.engine.loop.stats()
         for name in EVENTS:
             self.happened[name] += getattr(stats, name)
+
+    def check_logprobs(self) -> None:
+        """Every visible token has its own, in order, and so has every token of a prompt that was finished."""
+        for sequence in self.sequences:
+            request, events = sequence.group.request, self.told[sequence.id]
+            deltas = [event for event in events if isinstance(event, TextDelta) and event.index == sequence.index]
+            told = [logprob.chosen.id for delta in deltas for logprob in delta.logprobs]
+            assert told == (sequence.generated[: len(told)] if request.logprobs is not None else [])
+            scored = [event for event in events if isinstance(event, PromptLogprobs)]
+            if request.prompt_logprobs is not None and sequence.generated:
+                assert [[logprob.chosen.id for logprob in each.tokens] for each in scored] == [list(sequence.prompt)]
+            ended = any(
+                isinstance(event, Finished) and event.index == sequence.index and event.reason == "length"
+                for event in events
+            )
+            if request.logprobs is not None and ended:
+                assert told == sequence.generated
 
     def check_memory(self) -> None:
         """Every cell belongs to a kept prefix, and without those there is none."""

@@ -81,9 +81,10 @@ def test_a_question_may_be_longer_than_the_context(encoder: PromptEncoder) -> No
     assert len(encoder.answer(asked(prompt)).tokens) == 3000
     with pytest.raises(ContextLengthExceeded):
         encoder.encode(generate(prompt))
-    with pytest.raises(InvalidRequest) as refusal:
-        encoder.answer(asked(TextPrompt(text="x" * 5_000_000)))
-    assert refusal.value.param == "prompt"
+    for beyond in (TextPrompt(text="x" * 5_000_000), TokenPrompt(tokens=(40,) * 300_000)):
+        with pytest.raises(InvalidRequest) as refusal:
+            encoder.answer(asked(beyond))
+        assert refusal.value.param == "prompt"
 
 
 def test_the_middle_is_asked_for_with_the_vocabularys_own_tokens(encoder: PromptEncoder, model: llama.Model) -> None:
