@@ -33,7 +33,7 @@ from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.http import application, server
 from ocserve.http.server import CannotListen as CannotListen  # likewise
 from ocserve.machine import Device, host_memory, usable_cores
-from ocserve.modelcard import ServedModel
+from ocserve.modelcard import Capability, ServedModel
 from ocserve.service import Service
 from ocserve.telemetry import logs
 
@@ -247,11 +247,19 @@ def served_model(
         wall_clock_s=defaults.wall_clock_s,
         parallel=parallel,
         sampling=defaults.sampling,
-        capabilities=("chat", "completion") if has_chat else ("completion",),
+        capabilities=_capabilities(installed, facts, has_chat=has_chat),
         architecture=installed.architecture,
         size_bytes=installed.size_bytes,
         digest=installed.sha256,
     )
+
+
+def _capabilities(installed: Installed, facts: EngineFacts | None, *, has_chat: bool) -> tuple[Capability, ...]:
+    """Whatever chats can be given tools; whether it thinks its template tells, once an engine has read that."""
+    if not has_chat:
+        return ("completion",)
+    thinks = facts.reasoning if facts is not None else "reasoning" in installed.card.capabilities
+    return ("chat", "completion", "tools", *(("reasoning",) if thinks else ()))
 
 
 def refuse_exposure(server_settings: config.Server, *, has_key: bool) -> None:

@@ -49,7 +49,7 @@ HOMES = {
     "starlette": ("http/",),
     "uvicorn": ("http/",),
     "click": ("cli/",),
-    "jinja2": ("chat/template.py",),
+    "jinja2": ("chat/sandbox.py",),
     "apsw": ("accounts/",),
     "structlog": ("telemetry/",),
     "huggingface_hub": ("catalog/",),

@@ -14,7 +14,7 @@ from ocserve.catalog.references import CatalogueReference
 from ocserve.modelcard import Capability, ModelCard, Variant
 
 # What this version serves; whatever else a card names, the model could do and this version does not offer.
-SERVED: tuple[Capability, ...] = ("chat", "completion")
+SERVED: tuple[Capability, ...] = ("chat", "completion", "tools", "reasoning")
 DEFAULT_NAME = "smollm2:135m"  # small enough for any machine, and on the package index beside the hub
 
 

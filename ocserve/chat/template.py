@@ -1,65 +1,35 @@
-"""A model's chat template: messages in, the prompt's segments out.
-
-The only user of Jinja. Templates come with model files, so they are code from outside: they run in Jinja's immutable
-sandbox, narrowed to listed filters and methods, and every loop turn, call, comparison, operator and piece of output is
-counted against a `Budget`. What the sandbox has no hook for (loop bodies, `~`, slices, comparisons, text between tags)
-is rewritten in the syntax tree to pass through one.
-"""
+"""A model's chat template: messages and tools in, the prompt's segments out; and how the model will answer."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
-from string import Formatter
-from typing import Any, NoReturn
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import FILTERS as JINJA_FILTERS
-from jinja2.filters import make_attrgetter
-from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.tests import TESTS as JINJA_TESTS
-from jinja2.utils import Namespace, pass_context
-from jinja2.visitor import NodeTransformer
-
-from ocserve.chat import operations
-from ocserve.chat.budget import Budget, BudgetExceeded
-from ocserve.chat.messages import PROBE, PROBE_CALL, PROBE_NAME, Convention, template_messages
+from ocserve.chat import reasoning
+from ocserve.chat.budget import Budget
+from ocserve.chat.channels import Channels
+from ocserve.chat.messages import (
+    PROBE,
+    PROBE_NAME,
+    PROBE_SYSTEM,
+    PROBE_TOOL,
+    Convention,
+    Rewrite,
+    probe_call,
+    template_messages,
+    template_tools,
+)
+from ocserve.chat.sandbox import Program, rendering_budget
 from ocserve.chat.specials import Control, Guard, Segment, SpecialTokens
+from ocserve.chat.speech import Speech
+from ocserve.chat.tool_formats import FORMATS, GENERIC, ToolFormat
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Message
+from ocserve.generation import Message, Reasoning, Tool
 
-# The longest template known is 17 KB; compiling is not counted against a budget, so the source is bounded.
-MAX_SOURCE_CHARS = 128 * 1024
-_MAX_REASON_CHARS = 300
-
-# Jinja's own, because they look things up in the environment. What they iterate over is bounded already.
-_LENT_FILTERS = ("d", "default", "first", "last", "map", "reject", "rejectattr", "select", "selectattr")
-_LENT_COMPARING_FILTERS = ("max", "min", "sort", "unique")
-# fmt: off
-_LENT_TESTS = (
-    "boolean", "callable", "defined", "false", "float", "integer", "iterable", "mapping", "none", "number", "sameas",
-    "sequence", "string", "true", "undefined",
-)
-_COMPARING_TESTS = (
-    "!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le", "lessthan", "lt", "ne",
-)
-_LOOP_ATTRIBUTES = frozenset({
-    "changed", "cycle", "depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem",
-    "revindex", "revindex0",
-})
-# fmt: on
-
-
-class TemplateUnusable(Exception):
-    """The template cannot be compiled; the model cannot serve chat messages with it."""
-
-
-class _Refused(Exception):
-    """The template called `raise_exception`."""
+_NO_REASONING = Reasoning()
+# Clients know more degrees of effort than templates do.
+_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 
 
 class ChatTemplate:
@@ -68,19 +38,28 @@ class ChatTemplate:
     def __init__(self, source: str, *, bos: str, eos: str, specials: SpecialTokens) -> None:
         """Raises TemplateUnusable for a source that does not compile."""
         self._specials = specials
-        self._environment = _Environment()
-        self._template, self._literals = _compile(self._environment, source)
+        self._program = Program(source)
         self._foreign = source + bos + eos
         self._variables: dict[str, object] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
-        self._convention = Convention()
-        self._turn = threading.Lock()
+        self._convention = Convention(writes_calls=True, writes_results=True, describes_tools=True)
         if not self._accepts(PROBE):
             # Some templates take an absent list of tools for an empty one, but not a null.
             del self._variables["tools"], self._variables["documents"]
-        self._convention = self._find_convention(knows_developer="developer" in source)
+        self._convention = self._find_convention(source)
         self.reads = self._find_reads()
+        self.reasoning = reasoning.detect(source)
 
-    def render(self, messages: tuple[Message, ...]) -> tuple[Segment, ...]:
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How this model writes calls."""
+        return self._convention.form
+
+    def render(
+        self,
+        messages: tuple[Message, ...],
+        tools: tuple[Tool, ...] = (),
+        reasoning: Reasoning = _NO_REASONING,
+    ) -> tuple[Segment, ...]:
         """The prompt for an answer to the messages, or, where the last is the assistant's, for its continuation.
 
         The text of a continuation ends with that message's content and nothing after it. Raises InvalidRequest,
@@ -98,31 +77,45 @@ class ChatTemplate:
             strings.append(text)
             return text
 
-        template_messages(messages, self._convention, collect)
+        self._turns(messages, tools, collect)
         guard = Guard(self._specials, strings)
         size = sum(map(len, strings))
-        rendered = self._prompt(messages, guard, guard.protect, size)
-        segments = self._specials.partition(rendered, guard.nonce)
-        if guard.broken:
-            blanked = self._specials.partition(self._prompt(messages, guard, guard.blank, size), guard.nonce)
-            if _controls(segments) != _controls(blanked):
-                raise InvalidRequest(
-                    "The messages contain the text of control tokens, and this model's chat template does not keep it"
-                    " apart from its own.",
-                    param="messages",
-                )
+        variables = _reasoning_variables(reasoning)
+
+        def prompt(rewrite: Rewrite) -> tuple[Segment, ...]:
+            budget = rendering_budget(messages=len(messages), input_bytes=2 * size)
+            turns, given = self._turns(messages, tools, rewrite)
+            rendered = self._prompt(turns, {**variables, **given}, guard.end_mark, budget)
+            return self._specials.partition(rendered, guard.nonce)
+
+        segments = prompt(guard.protect)
+        if guard.broken and _controls(segments) != _controls(prompt(guard.blank)):
+            raise InvalidRequest(
+                "The messages contain the text of control tokens, and this model's chat template does not keep it"
+                " apart from its own.",
+                param="messages",
+            )
         return segments
 
-    def _prompt(
-        self, messages: tuple[Message, ...], guard: Guard, rewrite: Callable[[str], str], input_size: int
-    ) -> str:
-        budget = Budget(messages=len(messages), input_bytes=2 * input_size, textless=(Undefined,))
-        turns = template_messages(messages, self._convention, rewrite)
-        if messages[-1].role != "assistant":
-            return self._run(turns, budget, add_generation_prompt=True)
-        return self._continuation(turns, budget, guard.end_mark)
+    def _turns(
+        self, messages: tuple[Message, ...], tools: tuple[Tool, ...], rewrite: Rewrite
+    ) -> tuple[list[dict[str, object]], dict[str, object]]:
+        """The messages as the template reads them, and the variables for the tools."""
+        turns = template_messages(messages, tools, self._convention, rewrite)
+        if not tools or not self._convention.describes_tools:
+            return turns, {}
+        return turns, {"tools": template_tools(tools, rewrite)}
 
-    def _continuation(self, turns: list[dict[str, object]], budget: Budget, end_mark: str) -> str:
+    def _prompt(
+        self, turns: list[dict[str, object]], variables: Mapping[str, object], end_mark: str, budget: Budget
+    ) -> str:
+        if turns[-1]["role"] != "assistant":
+            return self._run(turns, variables, budget, add_generation_prompt=True)
+        return self._continuation(turns, variables, budget, end_mark)
+
+    def _continuation(
+        self, turns: list[dict[str, object]], variables: Mapping[str, object], budget: Budget, end_mark: str
+    ) -> str:
         """The conversation up to the end of its last content.
 
         1. The template writes the last turn as it writes history; the text is cut after the content.
@@ -133,7 +126,7 @@ class ChatTemplate:
         marked: dict[str, object] = {**turns[-1], "content": content + end_mark, "prefix": True}
         refusal: InvalidRequest | None = None
         try:
-            rendered = self._run([*turns[:-1], marked], budget, add_generation_prompt=False)
+            rendered = self._run([*turns[:-1], marked], variables, budget, add_generation_prompt=False)
         except InvalidRequest as error:
             refusal = error
         else:
@@ -141,300 +134,108 @@ class ChatTemplate:
             if len(rest) == 1 and head.endswith((content, content.lstrip())):
                 return head
         try:
-            return self._run(turns[:-1], budget, add_generation_prompt=True) + content
+            return self._run(turns[:-1], variables, budget, add_generation_prompt=True) + content
         except InvalidRequest as error:
             raise (refusal or error) from None
 
-    def _run(self, turns: list[dict[str, object]], budget: Budget, *, add_generation_prompt: bool) -> str:
-        variables = {**self._variables, "messages": turns, "add_generation_prompt": add_generation_prompt}
-        try:
-            with self._turn:
-                self._environment.budget = budget
-                context = self._template.new_context(variables)
-                return "".join(self._template.root_render_func(context))
-        except _Refused as refusal:
-            reason = str(refusal)
-            # Only the template's own words: a reason that was put together may quote the client.
-            literal = f": {reason[:_MAX_REASON_CHARS]}" if reason in self._literals else "."
-            message = f"The model's chat template refuses these messages{literal}"
-        except BudgetExceeded:
-            message = "The model's chat template takes too much time or memory for these messages."
-        except Exception as error:  # noqa: BLE001 - foreign code may raise anything, and its text may hold content
-            message = f"The model's chat template cannot render these messages ({type(error).__name__})."
-        raise InvalidRequest(message, param="messages") from None
+    def _run(
+        self,
+        turns: list[dict[str, object]],
+        variables: Mapping[str, object],
+        budget: Budget,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        given = {**self._variables, **variables, "messages": turns, "add_generation_prompt": add_generation_prompt}
+        return self._program.run(given, budget)
 
-    def _find_convention(self, *, knows_developer: bool) -> Convention:
+    # --- what the template can do, found by trying ------------------------------------------------------------------
+
+    def _find_convention(self, source: str) -> Convention:
+        found = self._find_calls("developer" in source)
+        self._convention = found
+        describes = self._accepts(PROBE, "probe_tool", "probe_key", tools=(PROBE_TOOL,))
+        form = self._find_form(source, found) if describes or found.writes_calls else GENERIC
+        return replace(
+            found,
+            short_ids=found.writes_calls and not self._accepts(probe_call("call_of_the_probe"), "probe_name"),
+            knows_system=self._accepts(PROBE_SYSTEM, "probe_system"),
+            describes_tools=describes and form is not GENERIC,
+            writes_calls=found.writes_calls and form is not GENERIC,
+            writes_results=found.writes_calls and form is not GENERIC and self._writes_results(),
+            form=form,
+        )
+
+    def _find_calls(self, knows_developer: bool) -> Convention:
         """Try how the template wants a turn with tool calls; the first form whose parts all arrive is taken."""
+        base = Convention(knows_developer, writes_calls=True, writes_results=True, describes_tools=True)
         for null_content in (False, True):
             for as_object in (True, False):
-                self._convention = Convention(knows_developer, as_object, null_content)
-                if self._accepts(PROBE_CALL, "probe_name", "probe_key", "probe_value"):
+                self._convention = replace(base, arguments_as_object=as_object, null_content_of_calls=null_content)
+                if self._accepts(probe_call("probe0001"), "probe_name", "probe_key", "probe_value"):
                     return self._convention
-        return Convention(knows_developer)
+        return replace(base, writes_calls=False)
+
+    def _writes_results(self) -> bool:
+        return self._accepts(probe_call("probe0001"), "probe_result")
+
+    def _find_form(self, source: str, convention: Convention) -> ToolFormat:
+        """The format that reads what the template itself writes; else the one that its source speaks of."""
+        rendered = self._try(probe_call("probe0001")) if convention.writes_calls else None
+        if rendered is not None:
+            read = next((form for form in FORMATS if _reads_probe(form, rendered)), None)
+            if read is not None:
+                return read
+        named = (form for form in FORMATS if all(part in source for part in form.signature))
+        return next((form for form in named if rendered is None or form.rendered_otherwise), GENERIC)
 
     def _find_reads(self) -> frozenset[str]:
-        """The optional fields of messages that reach the prompt; the template passes over the others."""
+        """The labels of messages that reach the prompt; the template passes over the others."""
         probes = {
             "name": self._accepts(PROBE_NAME, "probe_name"),
-            "tool_calls": self._accepts(PROBE_CALL, "probe_name", "probe_key", "probe_value"),
-            "tool_call_id": self._accepts(PROBE_CALL, "probe0001"),
+            "tool_call_id": self._accepts(probe_call("probe0001"), "probe0001"),
         }
         return frozenset(name for name, is_read in probes.items() if is_read)
 
-    def _accepts(self, messages: tuple[Message, ...], *expected: str) -> bool:
-        turns = template_messages(messages, self._convention, str)
-        try:
-            rendered = self._run(turns, Budget(textless=(Undefined,)), add_generation_prompt=True)
-        except InvalidRequest:
-            return False
+    def _accepts(self, messages: tuple[Message, ...], *expected: str, tools: tuple[Tool, ...] = ()) -> bool:
+        rendered = self._try(messages, tools)
         # Python's way of writing a dict is no model's: there the template wanted the JSON text.
-        return all(part in rendered for part in expected) and "{'" not in rendered
+        return rendered is not None and all(part in rendered for part in expected) and "{'" not in rendered
+
+    def _try(self, messages: tuple[Message, ...], tools: tuple[Tool, ...] = ()) -> str | None:
+        turns, variables = self._turns(messages, tools, str)
+        try:
+            return self._run(turns, variables, rendering_budget(), add_generation_prompt=True)
+        except InvalidRequest:
+            return None
+
+
+def _reasoning_variables(wanted: Reasoning) -> dict[str, object]:
+    """What templates call it: Qwen's and most others' `enable_thinking`, Granite's and DeepSeek's `thinking`."""
+    variables: dict[str, object] = {}
+    enabled = False if wanted.effort == "none" else wanted.enabled
+    if enabled is None and wanted.effort is not None:
+        enabled = True
+    if enabled is not None:
+        variables |= {"enable_thinking": enabled, "thinking": enabled}
+    if wanted.effort is not None and wanted.effort != "none":
+        variables["reasoning_effort"] = _EFFORTS.get(wanted.effort, wanted.effort)
+    return variables
+
+
+def _reads_probe(form: ToolFormat, rendered: str) -> bool:
+    """Whether the form finds the probe's call, and only that, in the text of a prompt."""
+    alone = replace(form, other=None)
+    if form.whole_answer:
+        rendered = rendered[max(rendered.find(form.begin + "probe_name"), 0) :]
+    channels = Channels(Speech.of(alone, None, {}), tools={"probe_name": frozenset({"probe_key"})})
+    parts = [part for part in (*channels.feed(rendered), *channels.finish()) if part.channel == "call"]
+    try:
+        arguments = json.loads("".join(part.text for part in parts))
+    except ValueError:
+        return False
+    return bool(arguments == {"probe_key": "probe_value"})
 
 
 def _controls(segments: tuple[Segment, ...]) -> int:
     return sum(isinstance(segment, Control) for segment in segments)
-
-
-def _compile(environment: _Environment, source: str) -> tuple[jinja2.Template, frozenset[str]]:
-    if len(source) > MAX_SOURCE_CHARS:
-        raise TemplateUnusable(f"the chat template is longer than {MAX_SOURCE_CHARS} characters")
-    try:
-        template = environment.from_string(source)
-    except TemplateUnusable:
-        raise
-    except Exception as error:  # noqa: BLE001 - a hostile source may break the compiler anywhere
-        raise TemplateUnusable(f"the chat template does not compile ({type(error).__name__})") from None
-    return template, frozenset(environment.literals)
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's part for training; here it is only its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox. `budget` belongs to the rendering under way; `literals` are the strings in the source."""
-
-    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
-    budget: Budget
-
-    def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_GenerationTag, loopcontrols],
-            finalize=_emit,
-            cache_size=0,
-        )
-        self.budget = Budget(textless=(Undefined,))
-        self.literals: set[str] = set()
-        # In place of Jinja's own, which are more than a template needs.
-        self.filters.clear()
-        self.filters.update(_filters())
-        self.tests.clear()
-        self.tests.update(_tests())
-        self.globals.clear()
-        self.globals.update(
-            namespace=Namespace,
-            raise_exception=_raise_exception,
-            range=_paid(operations.bounded_range),
-            strftime_now=_paid(operations.local_time),
-            dict=_paid(operations.make_dict),
-        )
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        self.literals.update(node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str))
-        _Metering().visit(tree)
-        return tree
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if attr.startswith("_"):
-            return False
-        if isinstance(obj, LoopContext):
-            return attr in _LOOP_ATTRIBUTES
-        return isinstance(obj, Namespace) or attr in operations.METHODS.get(type(obj), ())
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        owner = getattr(value, "__self__", None)
-        if type(owner) is not str or getattr(value, "__name__", "") != "format":
-            return None
-        return lambda *args, **kwargs: _BudgetedFormatter(self).vformat(owner, args, kwargs)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        return super().getitem(obj, operations.key(argument))
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        return operations.binary(self.budget, operator, left, right)
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        owner = getattr(__obj, "__self__", None)
-        if type(owner) is str:
-            # Jinja passes variables of its own (`_loop_vars`) that are not the template's.
-            given = {name: value for name, value in kwargs.items() if not name.startswith("_")}
-            return operations.call_string(__self.budget, owner, __obj.__name__, args, given)
-        if isinstance(owner, list | tuple | dict):
-            return operations.call_container(__self.budget, owner, __obj.__name__, args)
-        if isinstance(owner, LoopContext):
-            operations.operand(__self.budget, args)
-        result = super().call(__context, __obj, *args, **kwargs)
-        __self.budget.charge_value(result)
-        return result
-
-
-class _BudgetedFormatter(SandboxedFormatter):
-    """`str.format` in the sandbox, with each field paid for before it is written."""
-
-    def __init__(self, environment: _Environment) -> None:
-        super().__init__(environment)
-        self._budget = environment.budget
-
-    def format_field(self, value: Any, format_spec: str) -> Any:
-        operations.check_format(format_spec)
-        if isinstance(value, str):
-            self._budget.charge_text(value)
-        else:
-            operations.check_written(self._budget, value)
-        return Formatter.format_field(self, value, format_spec)
-
-    def convert_field(self, value: Any, conversion: Any) -> Any:
-        operations.check_written(self._budget, value)
-        return Formatter.convert_field(self, value, conversion)
-
-
-class _Metering(NodeTransformer):
-    """Makes the syntax tree report to the budget what the sandbox would not see."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_through("_tick", nodes.Const(True), node), lineno=node.lineno))
-        if node.test is not None:
-            node.test = nodes.And(_through("_tick", nodes.Const(True), node), node.test, lineno=node.lineno)
-        return node
-
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        # Constants pass through `finalize` at run time, text between tags does not.
-        node.nodes = [
-            nodes.Const(part.data, lineno=part.lineno) if isinstance(part, nodes.TemplateData) else part
-            for part in node.nodes
-        ]
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _through("join", nodes.List(list(node.nodes), lineno=node.lineno), node)
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.expr = _through("_operand", node.expr, node)
-        for part in node.ops:
-            part.expr = _through("_operand", part.expr, node)
-        return node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice):
-            return node
-        bounds = [bound or nodes.Const(None) for bound in (node.arg.start, node.arg.stop, node.arg.step)]
-        return _through("_slice", node.node, node, bounds)
-
-    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.key = _through("_key", node.key, node)
-        return node
-
-    def _made(self, node: Any) -> nodes.Node:
-        self.generic_visit(node)
-        return node if getattr(node, "ctx", "load") != "load" else _through("_made", node, node)
-
-    visit_List = visit_Dict = visit_Tuple = _made  # noqa: N815
-
-    def _unsupported(self, node: nodes.Node) -> NoReturn:
-        raise TemplateUnusable(f"the chat template uses '{type(node).__name__}', which no prompt needs")
-
-    visit_Include = visit_Import = visit_FromImport = visit_Extends = _unsupported  # noqa: N815
-    visit_ScopedEvalContextModifier = visit_EvalContextModifier = _unsupported  # noqa: N815
-
-
-def _through(name: str, value: nodes.Expr, origin: nodes.Node, args: list[nodes.Expr] | None = None) -> nodes.Filter:
-    return nodes.Filter(value, name, args or [], [], None, None, lineno=origin.lineno)
-
-
-def _paid(operation: operations.Operation) -> Callable[..., Any]:
-    """The operation as a filter, test or function of the sandbox.
-
-    Taking the context also keeps Jinja from running it while it compiles.
-    """
-
-    @pass_context
-    def run(context: Context, *args: Any, **kwargs: Any) -> Any:
-        return operation(_budget(context), *args, **kwargs)
-
-    return run
-
-
-def _budget(context: Context) -> Budget:
-    environment = context.environment
-    assert isinstance(environment, _Environment)
-    return environment.budget
-
-
-@pass_context
-def _emit(context: Context, value: object) -> str:
-    return operations.text(_budget(context), value)
-
-
-def _raise_exception(reason: object = "") -> NoReturn:
-    raise _Refused(reason if isinstance(reason, str) else "")
-
-
-def _lent(function: Any, *, comparing: bool) -> Callable[..., Any]:
-    """One of Jinja's own filters or tests; a comparing one pays for its operands in full."""
-    wants = str(getattr(function, "jinja_pass_arg", ""))
-
-    @pass_context
-    def run(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        budget = _budget(context)
-        budget.tick()
-        if comparing:
-            value = operations.comparable(budget, value)
-            for arg in args:
-                operations.operand(budget, arg)
-        if wants.endswith("context") and "eval" not in wants:
-            return function(context, value, *args, **kwargs)
-        if wants.endswith("environment"):
-            return function(context.environment, value, *args, **kwargs)
-        return function(value, *args, **kwargs)
-
-    return run
-
-
-@pass_context
-def _join(context: Context, value: Any, glue: object = "", attribute: str | int | None = None) -> str:
-    if attribute is not None:
-        value = map(make_attrgetter(context.environment, attribute), value)
-    return operations.join(_budget(context), value, glue)
-
-
-def _filters() -> dict[str, Callable[..., Any]]:
-    own: Mapping[str, operations.Operation] = {**operations.FILTERS, **operations.HOOKS}
-    return {
-        **{name: _paid(operation) for name, operation in own.items()},
-        **{name: _lent(JINJA_FILTERS[name], comparing=False) for name in _LENT_FILTERS},
-        **{name: _lent(JINJA_FILTERS[name], comparing=True) for name in _LENT_COMPARING_FILTERS},
-        "join": _join,
-    }
-
-
-def _tests() -> dict[str, Callable[..., Any]]:
-    return {
-        **{name: _paid(operation) for name, operation in operations.TESTS.items()},
-        **{name: _lent(JINJA_TESTS[name], comparing=False) for name in _LENT_TESTS},
-        **{name: _lent(JINJA_TESTS[name], comparing=True) for name in _COMPARING_TESTS},
-    }

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocserve.chat.template import TemplateUnusable
+from ocserve.chat.sandbox import TemplateUnusable
 from ocserve.engine import encodings, llama, wire
 from ocserve.engine.bindings import LlamaError
 from ocserve.engine.composer import Composer
@@ -230,6 +230,8 @@ def _facts(
         eos=model.vocab.text(model.vocab.eos),
         fim=model.vocab.fill is not None,
         chat_template_problem=problem,
+        tool_format=encoder.speech.tools.name if encoder.speech is not None else "",
+        reasoning=encoder.speech is not None and encoder.speech.reasoning is not None,
         unused_gpus=gpu_makers() if spec.gpu_layers != 0 and gpu_layers == 0 else (),
         load_s=load_s,
     )

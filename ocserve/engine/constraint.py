@@ -1,12 +1,13 @@
-"""Constrained output: a JSON Schema as a grammar (llguidance), and one guide per sequence that walks it.
+"""Constrained output: grammars (llguidance) of JSON, of calls and of clients' own, and a guide per sequence in one.
 
-Answers are compact JSON, without whitespace between tokens: small models given the choice ramble in it, and most of
+JSON values are compact JSON, without whitespace between tokens: small models given the choice ramble in it, and most of
 what a schema forces would no longer be forced. Properties appear in the schema's order.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+from ocserve.chat.grammar import AnswerGrammar, GrammarPart
 from ocserve.engine import schema
 from ocserve.engine.llama import Vocab
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Constraint, JsonConstraint
+from ocserve.generation import Constraint, GrammarConstraint, JsonConstraint
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 Blocked = np.ndarray[Any, np.dtype[np.bool_]]
@@ -158,35 +160,87 @@ class GrammarCompiler:
             vocabulary = _Vocabulary(self._vocab, self._encode)
             self._tokenizer = LLTokenizer(TokenizerWrapper(vocabulary), self._vocab.size, vocabulary.ends)
 
-    def guide(self, constraint: Constraint) -> Guide:
-        """A guide at the start of an answer; raises `InvalidRequest` for a schema that cannot be held to.
+    def guide(self, wanted: Constraint | AnswerGrammar) -> Guide:
+        """A guide at the start of an answer; raises `InvalidRequest` for what cannot be held to.
 
-        A grammar is compiled once per schema: in milliseconds for usual ones, in under a second at the limits.
+        A grammar is compiled once per text: in milliseconds for usual ones, in under a second at the limits.
         """
-        if not isinstance(constraint, JsonConstraint):
-            raise InvalidRequest("Grammars are not supported yet.", param="response_format")
-        text = _ANY_OBJECT if constraint.schema is None else schema.checked(constraint.schema)
+        if not isinstance(wanted, AnswerGrammar):
+            wanted = alone(wanted)
         try:
-            return Guide(self._matcher(text).deep_copy(), self._compute, vocabulary=self._vocab.size)
+            return Guide(self._matcher(wanted).deep_copy(), self._compute, vocabulary=self._vocab.size)
         except GuideError:
-            raise schema.refusal("too complex") from None
+            raise self._blamed(wanted, "too complex") from None
 
-    def _matcher(self, text: str) -> LLMatcher:
-        """The compiled grammar of a schema, at its start; not to be moved."""
-        digest = hashlib.sha256(text.encode()).digest()
+    def _matcher(self, answer: AnswerGrammar) -> LLMatcher:
+        """The compiled grammar, at its start; not to be moved."""
+        grammar = _grammar(answer)
+        digest = hashlib.sha256(grammar.encode()).digest()
         if digest in self._compiled:
             self._compiled.move_to_end(digest)
             return self._compiled[digest][0]
-        self.build()
-        assert self._tokenizer is not None
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+        matcher = self._compile(grammar)
         if matcher.is_error():
-            raise schema.refusal(matcher.get_error())
-        self._compiled[digest] = matcher, len(text)
+            raise self._blamed(answer, matcher.get_error())
+        self._compiled[digest] = matcher, len(grammar)
         while len(self._compiled) > _KEPT_GRAMMARS or sum(size for _, size in self._compiled.values()) > _KEPT_BYTES:
             self._compiled.popitem(last=False)
         return matcher
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        self.build()
+        assert self._tokenizer is not None
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+
+    def _blamed(self, answer: AnswerGrammar, error: str) -> InvalidRequest:
+        """The refusal of a grammar, by the part that is refused alone, if there is one."""
+        for part in answer.parts:
+            if len(answer.parts) == 1:
+                return _refusal(part, error)
+            matcher = self._compile(_grammar(alone(part.constraint)))
+            if matcher.is_error():
+                return _refusal(part, matcher.get_error())
+        return InvalidRequest("The schemas of the tools are too complex together.", param="tools")
+
+
+def alone(constraint: Constraint) -> AnswerGrammar:
+    """The grammar of an answer that is nothing but a value."""
+    return AnswerGrammar("", (GrammarPart("value", constraint),))
+
+
+def _grammar(answer: AnswerGrammar) -> str:
+    """In llguidance's own form: a list of grammars that refer to each other by name."""
+    grammars: list[dict[str, object]] = [{"lark_grammar": answer.lark}] if answer.lark else []
+    grammars += [{"name": part.name, **_part_grammar(part)} for part in answer.parts]
+    return json.dumps({"grammars": grammars}, ensure_ascii=False)
+
+
+def _part_grammar(part: GrammarPart) -> dict[str, object]:
+    constraint = part.constraint
+    if isinstance(constraint, JsonConstraint):
+        text = _ANY_OBJECT if constraint.schema is None else schema.checked(constraint.schema, _field(part))
+        return {"json_schema": {**json.loads(text), schema.OPTIONS: {"whitespace_flexible": False}}}
+    if len(constraint.text.encode()) > schema.MAX_BYTES:
+        raise InvalidRequest(f"The grammar is larger than {schema.MAX_BYTES} bytes.", param=_field(part))
+    if constraint.syntax == "regex":
+        return {"lark_grammar": "start: /" + constraint.text.replace("/", r"\/") + "/\n"}
+    if any(option in constraint.text for option in ("%llguidance", schema.OPTIONS)):
+        raise InvalidRequest("The grammar sets options of its compiler, which are ours to set.", param=_field(part))
+    return {"lark_grammar": constraint.text}
+
+
+def _field(part: GrammarPart) -> str:
+    """Where the part stands in a request."""
+    if part.tool is not None:
+        return f"tools[{part.tool}].function.parameters"
+    return schema.FIELD if isinstance(part.constraint, JsonConstraint) else "response_format.grammar"
+
+
+def _refusal(part: GrammarPart, error: str) -> InvalidRequest:
+    if isinstance(part.constraint, GrammarConstraint):
+        reason = "is too complex" if schema.is_too_complex(error) else "cannot be compiled"
+        return InvalidRequest(f"The grammar {reason}.", param=_field(part), code="invalid_grammar")
+    return schema.refusal(error, _field(part))
 
 
 class _Vocabulary:
@@ -194,10 +248,13 @@ class _Vocabulary:
 
     def __init__(self, vocab: Vocab, encode: Callable[[str], list[int]]) -> None:
         self._encode = encode
-        marked = {token.id: token.text for token in vocab.marked() if token.kind != "user_defined"}
+        marked = {token.id for token in vocab.marked() if token.kind != "user_defined"}
         self.ends = [token for token in range(vocab.size) if vocab.is_end(token)]
-        self.tokens: Sequence[bytes] = vocab.pieces()
         self.special_token_ids = sorted({*marked, *self.ends})
+        tokens = list(vocab.pieces())
+        for token in self.special_token_ids:  # their names: without them llguidance cannot tell one from another
+            tokens[token] = vocab.text(token).encode()
+        self.tokens: Sequence[bytes] = tokens
         self.eos_token_id = vocab.eos if vocab.eos is not None else self.ends[0]
         self.bos_token_id = vocab.bos
 

@@ -60,6 +60,9 @@ class Drawing:
             reason = self._emitter.take(sequence, token, self._logprob)
             if reason is None and sequence.guide is not None:
                 reason = self._follow(sequence, sequence.guide, token)
+            if reason is None and (closing := sequence.answer.overdue(sequence.reasoning_tokens)):
+                reason = self._close_thought(sequence, closing)
+                break  # drafts do not follow from here
             if reason is not None:
                 break
         tokens = sequence.tokens(known, sequence.length)
@@ -108,6 +111,21 @@ class Drawing:
         assert isinstance(sequence.sampler, SamplerChain)
         return sequence.sampler.sample(self._context, row)
 
+    def _close_thought(self, sequence: Sequence, closing: tuple[int, ...]) -> FinishReason | None:
+        """Append the tokens that end a thought; they have no log-probability, the model did not choose them."""
+        for token in closing:
+            reason = self._append(sequence, token)
+            if reason is None and sequence.guide is not None:
+                reason = self._follow(sequence, sequence.guide, token)
+            if reason is not None:
+                return reason
+        return None
+
+    def _append(self, sequence: Sequence, token: int) -> FinishReason | None:
+        sequence.sampler.accept(token)
+        self._counts.forced += 1
+        return self._emitter.take(sequence, token)
+
     def _follow(self, sequence: Sequence, guide: Guide, token: int) -> FinishReason | None:
         """Tell the guide of a constrained sequence, and append what must follow.
 
@@ -117,9 +135,7 @@ class Drawing:
         while not sequence.wants_logprobs and (forced := guide.forced()):
             for follower in forced:
                 guide.accept(follower)
-                sequence.sampler.accept(follower)
-                self._counts.forced += 1
-                reason = self._emitter.take(sequence, follower)
+                reason = self._append(sequence, follower)
                 if reason is not None:
                     return reason
         return "stop" if guide.finished else None

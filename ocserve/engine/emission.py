@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
+from ocserve.chat.channels import Part
 from ocserve.engine.llama import Vocab
 from ocserve.engine.slots import Group, Sequence, Unseen
 from ocserve.engine.turns import Turns
@@ -16,10 +19,14 @@ from ocserve.generation import (
     FinishReason,
     GenerateEvent,
     PromptLogprobs,
+    ReasoningDelta,
     Started,
     TextDelta,
     TokenLogprob,
+    ToolCallDelta,
 )
+
+Delta = TextDelta | ReasoningDelta | ToolCallDelta
 
 
 class Emitter:
@@ -57,31 +64,40 @@ class Emitter:
     def take(self, sequence: Sequence, token: int, logprob: TokenLogprob | None = None) -> FinishReason | None:
         """Add a token of the answer, emit what became visible, and say whether and why it is the last."""
         sequence.generated.append(token)
+        answer = sequence.answer
         if self._vocab.is_end(token):
             sequence.unseen.append(Unseen(0, None))
-            self._last_text(sequence, sequence.text.finish())
+            self.cut(sequence)
             return "stop"
         piece = self._vocab.piece(token)
         sequence.unseen.append(Unseen(len(piece), logprob))
-        text = sequence.text.feed(piece)
-        if sequence.text.matched is not None:
-            self._text(sequence, text)
+        self._show(sequence, answer.feed(token, piece))
+        if answer.matched is not None:
             return "stop"
         if not sequence.room:
-            self._last_text(sequence, text + sequence.text.finish())
+            self.cut(sequence)
             return "length"
-        self._text(sequence, text)
         return None
 
     def cut(self, sequence: Sequence) -> None:
-        """The answer ends here although no token ended it: what was held back is part of it."""
-        self._last_text(sequence, sequence.text.finish())
+        """The answer ends here: what was held back is part of it.
+
+        Tokens that never became text are told of all the same where their log-probabilities are asked for.
+        """
+        self._show(sequence, sequence.answer.finish())
+        if sequence.answer.only_words and any(each.logprob is not None for each in sequence.unseen):
+            seen = _seen(sequence.unseen, sequence.answer.withheld_bytes)
+            logprobs = tuple(each.logprob for each in seen if each.logprob is not None)
+            self._append(sequence, TextDelta(text="", tokens=len(seen), index=sequence.index, logprobs=logprobs))
 
     def finished(self, sequence: Sequence, reason: FinishReason) -> None:
         """The choice is complete."""
         if reason != "cancelled":
+            self._show(sequence, sequence.answer.finish())
             self._remember(sequence)
-        stop = sequence.text.matched if reason == "stop" else None
+        stop = sequence.answer.matched if reason == "stop" else None
+        if reason == "stop" and sequence.answer.calls:
+            reason = "tool_calls"
         event = Finished(reason=reason, usage=sequence.usage, stop_sequence=stop, index=sequence.index)
         self._events.append((sequence.id, event))
 
@@ -89,31 +105,49 @@ class Emitter:
         """The request is over: one choice could not go on."""
         self._events.append((group.id, Failed(error=error.info, usage=group.usage)))
 
-    def _last_text(self, sequence: Sequence, text: str) -> None:
-        """Tokens that never became text are told of all the same where their log-probabilities are asked for."""
-        if text or any(each.logprob is not None for each in sequence.unseen):
-            self._delta(sequence, text)
+    def _show(self, sequence: Sequence, parts: list[Part]) -> None:
+        """Tell of parts. Tokens belong to the first part that they became certain with; marks are told to nobody."""
+        for part in parts:
+            if not part.text and part.channel == "content" and sequence.answer.only_words:
+                continue
+            seen = _seen(sequence.unseen, sequence.answer.withheld_bytes)
+            if part.channel == "reasoning":
+                sequence.reasoning_tokens += len(seen)
+            if not part.text and part.name is None:
+                continue
+            logprobs = tuple(each.logprob for each in seen if each.logprob is not None)
+            index, tokens = sequence.index, len(seen)
+            if part.channel == "content":
+                event: Delta = TextDelta(text=part.text, tokens=tokens, index=index, logprobs=logprobs)
+            elif part.channel == "reasoning":
+                event = ReasoningDelta(text=part.text, tokens=tokens, index=index, logprobs=logprobs)
+            else:
+                event = ToolCallDelta(
+                    call=part.call,
+                    name=part.name,
+                    arguments=part.text,
+                    tokens=tokens,
+                    index=index,
+                    logprobs=logprobs,
+                )
+            self._append(sequence, event)
 
-    def _text(self, sequence: Sequence, text: str) -> None:
-        if text:
-            self._delta(sequence, text)
-
-    def _delta(self, sequence: Sequence, text: str) -> None:
-        seen = _seen(sequence.unseen, sequence.text.withheld_bytes)
-        tokens, logprobs = len(seen), tuple(each.logprob for each in seen if each.logprob is not None)
-        last = self._events[-1] if self._events else None
-        if last is not None and last[0] == sequence.id and isinstance(last[1], TextDelta):
-            before = last[1]
-            if before.index == sequence.index:
-                text, tokens, logprobs = before.text + text, before.tokens + tokens, before.logprobs + logprobs
+    def _append(self, sequence: Sequence, event: Delta) -> None:
+        """Add an event, together with the one before where they are of the same text."""
+        if self._events and self._events[-1][0] == sequence.id:
+            joined = _joined(self._events[-1][1], event)
+            if joined is not None:
+                event = joined
                 self._events.pop()
-        delta = TextDelta(text=text, tokens=tokens, index=sequence.index, logprobs=logprobs)
-        self._events.append((sequence.id, delta))
+        self._events.append((sequence.id, event))
 
     def _remember(self, sequence: Sequence) -> None:
         """Keep the ids of an assistant turn for the prompts that quote it."""
-        if not isinstance(sequence.group.request.prompt, ChatPrompt) or sequence.text.matched is not None:
+        answer = sequence.answer
+        if not isinstance(sequence.group.request.prompt, ChatPrompt) or answer.matched is not None:
             return
+        if not answer.only_words:
+            return  # a later prompt has such a turn in the template's words
         ids = sequence.generated
         if ids and self._vocab.is_end(ids[-1]):
             ids = ids[:-1]
@@ -123,6 +157,21 @@ class Emitter:
             return  # cut in the middle of a character: the client got another text
         if text:
             self._turns.remember(sequence.tenant, text, ids)
+
+
+def _joined(before: GenerateEvent, event: Delta) -> Delta | None:
+    """Two deltas of the same text as one; None if they are of different ones."""
+    if isinstance(before, Started | PromptLogprobs | Finished | Failed) or before.index != event.index:
+        return None
+    tokens, logprobs = before.tokens + event.tokens, before.logprobs + event.logprobs
+    if isinstance(before, ToolCallDelta):
+        if not isinstance(event, ToolCallDelta) or event.name is not None or event.call != before.call:
+            return None
+        arguments = before.arguments + event.arguments
+        return msgspec.structs.replace(before, arguments=arguments, tokens=tokens, logprobs=logprobs)
+    if isinstance(event, ToolCallDelta) or type(before) is not type(event):
+        return None
+    return msgspec.structs.replace(event, text=before.text + event.text, tokens=tokens, logprobs=logprobs)
 
 
 def _seen(unseen: list[Unseen], withheld_bytes: int) -> list[Unseen]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from ocserve.engine.answers import AnswerPlan
 from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import Vocab
 from ocserve.engine.prediction import Prediction
@@ -38,6 +39,7 @@ class _Ready:
     request: GenerateRequest
     prompt: tuple[int, ...]
     max_tokens: int
+    plan: AnswerPlan
     guide: Guide | None
     dry: Dry | None
     prediction: tuple[int, ...]
@@ -111,6 +113,7 @@ class Preparer:
                 arrived=now,
                 guide=ready.guide.copy() if ready.guide is not None else None,
                 speculator=self._drafts(ready),
+                plan=ready.plan,
             )
         return group
 
@@ -165,7 +168,8 @@ class Preparer:
                 "tokens.",
                 param="logprobs",
             )
-        guide = self._grammars.guide(request.constraint) if request.constraint is not None else None
+        plan = self._encoder.plan(request, prompt)
+        guide = self._grammars.guide(plan.grammar) if plan.grammar is not None else None
         dry = self._dry.get(request.sampling)
         # Of more characters than that, few could come true before the context ends.
         predicted = self._encoder.content((request.prediction or "")[: _PREDICTED_CHARS * self._context])
@@ -174,7 +178,7 @@ class Preparer:
             if request.request_id not in self._wanted:
                 return
             self._wanted.discard(request.request_id)
-            self._ready[request.request_id] = _Ready(request, prompt, max_tokens, guide, dry, tuple(predicted))
+            self._ready[request.request_id] = _Ready(request, prompt, max_tokens, plan, guide, dry, tuple(predicted))
         self._emit(
             Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens, ignored=ignored)
         )

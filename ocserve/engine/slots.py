@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from ocserve.engine.answers import Answer, AnswerPlan
 from ocserve.engine.constraint import Guide
 from ocserve.engine.context import State
 from ocserve.engine.speculation import Speculator
-from ocserve.engine.text import TextStream
 from ocserve.generation import GenerateRequest, TokenLogprob, Usage
 
 
@@ -105,6 +105,7 @@ class Group:
             prompt_tokens=usages[0].prompt_tokens,
             cached_tokens=usages[0].cached_tokens,
             completion_tokens=sum(usage.completion_tokens for usage in usages),
+            reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
             accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in usages),
             rejected_draft_tokens=sum(usage.rejected_draft_tokens for usage in usages),
         )
@@ -124,6 +125,7 @@ class Sequence:
         arrived: float = 0.0,
         guide: Guide | None = None,
         speculator: Speculator | None = None,
+        plan: AnswerPlan | None = None,
     ) -> None:
         """`deadline` and `arrived` are monotonic seconds. The sequence joins `group` as its next choice."""
         self.group = group
@@ -137,7 +139,8 @@ class Sequence:
         self.arrived = arrived
         self.guide = guide
         self.speculator = speculator
-        self.text = TextStream(group.request.stop)
+        self.answer: Answer = (plan or AnswerPlan()).open(group.request.stop)
+        self.reasoning_tokens = 0
         self.generated: list[int] = []
         self.computed = 0  # tokens, from the start, whose KV cells exist
         self.slot: int | None = None
@@ -196,6 +199,7 @@ class Sequence:
             prompt_tokens=len(self.prompt),
             cached_tokens=self.group.cached_tokens or 0,
             completion_tokens=len(self.generated),
+            reasoning_tokens=self.reasoning_tokens,
             accepted_draft_tokens=self.accepted,
             rejected_draft_tokens=self.drafted - self.accepted,
         )

@@ -33,15 +33,16 @@ class TextStream:
 
     def feed(self, piece: bytes) -> str:
         """The text that is certain now. Bytes that are not UTF-8 become U+FFFD, an incomplete tail waits."""
-        return self._advance(self._decoder.decode(piece))
+        return self.advance(self._decoder.decode(piece))
 
     def finish(self) -> str:
         """The rest: whatever was held back belongs to the text after all, and an incomplete tail is U+FFFD."""
-        text = self._advance(self._decoder.decode(b"", final=True))
+        text = self.advance(self._decoder.decode(b"", final=True))
         held, self._held = self._held, ""
         return text + held
 
-    def _advance(self, text: str) -> str:
+    def advance(self, text: str) -> str:
+        """`feed` for text that is decoded already."""
         if self.matched is not None:
             return ""
         if self._automaton is None or not text:

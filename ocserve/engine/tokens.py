@@ -7,11 +7,14 @@ so its special tokens are parsed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from ocserve.chat.messages import unread
 from ocserve.chat.specials import Segment, SpecialToken, SpecialTokens, Text
+from ocserve.chat.speech import Speech
 from ocserve.chat.template import ChatTemplate
+from ocserve.engine.answers import AnswerPlan
 from ocserve.engine.encodings import PlainTokenizer
 from ocserve.engine.llama import Vocab
 from ocserve.engine.turns import Opening, Quoter, Turns
@@ -24,6 +27,7 @@ from ocserve.generation import (
     GenerateRequest,
     Message,
     Prompt,
+    Reasoning,
     TextPrompt,
     TokenPrompt,
 )
@@ -35,6 +39,8 @@ _MOST_ASKED_TOKENS = 1 << 18  # some are spelled with hundreds of bytes
 _FIELDS = {ChatPrompt: "messages", TextPrompt: "prompt", TokenPrompt: "prompt", FillPrompt: "prompt"}
 # Two prompts for an answer, of which the words differ: what they end with is the template's.
 _PROBES = ("probe", "other words")
+# No mark is divided into more tokens, white space behind it included.
+_THOUGHT_TOKENS = 24
 
 
 class PromptEncoder:
@@ -65,6 +71,7 @@ class PromptEncoder:
                 template, bos=vocab.text(vocab.bos), eos=vocab.text(vocab.eos), specials=self._specials
             )
         self._quoter = self._find_quoter()
+        self.speech = self._find_speech()
 
     @property
     def can_chat(self) -> bool:
@@ -72,7 +79,7 @@ class PromptEncoder:
         return self._template is not None
 
     def unread(self, request: GenerateRequest) -> tuple[str, ...]:
-        """Paths of message fields that this model's template passes over; raises where that would lose content."""
+        """Paths of message fields that this model's template passes over."""
         if self._template is None or not isinstance(request.prompt, ChatPrompt):
             return ()
         return unread(request.prompt.messages, self._template.reads)
@@ -123,11 +130,15 @@ class PromptEncoder:
     def _encoded(self, prompt: Prompt, salt: bytes) -> tuple[list[int], str | None]:
         """A prompt's ids, without what this model's prompts begin with, and its text where that is known."""
         match prompt:
-            case ChatPrompt(messages=messages):
+            case ChatPrompt():
                 if self._template is None:
                     raise InvalidRequest("This model has no chat template; use /v1/completions.", param="messages")
-                segments = self._render(messages, salt)
-                return self._specials.encode(segments, self.plain), "".join(segment.text for segment in segments)
+                segments = self._render(prompt, salt)
+                ids = self._specials.encode(segments, self.plain)
+                if _without_thought(prompt.reasoning) and self.thinking(ids):
+                    segments = [*segments, *self._thought_end]
+                    ids = self._specials.encode(segments, self.plain)
+                return ids, "".join(segment.text for segment in segments)
             case TextPrompt(text=text):
                 # Partitioned here: llama.cpp's own search for special tokens takes quadratic time.
                 return self._specials.encode(self._specials.partition(text), self.plain), text
@@ -167,13 +178,45 @@ class PromptEncoder:
         if at_least >= self._context:
             raise ContextLengthExceeded(limit=self._context, prompt_tokens=at_least, param=field, at_least=True)
 
-    def _render(self, messages: tuple[Message, ...], salt: bytes) -> Sequence[Segment]:
+    def plan(self, request: GenerateRequest, prompt: Sequence[int]) -> AnswerPlan:
+        """How the answers to an encoded prompt are held and read."""
+        thinking = isinstance(request.prompt, ChatPrompt) and self.thinking(prompt)
+        closing = self._specials.encode(self._thought_end, self.plain)
+        return AnswerPlan.of(request, self.speech, thinking=thinking, closing=closing)
+
+    def thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends within a thought that the template has begun."""
+        if self.speech is None or self.speech.reasoning is None:
+            return False
+        marks, tail = self.speech.marks, b""
+        begin = marks.plain(self.speech.reasoning.begin).strip().encode()
+        for token in reversed(prompt[-_THOUGHT_TOKENS:]):
+            mark = marks.by_id.get(token)
+            tail = (self._vocab.piece(token) if mark is None else marks.plain(mark).encode()) + tail
+        return tail.rstrip().endswith(begin)
+
+    @functools.cached_property
+    def _thought_end(self) -> tuple[Segment, ...]:
+        """What ends a thought."""
+        if self.speech is None or self.speech.reasoning is None:
+            return ()
+        return self._specials.partition("\n" + self.speech.marks.plain(self.speech.reasoning.end))
+
+    def _find_speech(self) -> Speech | None:
+        if self._template is None:
+            return None
+        marked = self._vocab.marked()
+        ends = frozenset(token.id for token in marked if self._vocab.is_end(token.id))
+        controls = {token.text: token.id for token in marked if token.kind != "user_defined" or token.id in ends}
+        return Speech.of(self._template.tool_format, self._template.reasoning, controls, ends)
+
+    def _render(self, chat: ChatPrompt, salt: bytes) -> Sequence[Segment]:
         """The template's segments, with the assistant's former words as they were sampled."""
         assert self._template is not None
-        segments = self._template.render(messages)
+        segments = self._template.render(chat.messages, chat.tools, chat.reasoning)
         if self._quoter is None:
             return segments
-        return self._quoter.quote(segments, messages, lambda text: self._turns.recall(salt, text))
+        return self._quoter.quote(segments, chat.messages, lambda text: self._turns.recall(salt, text))
 
     def _find_quoter(self) -> Quoter | None:
         if self._template is None:
@@ -219,3 +262,7 @@ def _size_bytes(prompt: Prompt) -> int:
             return 0
         case FillPrompt(prefix=prefix, suffix=suffix, files=files):
             return sum(len(text.encode()) for text in (prefix, suffix, *(part for file in files for part in file)))
+
+
+def _without_thought(reasoning: Reasoning) -> bool:
+    return reasoning.enabled is False or reasoning.effort == "none" or reasoning.max_tokens == 0

@@ -108,6 +108,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float
     chat_template: str | None = None
     chat_template_problem: str | None = None
+    tool_format: str = ""  # how the model writes calls; empty if it cannot chat
+    reasoning: bool = False  # whether it may think before it answers
     bos: str = ""
     eos: str = ""
     fim: bool = False

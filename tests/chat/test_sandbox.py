@@ -10,8 +10,9 @@ import tracemalloc
 
 import pytest
 
+from ocserve.chat.sandbox import TemplateUnusable
 from ocserve.chat.specials import SpecialTokens
-from ocserve.chat.template import ChatTemplate, TemplateUnusable
+from ocserve.chat.template import ChatTemplate
 from ocserve.errors import InvalidRequest
 from ocserve.generation import Message
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ocserve.chat.sandbox import TemplateUnusable
 from ocserve.chat.specials import Control, SpecialToken, SpecialTokens, Text
-from ocserve.chat.template import ChatTemplate, TemplateUnusable
+from ocserve.chat.template import ChatTemplate
 from ocserve.errors import InvalidRequest
 from ocserve.generation import Message, Role, ToolCall
 
@@ -135,16 +136,16 @@ def test_developer_is_system_to_a_template_that_does_not_know_it() -> None:
     ],
 )
 def test_arguments_are_an_object_where_they_are_one_and_else_their_text(arguments: str, written: str) -> None:
-    source = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments|tojson }}"
-    source += "{% endfor %}{% endfor %}"
+    source = "{% for m in messages %}{% for c in m.tool_calls %}<function={{ c.function.name }}>"
+    source += "{{ c.function.arguments|tojson }}</function>{% endfor %}{% endfor %}"
     call = Message(role="assistant", tool_calls=(ToolCall(id="1", name="f", arguments=arguments),))
-    assert text_of(source, (call, turn("user", "x"))).startswith("f" + written)
+    assert text_of(source, (call, turn("user", "x"))).startswith("<function=f>" + written)
 
 
 def test_arguments_are_text_for_a_template_that_adds_them_to_text() -> None:
-    source = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}"
-    source += "{% endfor %}{% endfor %}"
-    assert text_of(source, WITH_CALL) == 'get_weather{"city": "Oslo"}'
+    source = "{% for m in messages %}{% for c in m.tool_calls %}{{ '<function=' + c.function.name + '>' }}"
+    source += "{{ c.function.arguments + '</function>' }}{% endfor %}{% endfor %}"
+    assert text_of(source, WITH_CALL).startswith('<function=get_weather>{"city": "Oslo"}</function>')
 
 
 def test_a_refusal_quotes_the_template_and_never_the_client() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from ocserve.engine import llama
-from ocserve.engine.constraint import GrammarCompiler, Guide, GuideError
+from ocserve.engine.constraint import GrammarCompiler, Guide, GuideError, alone
 from ocserve.errors import InvalidRequest
 from ocserve.generation import JsonConstraint
 from tests import tiny
@@ -171,7 +171,7 @@ def test_forced_runs_never_exclude_what_the_mask_alone_would_write(
     """A run spells exactly the bytes that any answer has there: each of its tokens is in the mask of its place."""
     for schema in (*WALKS, *MEASURED.values()):
         current = guide(compiler, schema)
-        masked = compiler._matcher(json.dumps(schema, ensure_ascii=False)).deep_copy()
+        masked = compiler._matcher(alone(JsonConstraint(schema=json.dumps(schema)))).deep_copy()
         for token in current.forced():
             bits = np.unpackbits(np.frombuffer(masked.compute_bitmask(), np.uint8), bitorder="little")
             assert bits[token]

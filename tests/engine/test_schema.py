@@ -107,3 +107,21 @@ def test_nesting_is_bounded_at_its_stated_depth() -> None:
     schema.checked(deep(schema.MAX_DEPTH))
     with pytest.raises(InvalidRequest, match="deeper"):
         schema.checked(deep(schema.MAX_DEPTH + 1))
+
+
+HARMLESS: list[Any] = [
+    {"type": "object", "propertyNames": {"type": "string"}},
+    {"type": "array", "items": {"type": "array", "uniqueItems": False}},
+    {"type": "array", "uniqueItems": True, "maxItems": 1},
+    {"anyOf": [{"type": "integer", "if": {"const": 1}}, {"then": {"const": 2}, "type": "null"}]},
+    {"$defs": {"a": {"type": "array", "minContains": 2}}, "$ref": "#/$defs/a"},
+    {"type": "object", "properties": {"not": {"type": "object", "unevaluatedProperties": True, "not": False}}},
+    {"type": "object", "dependentRequired": {}, "properties": {"if": {"type": "integer"}}},
+]
+
+
+@pytest.mark.parametrize("document", HARMLESS, ids=[str(index) for index in range(len(HARMLESS))])
+def test_keywords_that_forbid_nothing_are_no_reason_to_refuse(compiler: GrammarCompiler, document: Any) -> None:
+    compiler.guide(JsonConstraint(schema=json.dumps(document)))
+    kept = json.loads(schema.checked(json.dumps(document)))
+    assert kept.get("properties", {}).keys() == document.get("properties", {}).keys()

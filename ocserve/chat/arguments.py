@@ -1,0 +1,96 @@
+"""What a tool's parameters say about how a call may be written."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ocserve.generation import Tool
+
+NO_PARAMETERS = '{"type":"object","properties":{},"additionalProperties":false}'
+
+_KEY = re.compile(r"[^\s<>\0]+")
+_ROOT_KEYWORDS = frozenset(
+    {
+        *("type", "properties", "required", "additionalProperties", "title", "description"),
+        *("$schema", "$id", "$defs", "definitions", "examples", "default"),
+    }
+)
+_TEXT_KEYWORDS = frozenset({"type", "title", "description", "default", "examples", "enum"})
+_JSON_TYPES = frozenset({"integer", "number", "boolean", "object", "array", "null"})
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument that may be written on its own: any text, one of some texts, or JSON under a schema."""
+
+    key: str
+    kind: Literal["text", "choice", "json"]
+    required: bool
+    choices: tuple[str, ...] = ()
+    schema: str = ""
+
+
+def arguments_schema(tool: Tool) -> str:
+    """The JSON Schema of a tool's arguments, as JSON text. They are an object even where it does not say so."""
+    if tool.parameters is None:
+        return NO_PARAMETERS
+    try:
+        schema = json.loads(tool.parameters)
+    except (ValueError, RecursionError):
+        return tool.parameters  # for the schema's own check to refuse
+    if not isinstance(schema, dict):
+        return tool.parameters if schema is not True else '{"type":"object"}'
+    if schema.get("type", "object") == "object":
+        return json.dumps({**schema, "type": "object"}, ensure_ascii=False)
+    conditions = schema.get("allOf", [])
+    both = [*conditions, {"type": "object"}] if isinstance(conditions, list) else conditions
+    return json.dumps({**schema, "allOf": both}, ensure_ascii=False)
+
+
+def separate(tool: Tool) -> tuple[Argument, ...] | None:
+    """The arguments, in order, if they can be written one by one and still be held to the schema; else None."""
+    try:
+        schema = json.loads(arguments_schema(tool))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(schema, dict) or not schema.keys() <= _ROOT_KEYWORDS or schema.get("type") != "object":
+        return None
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(required, list) or not set(required) <= properties.keys():
+        return None
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    found = []
+    for key, value in properties.items():
+        argument = _argument(key, value, key in required, shared)
+        if argument is None:
+            return None
+        found.append(argument)
+    return tuple(found)
+
+
+def bare_texts(tool: Tool) -> frozenset[str]:
+    """The keys of arguments that are written as bare text where arguments are written one by one."""
+    return frozenset(argument.key for argument in separate(tool) or () if argument.kind != "json")
+
+
+def _argument(key: str, schema: object, required: bool, shared: dict[str, object]) -> Argument | None:
+    if not _KEY.fullmatch(key) or not isinstance(schema, dict):
+        return None
+    kind = schema.get("type")
+    if kind in _JSON_TYPES:
+        return Argument(key, "json", required, schema=json.dumps({**shared, **schema}, ensure_ascii=False))
+    if kind != "string" or not schema.keys() <= _TEXT_KEYWORDS:
+        return None
+    if "enum" not in schema:
+        return Argument(key, "text", required)
+    choices = schema["enum"]
+    if not choices or not all(isinstance(choice, str) and _is_plain(choice) for choice in choices):
+        return None
+    return Argument(key, "choice", required, choices=tuple(choices))
+
+
+def _is_plain(choice: str) -> bool:
+    return "<" not in choice and "\n" not in choice and choice == choice.strip()
