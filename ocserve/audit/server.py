@@ -169,6 +169,7 @@ class Exchange:
     request_id: str | None
     status: int
     error_shaped: bool
+    code: str = ""
 
 
 class Server:
@@ -284,7 +285,8 @@ class Server:
 
     def _note(self, reply: Reply) -> None:
         shaped = isinstance(reply.error.get("message"), str) and isinstance(reply.error.get("type"), str)
-        self.exchanges.append(Exchange(_request_id(reply.headers), reply.status, shaped))
+        code = clean(reply.error.get("code") or reply.error.get("type") or "", 60)
+        self.exchanges.append(Exchange(_request_id(reply.headers), reply.status, shaped, code))
 
 
 def _take(found: Stream, line: bytes, now: float) -> None:

@@ -96,6 +96,21 @@ def test_the_fault_is_found(provider: tuple[Provider, str], name: str, fault: Fa
     assert verdict.evidence
 
 
+def test_limits_that_are_met_and_not_announced_are_found(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    hidden = Fault(
+        answer=lambda path, fields, given: (
+            given[0],
+            {name: value for name, value in given[1].items() if "ratelimit" not in name},
+            given[2],
+        )
+    )
+    use(served, hidden)
+    assert audited(url, "limit-headers")["limit-headers"].status == "not_provable"
+    use(served, hidden, remaining=100)
+    assert audited(url, "overload", "limit-headers")["limit-headers"].status == "fail"
+
+
 def test_every_probe_has_a_fault_that_it_must_find() -> None:
     elsewhere = {"limit-enforced", "https", "versioning"}  # in tests of their own
     assert PROBES.keys() - FAULTS.keys() - VISION_FAULTS.keys() == elsewhere

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from ocserve.audit.server import dig
-from ocserve.audit.subject import STORY, Subject, named
+from ocserve.audit.subject import Subject, named
 from ocserve.audit.verdict import expect
 
+_BEGINNING = "Once upon a time there was a lighthouse keeper, and every night he"
 _IDS = [300, 400, 500, 600]  # every vocabulary has them
 
 
 async def completions_whole(subject: Subject) -> str:
     """A text completion is answered whole, in OpenAI's shape."""
-    reply = await subject.complete(STORY)
+    reply = await subject.complete(_BEGINNING)
     expect(dig(reply.json, "object") == "text_completion", "`object` is not `text_completion`")
     expect(isinstance(dig(reply.choices, 0, "text"), str), "the choice has no `text`")
     expect(reply.text, "the text is empty")
@@ -21,7 +22,7 @@ async def completions_whole(subject: Subject) -> str:
 
 async def completions_usage(subject: Subject) -> str:
     """A whole text completion has its usage, and the sum is right."""
-    reply = await subject.complete(STORY)
+    reply = await subject.complete(_BEGINNING)
     prompt, completion = reply.used("prompt_tokens"), reply.used("completion_tokens")
     expect(prompt > 0, "usage.prompt_tokens is 0")
     expect(0 < completion <= 16, "usage.completion_tokens is not within max_tokens")
@@ -31,7 +32,7 @@ async def completions_usage(subject: Subject) -> str:
 
 async def completions_stream(subject: Subject) -> str:
     """A text completion streams, piece by piece, and ends with [DONE]."""
-    stream = await subject.complete_stream(STORY)
+    stream = await subject.complete_stream(_BEGINNING)
     expect(stream.headers.get("content-type", "").startswith("text/event-stream"), "not text/event-stream")
     expect(stream.done, "the stream has no [DONE]")
     expect(len(stream.texts()) > 1, "the whole text came in one piece")
@@ -41,7 +42,7 @@ async def completions_stream(subject: Subject) -> str:
 
 async def completions_stream_usage(subject: Subject) -> str:
     """A streamed text completion ends with its usage."""
-    stream = await subject.complete_stream(STORY)
+    stream = await subject.complete_stream(_BEGINNING)
     total = stream.used("prompt_tokens") + stream.used("completion_tokens")
     expect(stream.used("total_tokens") == total, "total_tokens is not the sum")
     return f"{total} tokens"
@@ -49,7 +50,7 @@ async def completions_stream_usage(subject: Subject) -> str:
 
 async def completions_prompts(subject: Subject) -> str:
     """A prompt may be a text, several texts, token ids, or several lists of them."""
-    several = await subject.complete([STORY, "One, two,"], max_tokens=4)
+    several = await subject.complete([_BEGINNING, "One, two,"], max_tokens=4)
     expect([dig(choice, "index") for choice in several.choices] == [0, 1], "two texts do not give two choices")
     ids = await subject.complete(_IDS, max_tokens=4)
     expect(ids.used("prompt_tokens") in (len(_IDS), len(_IDS) + 1), "token ids are not counted as they are")

@@ -118,8 +118,8 @@ async def seed(subject: Subject) -> str:
     again = await _seeded(subject, range(5), **given)
     expect(len(set(first)) > 1, "five seeds drew one answer")
     same = sum(one == other for one, other in zip(first, again, strict=True))
-    # Of a quantised model's close calls one may tip; a seed that is ignored repeats nothing.
-    expect(same >= 4, f"{same} of 5 seeds drew the same answer again")
+    # Of a quantised model's close calls some may tip; a seed that is ignored repeats nothing.
+    expect(same >= 3, f"{same} of 5 seeds drew the same answer again")
     return f"{same} of 5 seeds drew the same answer again, {len(set(first))} different answers"
 
 

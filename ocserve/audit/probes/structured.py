@@ -136,9 +136,15 @@ async def schema_limit(subject: Subject) -> str:
 async def json_mode(subject: Subject) -> str:
     """`json_object` gives a JSON object."""
     finished = 0
-    for _ in range(3):
-        given = {"max_tokens": _ROOM, "temperature": 0.7, "response_format": {"type": "json_object"}}
-        reply = await supported(subject.chat("Answer with a JSON object with the key `ship`.", **given))
+    for thing in ("ship", "house", "tree"):
+        # An example, so that small models come to an end.
+        messages = [
+            {"role": "user", "content": "A JSON object with the colour of the sky?"},
+            {"role": "assistant", "content": '{"sky": "blue"}'},
+            {"role": "user", "content": f"A JSON object with the colour of a {thing}?"},
+        ]
+        given = {"max_tokens": _ROOM, "temperature": 0, "response_format": {"type": "json_object"}}
+        reply = await supported(subject.chat(messages=messages, **given))
         if reply.finish == "length":
             expect(reply.text.lstrip().startswith("{"), "the answer does not begin as an object")
             continue
