@@ -26,17 +26,17 @@ _MILLISECONDS = ("latency_mean", "latency_p50", "latency_p95", "ttft_p50", "ttft
 
 
 def draft(subject: Subject, verdicts: Mapping[str, Verdict], settings: Config | None) -> dict[str, str]:
-    """The drafted texts by name. `settings` are those of the audited server, None for somebody else's."""
+    """The drafted texts by name. `settings` are those of the audited server, None where they are not at hand."""
     text = resources.files("ocserve.audit").joinpath("items", "drafts.toml").read_text(encoding="utf-8")
     facts = _facts(subject, verdicts)
     if settings is not None:
         facts |= _from_settings(settings)
     drafted = {}
     for name, versions in tomllib.loads(text).items():
-        chosen = versions.get("own") if settings is not None else None
-        template = chosen or versions.get("any")
-        if template is not None and _fields(template) <= facts.keys():
-            drafted[name] = template.format_map(facts)
+        candidates = [versions[kind] for kind in (("own", "any") if subject.is_ours else ("any",)) if kind in versions]
+        known = next((template for template in candidates if _fields(template) <= facts.keys()), None)
+        if known is not None:
+            drafted[name] = known.format_map(facts)
     return drafted
 
 

@@ -76,6 +76,7 @@ async def audit(order: Order, drafts: Drafts, on_probe: Callable[[Verdict], None
     server = Server(order.url, order.key, _TIMEOUT_S)
     try:
         subject = await _discover(server, order)
+        subject.is_ours = await _is_ours(subject)
         verdicts: dict[str, Verdict] = {}
         for probe in PROBES.values():
             if order.only and probe.id not in order.only:
@@ -117,6 +118,15 @@ async def _discover(server: Server, order: Order) -> Subject:
         raise Unusable(f"{answered} and lists no model; name one with --model")
     entry: dict[str, Any] = next((entry for entry in listed if entry["id"] == name), {})
     return Subject(server, name, entry, order.suppress, order.quick, order.pages)
+
+
+async def _is_ours(subject: Subject) -> bool:
+    """Whether the server is an ocserve: only that names in a header what it accepts and has no use for."""
+    try:
+        reply = await subject.refused(user="audit", max_tokens=1)
+    except Fault:
+        return False
+    return "x-ocserve-ignored" in reply.headers
 
 
 def _generates(entry: Any) -> bool:

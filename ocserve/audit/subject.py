@@ -28,7 +28,8 @@ class Subject:
     """A model on a server. `entry` is what the listing says of it.
 
     `suppress` are token ids that end its answers, `pages` the operator's published pages by kind. `figures` are
-    measurements by name (units in the names), filled by probes and read by what is drafted.
+    measurements by name (units in the names), filled by probes and read by what is drafted. `is_ours` says that the
+    server is an ocserve, of which more is known than can be asked.
     """
 
     server: Server
@@ -38,6 +39,7 @@ class Subject:
     quick: bool = False
     pages: Mapping[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+    is_ours: bool = False
     _documents: dict[str, Any] = field(default_factory=dict)
 
     @property

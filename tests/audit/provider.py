@@ -159,6 +159,7 @@ class Provider:
 
     def _limits(self) -> Headers:
         return {
+            **({"x-ocserve-ignored": "user"} if self.has("ours") else {}),
             **{f"x-ratelimit-limit-{unit}": "100000" for unit in ("requests", "tokens")},
             **{f"x-ratelimit-remaining-{unit}": str(self.remaining) for unit in ("requests", "tokens")},
             **{f"x-ratelimit-reset-{unit}": "60s" for unit in ("requests", "tokens")},
@@ -195,7 +196,7 @@ class Provider:
             if name not in fields:
                 raise Refusal(400, f"'{name}' is missing here.", name, "missing_required_parameter")
         for name in fields.keys() - _TAKEN:
-            if not self.has("swallows"):
+            if not self.has("swallows") and not (name == "user" and self.has("ours")):
                 raise Refusal(400, f"'{name}' is not known here.", name, "unknown_parameter")
         if fields["model"] != MODEL:
             raise Refusal(404, "The model is not served here.", "model", "model_not_found")

@@ -16,7 +16,7 @@ from ocserve.audit.session import Order, Report
 from ocserve.audit.subject import Subject
 from ocserve.audit.verdict import Fault as Failed
 from ocserve.audit.verdict import Unproven
-from tests.audit.faults import chat, entry, put, status, without
+from tests.audit.faults import chat, entry, put, status, without, words
 from tests.audit.provider import KEY, MODEL, Fault, Provider, running
 
 
@@ -107,7 +107,7 @@ def test_what_a_server_says_cannot_change_the_page_or_the_terminal(provider: tup
 
 def test_the_page_has_every_item_and_every_draft(provider: tuple[Provider, str]) -> None:
     served, url = provider
-    served.fault = Fault()
+    served.fault = words("ours")
     settings = config.Config(limits=config.Limits(requests_per_minute=77))
     text = page.markdown(report(url, "latency", "sustained", "chat-whole", settings=settings))
     assert all(f"`{item.id}`" in text for item in checklist.items())
@@ -122,6 +122,14 @@ def test_a_foreign_server_gets_no_drafts_from_our_settings(provider: tuple[Provi
     by_id = {item.id: item for item in report(url, "chat-whole").items}
     assert by_id["integration.limits-tokens-minute"].evidence == "for the operator to state"
     assert "llama.cpp" not in by_id["integration.apart-infrastructure"].evidence
+
+
+def test_what_is_known_of_our_servers_is_drafted_without_settings(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    served.fault = words("ours")
+    by_id = {item.id: item for item in report(url, "chat-whole").items}
+    assert "no finish reasons of our own" in by_id["integration.errors-special"].evidence
+    assert by_id["integration.limits-tokens-minute"].evidence == "for the operator to state"
 
 
 def test_a_text_of_which_a_fact_is_missing_is_not_drafted(provider: tuple[Provider, str]) -> None:
