@@ -35,12 +35,8 @@ _PROMPT_TOKENS = 64
 CHUNKS = (16, 64, 256)  # tokens in a batch of the bare loop's prefill
 # As engine processes have it: with OpenMP's default, threads that wait for one another spin.
 _WAITING = {"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"}
-# What an own server leaves out here: batches of drafts, and work that goes on when an answer has ended.
-_PLAIN = {
-    "OCSERVE_ENGINE_SPECULATION": "off",
-    "OCSERVE_CACHE_HOST_BYTES": "0",
-    "OCSERVE_CACHE_DISK_BYTES": "0",
-}
+# What an own server leaves out here: batches of drafts, and files that are written on when an answer has ended.
+_PLAIN = {"OCSERVE_ENGINE_SPECULATION": "off", "OCSERVE_CACHE_DISK_BYTES": "0"}
 
 
 class CeilingFailed(Exception):
@@ -82,11 +78,19 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 class BareLoop:
     """`ocserve.engine.ceiling` as a child process, which computes only while it is asked. Raises `CeilingFailed`."""
 
-    def __init__(self, model: Path, *, most_sequences: int, most_batch: int = 64, tokens: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        most_sequences: int,
+        most_batch: int = 64,
+        prompt_tokens: int = _PROMPT_TOKENS,
+        tokens: int,
+    ) -> None:
         sizes = {
             "--most-sequences": most_sequences,
             "--most-batch": most_batch,
-            "--prompt-tokens": _PROMPT_TOKENS,
+            "--prompt-tokens": prompt_tokens,
             "--tokens": tokens,
         }
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
@@ -235,9 +239,13 @@ def against_http(
         with ExitStack() as stack:
             stack.callback(server.stop)
             server.start()
-            loop = stack.enter_context(BareLoop(model, most_sequences=max(streams), tokens=tokens))
             target = Target("HTTP", server.url, asyncio.run(load.first_model(server.url, key)), key)
             scale = asyncio.run(load.calibrate(target, "ceiling"))
+            # Attention costs what the context is long: the template's tokens are part of it.
+            prompt_tokens = _PROMPT_TOKENS + round(scale.overhead)
+            loop = stack.enter_context(
+                BareLoop(model, most_sequences=max(streams), prompt_tokens=prompt_tokens, tokens=tokens)
+            )
             pair = _Pair(loop, replace(target, bias=loop.end_tokens), scale, count, tokens)
             found += _alternate(pair, streams, rounds, on_pair)
     best = {each: max(median(share.bare) for share in found if share.streams == each) for each in streams}

@@ -32,6 +32,9 @@ from ocserve.engine.tokens import PromptEncoder
 from ocserve.engine.turns import Turns
 from ocserve.machine import usable_cores
 
+# Kept prefixes that the tiers have too may slow a step on the CPU by this much.
+_PASSED_OVER = 0.025
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -77,6 +80,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
         recompute_s=lambda tokens, position: costs.seconds(tokens, tokens * (position + tokens // 2), prefill=True),
         window=model.window,
         sharing=spec.prefix_cache,
+        most_idle=None if spec.gpu_layers else lambda: costs.passed_over(_PASSED_OVER),
     )
     loop = _loop(spec, context, kv, costs, Emitter(model.vocab, turns, send))
     preparer = Preparer(

@@ -43,6 +43,7 @@ _FEWEST_CELL_SHARE = 1e-6
 # On a CPU, llama.cpp computes attention in tiles from so many rows on (GGML_FA_TILE_Q) and row by row below. In tiles a
 # cell costs about this share (135M model: 2 to 3 µs against 6 to 13).
 TILE_ROWS = 64
+_PASSED_SHARE = 0.05  # and this much a cell that is not the row's own (same model: 0.6 µs against 12)
 _TILED_SHARE = 0.35
 
 
@@ -231,6 +232,15 @@ class CostModel:
         """
         threads = self.usual_threads(rows, prefill=prefill)
         return self._curves[threads].seconds(rows, cells) * self._band(rows).arms[threads].load
+
+    def passed_over(self, share: float) -> int:
+        """How many cells of others add so much (0.1: a tenth) to a step of one row, which does not attend them.
+
+        Only where llama.cpp computes on a CPU: there a row looks at the mask of every cell in use.
+        """
+        step_s = self.seconds(1)
+        attended_s = (self.seconds(1, _CELLS_OF_STEP) - step_s) / _CELLS_OF_STEP
+        return round(share * step_s / (_PASSED_SHARE * attended_s))
 
     def rows_within(self, seconds: float, *, rows: int, cells_per_row: int, most: int) -> int:
         """How many prompt rows, `most` at most, a step of `rows` other rows can take on within `seconds`; 0 if none.

@@ -50,9 +50,12 @@ class KvMemory:
         recompute_s: Callable[[int, int], float],
         window: int = 0,
         sharing: bool = True,
+        most_idle: Callable[[], int] | None = None,
     ) -> None:
         """`capacity` is cells (tokens); `recompute_s` predicts the seconds to compute tokens behind a position.
 
+        `most_idle` is how many cells kept prefixes may hold beside running sequences where the tiers have them too
+        (None: any number): on a CPU every row of a step passes over every cell, also those that are not its own.
         `window` is how many positions the model's sliding layers attend, 0 if it has none; `identity` names everything
         that a stored state is valid for, apart from the tenant.
         """
@@ -61,6 +64,7 @@ class KvMemory:
         self._capacity = capacity
         self._window = window
         self._sharing = sharing
+        self._most_idle = most_idle
         self._tree = PrefixTree()
         self._retention = Retention(recompute_s)
         self._free_ids = list(range(context.sequences - 2, -1, -1))
@@ -124,7 +128,7 @@ class KvMemory:
 
     def evict(self, *, for_id: bool = False) -> bool:
         """Give up the least valuable kept prefix; False if none frees a cell (or, `for_id`, if there is none)."""
-        kept = [Kept(holder, self._tree.length(holder), self._tree.private_cells(holder)) for holder in self._kept]
+        kept = self._candidates(self._kept)
         victim = self._retention.give_up(kept)
         if victim is None and for_id and kept:
             victim = min(kept, key=lambda each: each.cells).holder
@@ -135,6 +139,22 @@ class KvMemory:
         self._drop(victim)
         self.evictions += 1
         return True
+
+    def shed(self) -> None:
+        """Leave to the tiers what they have of kept prefixes, the least valuable first, down to `most_idle` cells."""
+        if self._most_idle is None or self._storage is None or self._reuse is Reuse.WHOLE_STATE:
+            return  # a whole state that does not end with a block is in no tier
+        excess = self.cells_kept - self._most_idle()
+        while excess > 0:
+            victim = self._retention.give_up(self._candidates(filter(self._storage.has, self._kept)))
+            if victim is None:
+                return
+            excess -= self._tree.private_cells(victim)
+            self._drop(victim)
+            self.evictions += 1
+
+    def _candidates(self, holders: Iterable[int]) -> list[Kept]:
+        return [Kept(holder, self._tree.length(holder), self._tree.private_cells(holder)) for holder in holders]
 
     def drop_kept(self) -> None:
         """Give up every kept prefix."""

@@ -246,6 +246,7 @@ class EngineLoop:
                     continue
                 self._counts.resumed += sequence.parked is not None
                 self._kv.attach(sequence)
+                self._kv.shed()
             if sequence.restoring is not None and not restored:
                 self._kv.restore_some(sequence)
                 restored = True

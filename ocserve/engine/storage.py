@@ -61,6 +61,10 @@ class Storage:
         """Whether there is work for `save_some`."""
         return bool(self._unsaved)
 
+    def has(self, holder: int) -> bool:
+        """Whether the whole blocks of a kept prefix have been stored."""
+        return holder not in self._unsaved
+
     # --- out --------------------------------------------------------------------------------------------------------
 
     def keep(self, holder: int, salt: bytes) -> None:

@@ -83,6 +83,7 @@ class Engine:
         costs: FixedCosts | None = None,
         fast_forward: bool = True,
         exact: bool = True,
+        most_idle: int | None = None,
         model: llama.Model | None = None,
     ) -> None:
         self.model = model or load(path)
@@ -109,6 +110,7 @@ class Engine:
             window=self.model.window,
             recompute_s=lambda tokens, position: tokens * 0.0025,
             sharing=sharing,
+            most_idle=None if most_idle is None else lambda: most_idle,
         )
         self.events: dict[str, list[GenerateEvent]] = defaultdict(list)
         self.loop = EngineLoop(

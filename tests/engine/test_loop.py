@@ -331,6 +331,32 @@ def test_a_prefix_larger_than_its_tier_is_stored_once_and_not_for_ever(model: ll
     assert not engine.kv.unsaved
 
 
+def test_idle_cells_are_left_to_the_tiers_when_another_request_runs(model: llama.Model) -> None:
+    """On a CPU each row of a step passes over them. The prompt that goes on where its cells are still finds them."""
+    engine = Engine(Path(), model=model, most_idle=50)
+    one = engine.submit("one", prompt(300), 5)
+    engine.run()
+    engine.submit("other, before the first was stored", prompt(20, first=3), 5)
+    engine.run()
+    assert engine.kv.cells_kept > 300
+    while engine.kv.save_some():
+        pass
+    engine.submit("goes on", [*one.prompt, *one.generated, 7, 8], 5)
+    engine.run()
+    assert engine.kv.hits.resident >= 300
+    assert engine.kv.hits.host == 0
+    while engine.kv.save_some():
+        pass
+    engine.submit("other", prompt(40, first=5), 60)
+    engine.loop.turn(wait=False)
+    assert engine.kv.cells_kept <= 50
+    engine.run()
+    again = engine.submit("again", [*one.prompt, 9], 5)
+    engine.run()
+    assert engine.kv.hits.host == 256
+    Oracle(model).check(again)
+
+
 def test_a_state_that_cannot_be_restored_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its length once counted as computed although nothing was there, and the answer went on from nothing."""
     recurrent = load(tiny.write(tmp_path / "m.gguf", "recurrent"))
