@@ -8,6 +8,9 @@ from ocserve.api import offer
 from ocserve.api.google_wire import dumps
 from ocserve.modelcard import ServedModel
 
+_GENERATES = ["generateContent", "streamGenerateContent", "countTokens"]
+_EMBEDS = ["embedContent", "batchEmbedContents"]
+
 
 def listing(models: Iterable[ServedModel]) -> bytes:
     """`GET /v1beta/models`: one page with all of them."""
@@ -20,7 +23,7 @@ def one(model: ServedModel) -> bytes:
 
 
 def _model(model: ServedModel) -> dict[str, object]:
-    generates = "chat" in model.capabilities
+    generates, embeds = "chat" in model.capabilities, "embedding" in model.capabilities
     defaults = {
         "temperature": offer.default(model, "temperature"),
         "topP": offer.default(model, "top_p"),
@@ -34,7 +37,7 @@ def _model(model: ServedModel) -> dict[str, object]:
         "displayName": model.card.title,
         "description": model.card.summary,
         "inputTokenLimit": model.context_length,
-        "outputTokenLimit": model.max_output_tokens if generates else 1,
-        "supportedGenerationMethods": ["generateContent", "streamGenerateContent", "countTokens"] if generates else [],
+        "outputTokenLimit": model.max_output_tokens,
+        "supportedGenerationMethods": _GENERATES if generates else _EMBEDS if embeds else [],
         **(defaults if generates else {}),
     }

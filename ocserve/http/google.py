@@ -10,6 +10,7 @@ from ocserve import config
 from ocserve.api import google, google_wire
 from ocserve.api.dialect import Framing
 from ocserve.errors import InvalidRequest, NotFound
+from ocserve.http.ask import Ask
 from ocserve.http.exchange import Exchange
 from ocserve.http.generate import Generate
 from ocserve.service import Service
@@ -35,6 +36,8 @@ class ModelCall:
             case "streamGenerateContent":
                 dialect = google.GenerateContent(model, _framing(scope))
                 return Generate(self._service, dialect, self._settings)
+            case "countTokens":
+                return Ask(self._service, google.CountTokens(model), self._settings)
         raise NotFound("There is no such method of a model.")
 
 

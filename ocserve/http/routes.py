@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ocserve import config
-from ocserve.api import anthropic, google, google_models, openai_chat, openai_completions
+from ocserve.api import anthropic, anthropic_count, google, google_models, openai_chat, openai_completions
 from ocserve.api.dialect import Dialect
+from ocserve.api.questions import QuestionDialect
+from ocserve.http.ask import Ask
 from ocserve.http.generate import Generate
 from ocserve.http.google import ModelCall
 from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
@@ -19,10 +21,14 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
     def generates(path: str, dialect: Dialect) -> Route:
         return Route("POST", path, Generate(service, dialect, settings), error_body=dialect.error_body)
 
+    def answers(path: str, dialect: QuestionDialect) -> Route:
+        return Route("POST", path, Ask(service, dialect, settings), error_body=dialect.error_body)
+
     return (
         generates("/v1/chat/completions", openai_chat),
         generates("/v1/completions", openai_completions),
         generates("/v1/messages", anthropic),
+        answers("/v1/messages/count_tokens", anthropic_count),
         Route("POST", "/v1/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),
         Route("POST", "/v1beta/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),
         Route("GET", "/v1beta/models", ModelList(service, google_models), error_body=google.error_body),

@@ -11,7 +11,7 @@ import anthropic
 import pytest
 from anthropic.types import TextBlock, ThinkingBlock, ToolUseBlock
 
-from ocserve.generation import GenerateRequest, Message, ReasoningDelta, ToolCallDelta
+from ocserve.generation import ChatPrompt, EncodeRequest, GenerateRequest, Message, ReasoningDelta, ToolCallDelta
 from tests.http.harness import KEY, Served, serving
 from tests.scripted import Script, ScriptedEngine
 
@@ -187,3 +187,18 @@ def test_the_models_in_the_vendors_shape(served: Served) -> None:
             api.models.retrieve("nope")
         assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
     assert served.request("GET", "/v1/models").json["object"] == "list"
+
+
+def test_a_count_of_tokens(served: Served) -> None:
+    with client(served) as api:
+        count = api.messages.count_tokens(
+            model="tiny", messages=BASE["messages"], system="Be terse.", tools=[WEATHER], tool_choice={"type": "any"}
+        )
+        assert count.input_tokens > 0
+        question = served.engine.asked[-1]
+        assert isinstance(question, EncodeRequest)
+        assert isinstance(question.prompt, ChatPrompt)
+        assert [tool.name for tool in question.prompt.tools] == ["weather"]
+        with pytest.raises(anthropic.BadRequestError) as bad:
+            api.messages.count_tokens(model="tiny", messages=[])
+        assert bad.value.body["error"]["param"] == "messages"  # type: ignore[index]

@@ -237,3 +237,11 @@ def test_the_models(served: Served) -> None:
         with pytest.raises(errors.ClientError) as missing:
             api.models.get(model="nope")
         assert missing.value.status == "NOT_FOUND"
+
+
+def test_a_count_of_tokens(served: Served) -> None:
+    with client(served) as api:
+        assert (api.models.count_tokens(model="tiny", contents="Hi").total_tokens or 0) > 0
+        with pytest.raises(errors.ClientError) as missing:
+            api.models.count_tokens(model="nope", contents="Hi")
+        assert missing.value.status == "NOT_FOUND"

@@ -19,6 +19,7 @@ BODIES = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETION,
     "/v1/messages": MESSAGE,
+    "/v1/messages/count_tokens": CHAT,
     "/v1/models/{call:path}": CONTENTS,
     "/v1beta/models/{call:path}": CONTENTS,
 }

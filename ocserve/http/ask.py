@@ -1,0 +1,39 @@
+"""The one endpoint behind every dialect of questions: parse, ask, answer whole.
+
+As with generations a refusal is a real status, and the client's going away ends the work.
+"""
+
+from __future__ import annotations
+
+from starlette.types import Receive, Scope, Send
+
+from ocserve import config
+from ocserve.api.questions import Asked, QuestionDialect
+from ocserve.http import answers
+from ocserve.http.exchange import Exchange, attempt
+from ocserve.http.presence import unless_gone
+from ocserve.service import Service
+
+
+class Ask:
+    """Serves one dialect."""
+
+    def __init__(self, service: Service, dialect: QuestionDialect, settings: config.Server) -> None:
+        self._service = service
+        self._dialect = dialect
+        self._refuse_unknown = settings.unknown_parameters == "refuse"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        asked = self._dialect.parse(exchange.body, self._service.model, refuse_unknown=self._refuse_unknown)
+        exchange.trace.model = asked.model.id
+        exchange.name_ignored(asked.ignored)
+        await unless_gone(receive, self._answer(exchange, asked, send, attempt(scope)))
+
+    async def _answer(self, exchange: Exchange, asked: Asked, send: Send, tries: int | None) -> None:
+        assert exchange.caller is not None
+        try:
+            answer = await self._service.ask(asked.question, exchange.caller, exchange.trace, attempt=tries)
+        finally:
+            exchange.tell_limits(self._service.limiter)
+        await answers.json(send, 200, asked.reply(answer))
