@@ -33,6 +33,7 @@ from ocserve.generation import (
     FinishReason,
     GenerateEvent,
     GenerateRequest,
+    PromptLogprobs,
     Question,
     ReasoningDelta,
     Scored,
@@ -40,6 +41,7 @@ from ocserve.generation import (
     Started,
     TextDelta,
     TextPrompt,
+    TokenLogprob,
     TokenPrompt,
     ToolCallDelta,
     Usage,
@@ -55,11 +57,13 @@ class Script:
     """One generation. Delays are seconds; `crash_at` is the token at which the engine dies.
 
     Choice i says `others[i - 1]` where there is one, else `tokens`; all choices take a token in each step. A token is
-    text, or an event of its own (its index is set to the choice's).
+    text, or an event of its own (its index is set to the choice's). `prompt` is what is told of the prompt's
+    tokens where that is asked for.
     """
 
     tokens: tuple[str | Delta, ...] = ("Hello", ",", " world", "!")
     others: tuple[tuple[str | Delta, ...], ...] = ()
+    prompt: tuple[TokenLogprob, ...] = ()
     prompt_tokens: int = 7
     cached_tokens: int = 0
     reason: FinishReason = "stop"
@@ -293,6 +297,8 @@ class ScriptedEngine:
         if await self._stopped(run, script.prefill_s):
             run.end()
             return
+        if run.request.prompt_logprobs is not None:
+            run.events.put_nowait(PromptLogprobs(tokens=script.prompt))
         run.phase = "decode"
         for number in itertools.count():
             self._finish_complete(run, number)

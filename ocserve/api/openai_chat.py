@@ -10,7 +10,7 @@ from ocserve.api.fields import Field, Values
 from ocserve.api.openai_chunks import ChatEncoder
 from ocserve.api.openai_messages import MAX_MESSAGES, MESSAGE, MessageReader
 from ocserve.api.openai_wire import error_body
-from ocserve.api.tools import MAX_TOOLS, NESTED, ToolReader
+from ocserve.api.tools import MAX_TOOLS, NESTED, TOOL_CHOICE, ToolReader
 from ocserve.errors import InvalidRequest
 from ocserve.generation import ChatPrompt, GenerateRequest, Tool, ToolChoice
 
@@ -37,7 +37,7 @@ PARAMETERS: tuple[Field, ...] = (
     Field("logprobs", "effective", fields.boolean()),
     Field("top_logprobs", "effective", fields.integer(0, _MAX_TOP)),
     Field("tools", "effective", fields.items(MAX_TOOLS), of=NESTED),
-    Field("tool_choice", "effective"),
+    Field("tool_choice", "effective", shape=TOOL_CHOICE),
     Field("parallel_tool_calls", "effective", fields.boolean()),
     Field("response_format", "effective", fields.pairs(8), of=openai_format.FORMAT),
     *openai_format.GUIDED,
@@ -51,7 +51,7 @@ PARAMETERS: tuple[Field, ...] = (
     Field("web_search_options", "unsupported"),
     Field("moderation", "unsupported"),
 )
-_TABLE = fields.table(*PARAMETERS)
+_TABLE = openai_sampling.table(*PARAMETERS)
 
 
 def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ocserve.api.dialect import Frame, Reply
-from ocserve.api.openai_wire import FINISH_REASONS, Answer, ReplyEncoder, choice, token_text
-from ocserve.generation import GenerateEvent, ReasoningDelta, TextDelta, TokenChance, TokenLogprob, ToolCallDelta
+from ocserve.api.openai_wire import Answer, ReplyEncoder, choice, token_text
+from ocserve.generation import (
+    Finished,
+    GenerateEvent,
+    ReasoningDelta,
+    TextDelta,
+    TokenChance,
+    TokenLogprob,
+    ToolCallDelta,
+)
 
 
 def token_logprobs(tokens: Sequence[TokenLogprob]) -> list[dict[str, object]]:
@@ -92,8 +100,9 @@ class ChatEncoder(ReplyEncoder):
             "function": {"name": name, "arguments": arguments},
         }
 
-    def _ended(self, index: int, reason: str) -> Sequence[Frame]:
-        return [*self._announce(index + 1), self._chunk({"delta": {}}, index, reason=reason)]
+    def _ended(self, finished: Finished) -> Sequence[Frame]:
+        last = self._chunk({"delta": {}}, finished.index, reason=finished.reason)
+        return [*self._announce(finished.index + 1), last]
 
     def _delta(self, index: int, delta: dict[str, object], logprobs: Sequence[TokenLogprob] = ()) -> Frame:
         return self._chunk({"delta": delta}, index, logprobs=self._listed(logprobs))
@@ -106,7 +115,7 @@ class ChatEncoder(ReplyEncoder):
             choice(
                 index,
                 {"message": self._message(index, answer)},
-                FINISH_REASONS[answer.reason],
+                answer.finished.reason,
                 self._listed(answer.logprobs),
             )
             for index, answer in enumerate(found)

@@ -35,7 +35,7 @@ PARAMETERS: tuple[Field, ...] = (
     Field("response_format", "effective", fields.pairs(8), of=openai_format.FORMAT),
     *openai_format.GUIDED,
 )
-_TABLE = fields.table(*PARAMETERS)
+_TABLE = openai_sampling.table(*PARAMETERS)
 _token = fields.integer(0, fields.MAX_TOKEN_ID)
 
 

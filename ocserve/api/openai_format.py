@@ -140,12 +140,18 @@ def _structured() -> Reader[object]:
     def reader(value: object, where: str) -> object:
         return value if isinstance(value, bool) else fields.mapping(value, where)
 
-    return Reader(reader, {"anyOf": [{"type": "boolean"}, {"type": "object"}]})
+    inner = {
+        name: {"anyOf": [field.reader.schema, {"type": "null"}]}
+        for name, field in STRUCTURED.items()
+        if isinstance(field.reader, Reader)
+    }
+    flag_or_object = [{"type": "boolean"}, {"type": "object", "properties": inner, "additionalProperties": False}]
+    return Reader(reader, {"anyOf": flag_or_object})
 
 
 GUIDED: tuple[Field, ...] = (
     *(Field(f"guided_{name}", "effective", field.reader) for name, field in STRUCTURED.items()),
-    Field("structured_outputs", "effective", _structured(), of=STRUCTURED),
+    Field("structured_outputs", "effective", _structured()),
 )
 
 

@@ -24,6 +24,7 @@ _CACHE = Field("cache_control", "advisory", fields.pairs(8))
 FUNCTION = fields.table(
     Field("name", "effective", fields.string(_MAX_NAME, empty=False), required=True),
     Field("arguments", "effective", fields.string(_TEXT), required=True),
+    Field("parsed_arguments", "advisory"),  # what OpenAI's SDK made of them
 )
 CALL = fields.table(
     Field("id", "effective", fields.string(_MAX_NAME, empty=False), required=True),
@@ -33,7 +34,7 @@ CALL = fields.table(
 )
 MESSAGE = fields.table(
     Field("role", "effective", fields.string(64), required=True),
-    Field("content", "effective"),
+    Field("content", "effective", shape={"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1}]}),
     Field("name", "effective", fields.string(_MAX_NAME, empty=False)),
     Field("tool_call_id", "effective", fields.string(_MAX_NAME, empty=False)),
     Field("tool_calls", "effective", fields.items(_MAX_CALLS), of=CALL),
@@ -42,6 +43,7 @@ MESSAGE = fields.table(
     Field("reasoning_details", "effective", fields.items(_MAX_PARTS)),
     Field("refusal", "effective", fields.string(_TEXT)),
     Field("annotations", "advisory", fields.items(_MAX_PARTS)),
+    Field("parsed", "advisory"),  # what OpenAI's SDK made of the content
     _CACHE,
     Field("audio", "unsupported"),
     Field("function_call", "unsupported"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ocserve.api import fields
+from ocserve.api import sampling as reconcile
 from ocserve.api.dialect import Models
-from ocserve.api.fields import Field, Reader, Values
+from ocserve.api.fields import Field, Values
 from ocserve.errors import InvalidRequest
 from ocserve.generation import Sampling
-from ocserve.modelcard import SamplingDefaults, ServedModel
+from ocserve.modelcard import ServedModel
 
 MAX_CHOICES = 16
 _MAX_BREAKERS = 32
@@ -19,16 +20,6 @@ STREAM_OPTIONS = fields.table(
     Field("include_usage", "effective", fields.boolean()),
     Field("include_obfuscation", "advisory", fields.boolean()),
 )
-
-
-def _breakers() -> Reader[tuple[str, ...]]:
-    one = fields.string(fields.MAX_STOP_BYTES, empty=False)
-
-    def reader(value: object, where: str) -> tuple[str, ...]:
-        given = fields.array(value, where, 0, _MAX_BREAKERS)
-        return tuple(one(item, f"{where}[{index}]") for index, item in enumerate(given))
-
-    return Reader(reader, {"type": "array", "items": one.schema, "maxItems": _MAX_BREAKERS})
 
 
 # Samplers that OpenAI does not have, under the names of OpenRouter and llama.cpp's server.
@@ -46,7 +37,7 @@ SAMPLERS: tuple[Field, ...] = (
     Field("dry_base", "effective", fields.number(1, 100)),
     Field("dry_allowed_length", "effective", fields.integer(0, _MAX_INT)),
     Field("dry_penalty_last_n", "effective", fields.integer(-1, _MAX_INT)),
-    Field("dry_sequence_breakers", "effective", _breakers()),
+    Field("dry_sequence_breakers", "effective", fields.strings(_MAX_BREAKERS, fields.MAX_STOP_BYTES)),
     Field("xtc_probability", "effective", fields.number(0, 1)),
     Field("xtc_threshold", "effective", fields.number(0, 1)),
     Field("mirostat", "effective", fields.integer(0, 2)),
@@ -79,6 +70,8 @@ SHARED: tuple[Field, ...] = (
     Field("store", "advisory", fields.boolean(), neutral=(False,)),
     *SAMPLERS,
 )
+# What some clients of llama.cpp's server call a parameter.
+SPELLINGS = {"repeat_penalty": "repetition_penalty"}
 # Parameters that go by another name in `Sampling`.
 _ELSEWHERE = {
     "repeat_last_n": "penalty_window",
@@ -93,40 +86,31 @@ _SAMPLING = (
 )
 
 
+def table(*declared: Field) -> dict[str, Field]:
+    """Parameters by name and by their other spellings."""
+    found = fields.table(*declared)
+    return found | {spelling: found[name] for spelling, name in SPELLINGS.items()}
+
+
 def sampling(values: Values, model: ServedModel) -> Sampling:
     """How to draw tokens: the request's word, else the model's default, else neutral."""
-    defaults = {name: getattr(model.sampling, name) for name in SamplingDefaults.__struct_fields__}
-    chosen: dict[str, Any] = {name: value for name, value in defaults.items() if value is not None}
-    for name in _SAMPLING:
-        value = values.get(name, object)
-        if value is not None:
-            chosen[_ELSEWHERE.get(name, name)] = value
-    if chosen.get("penalty_window") == -1:  # llama.cpp's word for all tokens
-        del chosen["penalty_window"]
-    chosen["top_n_sigma"] = max(0.0, chosen.get("top_n_sigma", 0.0))  # below 0 is llama.cpp's word for off
-    return Sampling(**chosen)
+    asked: dict[str, Any] = {_ELSEWHERE.get(name, name): values.get(name, object) for name in _SAMPLING}
+    if asked["penalty_window"] == -1:  # llama.cpp's word for all tokens
+        asked["penalty_window"] = None
+    asked["top_n_sigma"] = max(0.0, asked["top_n_sigma"] or 0.0)  # below 0 is llama.cpp's word for off
+    return reconcile.sampling(asked, model)
 
 
 def output_limit(values: Values, model: ServedModel) -> int:
     """The bound on sampled tokens, from whichever of the two names the request used."""
     given = {name: values.get(name, int) for name in ("max_completion_tokens", "max_tokens") if name in values}
-    if not given:
-        return min(model.default_output_tokens, model.max_output_tokens)
-    name, limit = next(iter(given.items()))
-    assert limit is not None
     if len(set(given.values())) > 1:
         raise InvalidRequest(
             "'max_tokens' and 'max_completion_tokens' are two names of one limit; their values differ.",
             param="max_tokens",
         )
-    if limit > model.max_output_tokens:
-        raise InvalidRequest(
-            f"Invalid '{name}': integer above maximum value. Expected a value <= {model.max_output_tokens}, "
-            f"but got {limit} instead.",
-            param=name,
-            code="integer_above_max_value",
-        )
-    return limit
+    name, limit = next(iter(given.items()), ("max_tokens", None))
+    return reconcile.output_limit(limit, name, model)
 
 
 def model_of(values: Values, models: Models) -> ServedModel:

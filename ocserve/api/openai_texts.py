@@ -6,8 +6,8 @@ import codecs
 from collections.abc import Sequence
 
 from ocserve.api.dialect import Frame, Reply
-from ocserve.api.openai_wire import FINISH_REASONS, Answer, ReplyEncoder, choice, token_text
-from ocserve.generation import GenerateEvent, PromptLogprobs, TextDelta, TokenLogprob
+from ocserve.api.openai_wire import Answer, ReplyEncoder, choice, token_text
+from ocserve.generation import Finished, GenerateEvent, PromptLogprobs, TextDelta, TokenLogprob
 
 
 class _Listing:
@@ -17,20 +17,29 @@ class _Listing:
     """
 
     def __init__(self) -> None:
+        self.told = 0  # tokens of the answer that are listed
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._offset = 0
 
     def prompt(self, tokens: Sequence[TokenLogprob], unwritten: int) -> dict[str, object]:
         """Those of the prompt; nothing is known of its first token. `unwritten` bytes of it are not in the text."""
-        listed = self.tokens(tokens, unwritten)
+        listed = self._list(tokens, unwritten)
         for name in ("token_logprobs", "top_logprobs"):
             column = listed[name]
             assert isinstance(column, list)
             column[:1] = [None]
         return listed
 
-    def tokens(self, tokens: Sequence[TokenLogprob], unwritten: int = 0) -> dict[str, object]:
+    def answer(self, tokens: Sequence[TokenLogprob]) -> dict[str, object]:
         """Those of the answer's next tokens."""
+        self.told += len(tokens)
+        return self._list(tokens, 0)
+
+    def silent(self) -> dict[str, object]:
+        """A token of which nothing is known and that has no text."""
+        return {"tokens": [""], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [self._offset]}
+
+    def _list(self, tokens: Sequence[TokenLogprob], unwritten: int) -> dict[str, object]:
         offsets = []
         for token in tokens:
             offsets.append(self._offset)
@@ -79,6 +88,7 @@ class CompletionEncoder(ReplyEncoder):
         self._returned = self._generated if returned is None else returned
         self._echo = echo
         self._logprobs = logprobs
+        self._scores = echo and logprobs
         self._listings = [_Listing() for _ in range(reply.choices)]
 
     def open(self) -> Sequence[Frame]:
@@ -104,11 +114,22 @@ class CompletionEncoder(ReplyEncoder):
             case _:
                 return ()
 
-    def _ended(self, index: int, reason: str) -> Sequence[Frame]:
-        return (self._chunk({"text": ""}, index, reason=reason),)
+    def _ended(self, finished: Finished) -> Sequence[Frame]:
+        end = self._end(finished)
+        return (self._chunk({"text": ""}, finished.index, reason=finished.reason, logprobs=end),)
+
+    def _end(self, finished: Finished) -> dict[str, object] | None:
+        """An entry for the token that ended a scored choice, if the engine told nothing of it: clients that score a
+        prompt ask for one more token, and leave out the last entry."""
+        listing = self._listings[finished.index]
+        told = listing.told if self._scores else None
+        ended = finished.reason == "stop" and finished.stop_sequence is None
+        if told is None or not ended or told >= finished.usage.completion_tokens:
+            return None
+        return listing.silent()
 
     def _listed(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, object] | None:
-        return self._listings[index].tokens(logprobs) if self._logprobs else None
+        return self._listings[index].answer(logprobs) if self._logprobs else None
 
     def _echoed(self, prompt: PromptLogprobs, index: int) -> tuple[str, dict[str, object] | None]:
         """A choice's prompt as text, and what is listed of its tokens."""
@@ -137,10 +158,18 @@ class CompletionEncoder(ReplyEncoder):
             text = echoed + text
         elif self._echo:
             text = (self._prompts[index // self._generated] or "") + text
-        said = self._listed(index, answer.logprobs)
-        if listed is not None and said is not None:
-            said = {name: [*listed[name], *said[name]] for name in said}  # type: ignore[misc]  # arrays all
-        return choice(number, {"text": text}, FINISH_REASONS[answer.reason], said)
+        parts = [listed, self._listed(index, answer.logprobs), self._end(answer.finished)]
+        return choice(number, {"text": text}, answer.finished.reason, _joined([part for part in parts if part]))
+
+
+def _joined(parts: list[dict[str, object]]) -> dict[str, object] | None:
+    """Several listings as one; None of none."""
+    columns: dict[str, list[object]] = {}
+    for part in parts:
+        for name, column in part.items():
+            assert isinstance(column, list)
+            columns.setdefault(name, []).extend(column)
+    return {**columns} if columns else None
 
 
 def _mean_logprob(answer: Answer) -> float:

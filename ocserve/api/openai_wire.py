@@ -95,14 +95,17 @@ class Call:
 
 @dataclass(slots=True)
 class Answer:
-    """Everything that one choice said. `prompt` is what was said of the tokens of its prompt."""
+    """Everything that one choice said. `prompt` is what was said of the tokens of its prompt.
+
+    `finished` is the event that ended it.
+    """
 
     said: list[str] = field(default_factory=list)
     thought: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt: PromptLogprobs | None = None
-    reason: FinishReason = "stop"
+    finished: Finished = field(default_factory=lambda: Finished(reason="stop", usage=Usage()))
 
     @property
     def text(self) -> str:
@@ -132,8 +135,8 @@ def answers(events: Iterable[GenerateEvent], choices: int) -> list[Answer]:
                 found[index].logprobs += logprobs
             case PromptLogprobs(index=index):
                 found[index].prompt = event
-            case Finished(reason=reason, index=index):
-                found[index].reason = reason
+            case Finished(index=index):
+                found[index].finished = event
             case _:
                 pass
     return found
@@ -172,7 +175,7 @@ class ReplyEncoder(ABC):
         """The chunks of an event that says something."""
 
     @abstractmethod
-    def _ended(self, index: int, reason: str) -> Sequence[Frame]:
+    def _ended(self, finished: Finished) -> Sequence[Frame]:
         """The chunks that end a choice."""
 
     @abstractmethod
@@ -182,8 +185,8 @@ class ReplyEncoder(ABC):
     def event(self, event: GenerateEvent) -> Sequence[Frame]:
         """The chunks of one event."""
         match event:
-            case Finished(reason=reason, index=index):
-                return self._ended(index, FINISH_REASONS[reason])
+            case Finished():
+                return self._ended(event)
             case Failed(error=error):
                 return (Frame(error_body(error)),)
             case _:
@@ -199,11 +202,14 @@ class ReplyEncoder(ABC):
         return dumps({**self._head, "object": self.whole_object, "choices": choices, "usage": usage(counts)})
 
     def _chunk(
-        self, part: dict[str, object], index: int, *, reason: str | None = None, logprobs: object = None
+        self, part: dict[str, object], index: int, *, reason: FinishReason | None = None, logprobs: object = None
     ) -> Frame:
         return Frame(dumps({**self._head, "choices": [choice(index, part, reason, logprobs)], **self._tail}))
 
 
-def choice(index: int, part: dict[str, object], reason: str | None, logprobs: object = None) -> dict[str, object]:
+def choice(
+    index: int, part: dict[str, object], reason: FinishReason | None, logprobs: object = None
+) -> dict[str, object]:
     """One choice of a chunk or of a whole answer; all its keys are always present."""
-    return {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}
+    finish_reason = None if reason is None else FINISH_REASONS[reason]
+    return {"index": index, **part, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -211,3 +211,5 @@ _ALLOWED_NESTED = fields.table(
     _ALLOWED_TYPE, Field("allowed_tools", "effective", fields.pairs(8), required=True, of=_ALLOWED)
 )
 _ALLOWED_FLAT = fields.table(_ALLOWED_TYPE, *_allowed(_REFERENCE_FLAT))
+
+TOOL_CHOICE: fields.Schema = {"anyOf": [{"type": "string", "enum": list(_MODES)}, {"type": "object"}]}

@@ -380,6 +380,7 @@ TABLES = (
             "reasoning_details": lambda v: v == [] or v == [{"a": 1}],
             "refusal": TEXT,
             "annotations": lambda v: isinstance(v, list),
+            "parsed": lambda v: True,
             "cache_control": mapping(8),
             "audio": NEVER,
             "function_call": NEVER,
@@ -413,7 +414,7 @@ TABLES = (
     Table(
         "messages[0].tool_calls[0].function",
         {"messages": [{"role": "assistant", "tool_calls": [CALL]}]},
-        {"name": NAME, "arguments": TEXT},
+        {"name": NAME, "arguments": TEXT, "parsed_arguments": lambda v: True},
     ),
 )
 

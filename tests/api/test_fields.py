@@ -334,3 +334,9 @@ def test_every_sampler_reaches_the_engine() -> None:
     )
     neutral = parse(repeat_last_n=-1, top_n_sigma=-1).request.sampling
     assert (neutral.penalty_window, neutral.top_n_sigma) == (None, 0)
+
+
+def test_llama_servers_spelling_of_a_parameter_is_the_same_parameter() -> None:
+    assert parse(repeat_penalty=1.3).request.sampling.repetition_penalty == 1.3
+    assert refused(repeat_penalty=3).param == "repeat_penalty"
+    assert refused(repeat_penalty=1.3, repetition_penalty=1.3).param == "repetition_penalty"

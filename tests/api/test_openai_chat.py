@@ -5,11 +5,27 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from msgspec.structs import replace
+
 from ocserve.api import openai_chat, openai_completions
 from ocserve.api.dialect import Encoder, Reply
+from ocserve.api.openai_chunks import ChatEncoder
+from ocserve.api.openai_wire import fingerprint
 from ocserve.errors import EngineCrashed
-from ocserve.generation import Failed, Finished, GenerateEvent, Started, TextDelta, Usage
+from ocserve.generation import (
+    Failed,
+    Finished,
+    GenerateEvent,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenChance,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from tests.api.test_fields import parse
+from tests.http.harness import MODEL
 
 EVENTS: list[GenerateEvent] = [
     Started(prompt_tokens=7, cached_tokens=3),
@@ -191,3 +207,185 @@ def test_what_an_sdk_sends_back_as_history_is_accepted() -> None:
     parsed = parse(messages=[{"role": "user", "content": "Hi"}, dumped, {"role": "user", "content": "Bye"}])
     assert parsed.ignored == ("messages[1].annotations",)
     assert parsed.request.prompt.messages[1].reasoning == "hm"
+
+
+CALL_EVENTS: list[GenerateEvent] = [
+    Started(prompt_tokens=7, cached_tokens=3),
+    ToolCallDelta(call=0, name="f", tokens=1),
+    ToolCallDelta(call=0, arguments='{"a"', tokens=1),
+    ToolCallDelta(call=0, arguments=":1}", tokens=1),
+    ToolCallDelta(call=1, name="g", arguments="{}", tokens=1),
+    Finished(reason="tool_calls", usage=Usage(prompt_tokens=7, cached_tokens=3, completion_tokens=4)),
+]
+
+
+def deltas(encoder: Encoder, events: list[GenerateEvent]) -> list[tuple[int, Any, str | None]]:
+    return [
+        (choice["index"], choice["delta"], choice["finish_reason"])
+        for chunk in transcript(encoder, events)[:-2]
+        for choice in chunk["choices"]
+    ]
+
+
+def call(index: int, name: str, arguments: str = "", choice: int = 0) -> dict[str, Any]:
+    return {
+        "id": f"call_abc{choice:02d}{index:02d}",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def fragment(index: int, arguments: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
+
+
+def test_a_call_is_announced_with_the_role_and_said_once() -> None:
+    assert deltas(ChatEncoder(reply(), calls=True), CALL_EVENTS) == [
+        (
+            0,
+            {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **call(0, "f")}], "refusal": None},
+            None,
+        ),
+        (0, fragment(0, '{"a"'), None),
+        (0, fragment(0, ":1}"), None),
+        (0, {"tool_calls": [{"index": 1, **call(1, "g")}]}, None),
+        (0, fragment(1, "{}"), None),
+        (0, {}, "tool_calls"),
+    ]
+
+
+def test_words_before_a_call_are_content() -> None:
+    events = [
+        CALL_EVENTS[0],
+        TextDelta(text="Let me see.", tokens=3),
+        ToolCallDelta(call=0, name="g", arguments="{}", tokens=1),
+        CALL_EVENTS[-1],
+    ]
+    assert deltas(ChatEncoder(reply(), calls=True), events)[:3] == [
+        (0, {"role": "assistant", "content": "", "refusal": None}, None),
+        (0, {"content": "Let me see."}, None),
+        (0, {"tool_calls": [{"index": 0, **call(0, "g")}]}, None),
+    ]
+    message = json.loads(ChatEncoder(reply(), calls=True).complete(events, TOTAL))["choices"][0]["message"]
+    assert (message["content"], message["tool_calls"]) == ("Let me see.", [call(0, "g", "{}")])
+
+
+def test_a_whole_answer_with_calls_has_no_content() -> None:
+    answer = json.loads(ChatEncoder(reply(), calls=True).complete(CALL_EVENTS, TOTAL))
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {
+                "role": "assistant",
+                "content": None,
+                "refusal": None,
+                "tool_calls": [call(0, "f", '{"a":1}'), call(1, "g", "{}")],
+            },
+            "logprobs": None,
+            "finish_reason": "tool_calls",
+        }
+    ]
+
+
+def test_a_later_choice_that_speaks_first_announces_those_before_it() -> None:
+    events: list[GenerateEvent] = [
+        Started(prompt_tokens=1),
+        ToolCallDelta(call=0, name="f", tokens=1, index=1),
+        TextDelta(text="a", tokens=1),
+        Finished(reason="tool_calls", usage=Usage(), index=1),
+        Finished(reason="stop", usage=Usage()),
+    ]
+    said = deltas(ChatEncoder(reply(choices=2), calls=True), events)
+    assert [index for index, _, _ in said] == [0, 1, 0, 1, 0]
+    assert [delta.get("role") for _, delta, _ in said] == ["assistant", "assistant", None, None, None]
+
+
+def test_an_answer_that_says_nothing_still_has_a_role() -> None:
+    events: list[GenerateEvent] = [Started(prompt_tokens=1), Finished(reason="stop", usage=Usage())]
+    assert deltas(ChatEncoder(reply(), calls=True), events) == [
+        (0, {"role": "assistant", "content": "", "refusal": None}, None),
+        (0, {}, "stop"),
+    ]
+
+
+THOUGHTS: list[GenerateEvent] = [
+    Started(prompt_tokens=1),
+    ReasoningDelta(text="Let me", tokens=2),
+    ReasoningDelta(text=" think.", tokens=2),
+    TextDelta(text="4", tokens=1),
+    Finished(reason="stop", usage=Usage(prompt_tokens=1, completion_tokens=5, reasoning_tokens=4)),
+]
+
+
+def test_thoughts_are_told_under_the_names_that_clients_look_for() -> None:
+    first, second = (
+        {
+            "reasoning_content": text,
+            "reasoning": text,
+            "reasoning_details": [{"type": "reasoning.text", "text": text, "index": 0, **format_}],
+        }
+        for text, format_ in (("Let me", {"format": "unknown"}), (" think.", {}))
+    )
+    assert [delta for _, delta, _ in deltas(ChatEncoder(reply()), THOUGHTS)][1:] == [
+        first,
+        second,
+        {"content": "4"},
+        {},
+    ]
+    message = json.loads(ChatEncoder(reply()).complete(THOUGHTS, TOTAL))["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Let me think.", "4")
+
+
+def test_thoughts_that_nobody_wants_to_see_are_left_out() -> None:
+    hidden = Reply(id="abc", model="tiny", created=17, show_reasoning=False)
+    said = [delta for _, delta, _ in deltas(ChatEncoder(hidden), THOUGHTS)]
+    assert said[1:] == [{"content": "4"}, {}]
+    assert "think" not in ChatEncoder(hidden).complete(THOUGHTS, TOTAL).decode()
+
+
+def chance(text: bytes, logprob: float, *top: tuple[bytes, float]) -> TokenLogprob:
+    others = tuple(TokenChance(0, piece, each) for piece, each in top)
+    return TokenLogprob(chosen=TokenChance(0, text, logprob), top=others)
+
+
+def test_log_probabilities_are_those_of_what_is_said() -> None:
+    euro = "€".encode()
+    events: list[GenerateEvent] = [
+        Started(prompt_tokens=1),
+        ReasoningDelta(text="hm", tokens=1, logprobs=(chance(b"hm", -9.0),)),
+        TextDelta(text="Hi", tokens=1, logprobs=(chance(b"Hi", -0.5, (b"Hi", -0.5), (b"Yo", -1.5)),)),
+        TextDelta(text="€", tokens=2, logprobs=(chance(euro[:2], -0.1), chance(euro[2:], -0.2))),
+        ToolCallDelta(call=0, name="f", arguments="{}", tokens=1, logprobs=(chance(b"{}", -0.3),)),
+        Finished(reason="tool_calls", usage=Usage()),
+    ]
+    encoder = ChatEncoder(reply(), calls=True, logprobs=True)
+    listed = [c["logprobs"] for chunk in transcript(encoder, events)[:-2] for c in chunk["choices"]]
+    assert listed[0] == {"content": [], "refusal": None}
+    assert listed[-1] is None
+    tokens = [token for each in listed if each for token in each["content"]]
+    assert tokens[0] == {
+        "token": "Hi",
+        "logprob": -0.5,
+        "bytes": [72, 105],
+        "top_logprobs": [
+            {"token": "Hi", "logprob": -0.5, "bytes": [72, 105]},
+            {"token": "Yo", "logprob": -1.5, "bytes": [89, 111]},
+        ],
+    }
+    assert [token["token"] for token in tokens[1:]] == ["\\xe2\\x82", "\\xac", "{}"]
+    assert bytes(tokens[1]["bytes"] + tokens[2]["bytes"]).decode() == "€"
+    whole = json.loads(ChatEncoder(reply(), calls=True, logprobs=True).complete(events, TOTAL))
+    assert whole["choices"][0]["logprobs"] == {"content": tokens, "refusal": None}
+
+
+def test_what_computes_the_answer_has_a_name_that_stays() -> None:
+    body = json.dumps(
+        {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "service_tier": "auto"}
+    ).encode()
+    parsed = openai_chat.parse(body, lambda name: MODEL, refuse_unknown=True)
+    assert parsed.encoder is not None
+    answers = [json.loads(parsed.encoder(reply()).complete(EVENTS, TOTAL)) for _ in range(2)]
+    assert answers[0]["system_fingerprint"] == answers[1]["system_fingerprint"]
+    assert answers[0]["system_fingerprint"].startswith("fp_")
+    assert answers[0]["service_tier"] == "default"
+    assert fingerprint(MODEL) != fingerprint(replace(MODEL, quantisation="Q8_0"))
