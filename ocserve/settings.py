@@ -68,6 +68,14 @@ class Server(_Branch, frozen=True):
     keep_alive_s: Annotated[Seconds, Meta(description="how long an idle connection stays open")] = 15.0
     stream_heartbeat_s: Annotated[Seconds, Meta(description="silence in a stream before a comment is sent")] = 10.0
     drain_s: Annotated[Seconds, Meta(description="how long accepted requests may go on after SIGTERM")] = 30.0
+    stored_responses: Annotated[
+        Natural,
+        Meta(description="most responses kept in memory for `previous_response_id` and retrieval; 0 keeps none"),
+    ] = 1024
+    stored_response_bytes: Annotated[Natural, Meta(description="memory for stored responses, over all keys")] = (
+        64 * 1024 * 1024
+    )
+    stored_response_s: Annotated[Seconds, Meta(description="how long a response stays stored")] = 24 * 3600.0
     unknown_parameters: Annotated[
         Literal["refuse", "ignore"], Meta(description="what happens to request parameters that nobody knows")
     ] = "refuse"

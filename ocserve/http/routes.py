@@ -10,6 +10,8 @@ from ocserve.http.ask import Ask
 from ocserve.http.generate import Generate
 from ocserve.http.google import ModelCall
 from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
+from ocserve.http.response_store import ResponseStore
+from ocserve.http.responses import CancelResponse, CreateResponse, DeleteResponse, InputItems, RetrieveResponse
 from ocserve.http.route_table import Route
 from ocserve.http.vendor import by_vendor
 from ocserve.service import Service
@@ -24,9 +26,16 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
     def answers(path: str, dialect: QuestionDialect) -> Route:
         return Route("POST", path, Ask(service, dialect, settings), error_body=dialect.error_body)
 
+    stored = ResponseStore.of(settings)
+    made = CreateResponse(service, stored, settings)
     return (
         generates("/v1/chat/completions", openai_chat),
         generates("/v1/completions", openai_completions),
+        Route("POST", "/v1/responses", made),
+        Route("GET", "/v1/responses/{id}", RetrieveResponse(stored, settings)),
+        Route("DELETE", "/v1/responses/{id}", DeleteResponse(stored)),
+        Route("GET", "/v1/responses/{id}/input_items", InputItems(stored, settings)),
+        Route("POST", "/v1/responses/{id}/cancel", CancelResponse(stored)),
         generates("/v1/messages", anthropic),
         answers("/v1/messages/count_tokens", anthropic_count),
         Route("POST", "/v1/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),

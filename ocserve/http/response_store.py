@@ -1,0 +1,175 @@
+"""Finished responses that clients may come back to: in memory only, bounded in number and bytes, and forgotten in time.
+
+Each caller sees its own and nothing of others. What does not fit pushes out the oldest of whoever holds the most, so
+nobody can empty another's place. Nothing of it reaches a disk or a log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ocserve import config
+from ocserve.api.openai_responses import StoredResponse
+from ocserve.api.openai_responses_items import Item
+
+# Beside its JSON an item has what was read of it, about as long, and the objects that hold both.
+_ITEM_OBJECTS_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    stored: StoredResponse
+    size_bytes: int
+    expires_at: float
+
+
+@dataclass(slots=True)
+class _Holding:
+    """What one caller has stored, oldest first."""
+
+    entries: dict[str, _Entry] = field(default_factory=dict)
+    items: dict[str, Item] = field(default_factory=dict)
+    size_bytes: int = 0
+
+    @property
+    def oldest(self) -> _Entry:
+        """The entry that has been here longest; there must be one."""
+        return next(iter(self.entries.values()))
+
+    def add(self, entry: _Entry) -> None:
+        self.entries[entry.stored.id] = entry
+        self.items |= {item.id: item for item in _own_items(entry.stored)}
+        self.size_bytes += entry.size_bytes
+
+    def remove(self, name: str) -> None:
+        entry = self.entries.pop(name)
+        self.size_bytes -= entry.size_bytes
+        for item in _own_items(entry.stored):
+            if self.items.get(item.id) is item:  # a client may have given an id twice
+                del self.items[item.id]
+
+
+class ResponseStore:
+    """The responses of all callers. `clock` tells seconds of any origin."""
+
+    def __init__(
+        self, *, most: int, max_bytes: int, lifetime_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._most = most
+        self._max_bytes = max_bytes
+        self._lifetime_s = lifetime_s
+        self._clock = clock
+        self._holdings: dict[str, _Holding] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @staticmethod
+    def of(settings: config.Server) -> ResponseStore:
+        """An empty store with the bounds of the settings."""
+        return ResponseStore(
+            most=settings.stored_responses,
+            max_bytes=settings.stored_response_bytes,
+            lifetime_s=settings.stored_response_s,
+        )
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything can be stored."""
+        return self._most > 0 and self._max_bytes > 0
+
+    @property
+    def count(self) -> int:
+        """Responses stored."""
+        return sum(len(holding.entries) for holding in self._holdings.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """What they take, as if nothing was shared between them."""
+        return sum(holding.size_bytes for holding in self._holdings.values())
+
+    def shelf(self, owner: str) -> Shelf:
+        """What `owner` sees of the store."""
+        return Shelf(self, owner)
+
+    def holding(self, owner: str) -> _Holding:
+        """What `owner` has stored and has not expired."""
+        self.forget_expired()
+        return self._holdings.get(owner) or _Holding()
+
+    def keep(self, owner: str, stored: StoredResponse) -> bool:
+        """Store a response; whether there was room for it."""
+        self.forget_expired()
+        size = _size_bytes(stored)
+        if not self.keeps or size > self._max_bytes:
+            return False
+        holding = self._holdings.setdefault(owner, _Holding())
+        holding.add(_Entry(stored, size, self._clock() + self._lifetime_s))
+        while self.count > self._most or self.size_bytes > self._max_bytes:
+            heaviest = max(self._holdings, key=lambda name: self._holdings[name].size_bytes)
+            self.remove(heaviest, self._holdings[heaviest].oldest.stored.id)
+        self._set_timer()
+        return stored.id in holding.entries
+
+    def remove(self, owner: str, name: str) -> None:
+        """Forget one response, which must be there."""
+        holding = self._holdings[owner]
+        holding.remove(name)
+        if not holding.entries:
+            del self._holdings[owner]
+
+    def forget_expired(self) -> None:
+        """Forget what has been here for its time."""
+        now = self._clock()
+        for owner, holding in list(self._holdings.items()):
+            while holding.entries and holding.oldest.expires_at <= now:
+                self.remove(owner, holding.oldest.stored.id)
+
+    def _set_timer(self) -> None:
+        """See to it that what expires is forgotten although nobody asks for anything again."""
+        if self._timer is None and self._holdings:
+            first = min(holding.oldest.expires_at for holding in self._holdings.values())
+            self._timer = asyncio.get_running_loop().call_later(first - self._clock(), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.forget_expired()
+        self._set_timer()
+
+
+class Shelf:
+    """One caller's part of the store: an `api.openai_responses.Memory`."""
+
+    def __init__(self, store: ResponseStore, owner: str) -> None:
+        self._store = store
+        self._owner = owner
+        self.keeps = store.keeps
+
+    def response(self, name: str) -> StoredResponse | None:
+        """The response of this id."""
+        entry = self._store.holding(self._owner).entries.get(name)
+        return entry.stored if entry else None
+
+    def item(self, name: str) -> Item | None:
+        """The item of this id, of the request or the output of any response."""
+        return self._store.holding(self._owner).items.get(name)
+
+    def keep(self, stored: StoredResponse) -> bool:
+        """Store a response; whether there was room for it."""
+        return self._store.keep(self._owner, stored)
+
+    def remove(self, name: str) -> bool:
+        """Forget the response of this id; whether it was there."""
+        found = self.response(name) is not None
+        if found:
+            self._store.remove(self._owner, name)
+        return found
+
+
+def _own_items(stored: StoredResponse) -> tuple[Item, ...]:
+    return stored.input + stored.output
+
+
+def _size_bytes(stored: StoredResponse) -> int:
+    return len(stored.body) + sum(2 * len(item.wire) + _ITEM_OBJECTS_BYTES for item in stored.conversation)

@@ -1,0 +1,108 @@
+"""OpenAI's Responses over HTTP: making one, and coming back to those that are stored."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from urllib.parse import parse_qsl
+
+from starlette.types import Receive, Scope, Send
+
+from ocserve import config
+from ocserve.api import openai_responses_stored as stored_responses
+from ocserve.api.fields import Field, Values
+from ocserve.api.openai_responses import ResponseDialect, StoredResponse
+from ocserve.errors import InvalidRequest, NotFound
+from ocserve.http import answers
+from ocserve.http.exchange import Exchange
+from ocserve.http.generate import Generate
+from ocserve.http.response_store import ResponseStore, Shelf
+from ocserve.service import Service
+
+
+class CreateResponse:
+    """`POST /v1/responses`."""
+
+    def __init__(self, service: Service, store: ResponseStore, settings: config.Server) -> None:
+        self._service = service
+        self._store = store
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        dialect = ResponseDialect(_shelf(self._store, scope), secrets.token_hex(12), lambda: int(time.time()))
+        await Generate(self._service, dialect, self._settings)(scope, receive, send)
+
+
+class RetrieveResponse:
+    """`GET /v1/responses/{id}`."""
+
+    def __init__(self, store: ResponseStore, settings: config.Server) -> None:
+        self._store = store
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _query(scope, stored_responses.RETRIEVE, self._settings)
+        await answers.json(send, 200, _found(self._store, scope).body)
+
+
+class DeleteResponse:
+    """`DELETE /v1/responses/{id}`."""
+
+    def __init__(self, store: ResponseStore) -> None:
+        self._store = store
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = _found(self._store, scope)
+        _shelf(self._store, scope).remove(found.id)
+        await answers.json(send, 200, stored_responses.deleted(found))
+
+
+class InputItems:
+    """`GET /v1/responses/{id}/input_items`."""
+
+    def __init__(self, store: ResponseStore, settings: config.Server) -> None:
+        self._store = store
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = _query(scope, stored_responses.INPUT_ITEMS, self._settings)
+        await answers.json(send, 200, stored_responses.input_items(_found(self._store, scope), asked))
+
+
+class CancelResponse:
+    """`POST /v1/responses/{id}/cancel`: for responses made in the background, of which there are none.
+
+    Any other ends when its client closes the connection.
+    """
+
+    def __init__(self, store: ResponseStore) -> None:
+        self._store = store
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _found(self._store, scope)
+        raise InvalidRequest(
+            "Only a response made with 'background' can be cancelled, and this one has ended. To end a response that "
+            "is being made, close its connection.",
+            param="response_id",
+            code="response_not_cancellable",
+        )
+
+
+def _shelf(store: ResponseStore, scope: Scope) -> Shelf:
+    caller = Exchange.of(scope).caller
+    assert caller is not None
+    return store.shelf(caller.key_id)
+
+
+def _found(store: ResponseStore, scope: Scope) -> StoredResponse:
+    found = _shelf(store, scope).response(Exchange.of(scope).match.params["id"])
+    if found is None:
+        raise NotFound(
+            "No response with this id is stored here: it has expired, was deleted or never was.", param="response_id"
+        )
+    return found
+
+
+def _query(scope: Scope, parameters: tuple[Field, ...], settings: config.Server) -> Values:
+    pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return stored_responses.query(pairs, parameters, refuse_unknown=settings.unknown_parameters == "refuse")
