@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -229,3 +230,33 @@ def test_the_seed_decides(model: llama.Model, context: Context) -> None:
                 sampler.close()
         assert twice[0] == twice[1]
         assert len(set(twice[0])) > 5
+
+
+def test_no_combination_draws_what_a_mask_rules_out(model: llama.Model, context: Context) -> None:
+    """Where few tokens are possible, or one, some samplers divide by what is 0."""
+    choose = random.Random(5)
+    for _ in range(400):
+        sampling = Sampling(
+            temperature=choose.choice([0.0, 1e-6, 0.7, 1.0, 2.0]),
+            top_k=choose.choice([0, 0, 1, 5]),
+            top_p=choose.choice([1.0, 0.0, 0.5]),
+            min_p=choose.choice([0.0, 0.1, 1.0]),
+            typical_p=choose.choice([1.0, 0.0, 0.5]),
+            top_n_sigma=choose.choice([0.0, 0.1, 1.0]),
+            top_a=choose.choice([0.0, 0.3, 1.0]),
+            xtc_probability=choose.choice([0.0, 1.0]),
+            xtc_threshold=choose.choice([0.0, 0.1, 0.5]),
+            mirostat=choose.choice([0, 0, 1, 2]),
+            mirostat_tau=choose.choice([0.0, 5.0]),
+            dynamic_range=choose.choice([0.0, 0.0, 1.0]),
+            repetition_penalty=choose.choice([1.0, 2.0]),
+            dry_multiplier=choose.choice([0.0, 1.0]),
+        )
+        possible = choose.sample(range(model.vocab.size), choose.choice([1, 2, 50]))
+        sampler = chain(model, sampling, seed=choose.randrange(1 << 32), prompt=ABCDABC)
+        for _ in range(3):
+            logits = context.logits(0)
+            logits.fill(-np.inf)
+            logits[possible] = [choose.choice([0.0, 3.0, -200.0]) for _ in possible]
+            assert sampler.sample(context, 0) in possible, sampling
+        sampler.close()
