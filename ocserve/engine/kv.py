@@ -253,12 +253,15 @@ class KvMemory:
             self.hits.resident += resident
         self._choose_stops(sequence)
 
-    def restore_some(self, sequence: Sequence) -> None:
-        """Bring back some blocks of a sequence that is `restoring`; what a failed restore leaves is computed."""
+    def restore_some(self, sequence: Sequence, *, wait: bool) -> None:
+        """Bring back some blocks of a sequence that is `restoring`; what a failed restore leaves is computed.
+
+        Unless it may `wait`, blocks that are still being read from disk are left for the next time.
+        """
         assert self._storage is not None
         assert sequence.restoring is not None
         assert sequence.slot is not None
-        if not self._storage.restore(sequence, sequence.restoring, RESTORED_AT_ONCE):
+        if not self._storage.restore(sequence, sequence.restoring, RESTORED_AT_ONCE, wait=wait):
             sequence.restoring = None
         sequence.computed = self._tree.length(sequence.slot)
         self._choose_stops(sequence)

@@ -248,7 +248,8 @@ class EngineLoop:
                 self._kv.attach(sequence)
                 self._kv.shed()
             if sequence.restoring is not None and not restored:
-                self._kv.restore_some(sequence)
+                decoding = any(each.phase is Phase.DECODE for each in self._running)
+                self._kv.restore_some(sequence, wait=not decoding)
                 restored = True
             if sequence.restoring is None:
                 _note_cached(sequence)

@@ -126,22 +126,26 @@ class Storage:
         blocks = self._tiers.longest(keys, whole=self._whole)
         return Restoration(keys[:blocks]) if blocks * BLOCK_TOKENS >= more_than else None
 
-    def restore(self, sequence: Sequence, restoration: Restoration, most: int) -> bool:
+    def restore(self, sequence: Sequence, restoration: Restoration, most: int, *, wait: bool) -> bool:
         """Go on with a prompt's first blocks, `most` of them at once; False when no more are to come.
 
-        A whole state comes at once. What is missing or finds no room ends it where it is.
+        A whole state comes at once. What is missing or finds no room ends it where it is. `wait` for the disk, or else
+        come back later.
         """
+        keys = restoration.keys
         if self._whole:
+            self._tiers.prefetch(keys[-1:])
+            if not wait and not self._tiers.ready(keys[-1]):
+                return True
             self._restore_whole(sequence, restoration)
             return False
         assert sequence.slot is not None
-        keys = restoration.keys
         reached = self._tree.length(sequence.slot)
         for index in range(reached // BLOCK_TOKENS, len(keys)):
-            if not most:
+            self._tiers.prefetch(keys[index:])
+            if not most or (not wait and not self._tiers.ready(keys[index])):
                 return True
             most -= 1
-            self._tiers.prefetch(keys[index:])
             found = self._tiers.get(keys[index])
             if found is None or not self._make_room(BLOCK_TOKENS) or not self._context.restore(self._scratch, found[0]):
                 return False

@@ -15,11 +15,12 @@ from ocserve.engine import kv, llama, scheduler, storage
 from ocserve.engine.constraint import GrammarCompiler
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.tiers import blocks
+from ocserve.engine.tiers.disk import DiskTier
 from ocserve.engine.tiers.host import HostTier
 from ocserve.engine.tiers.tiers import Tiers
 from ocserve.generation import Failed, Finished, JsonConstraint, Sampling, Started, TextDelta
 from tests import tiny
-from tests.engine.schedules import NO_END, Engine, FixedCosts, Oracle, load
+from tests.engine.schedules import IDENTITY, NO_END, Engine, FixedCosts, Oracle, load
 
 
 @pytest.fixture(scope="module")
@@ -411,3 +412,33 @@ def test_a_long_prefix_comes_back_while_others_go_on(model: llama.Model, monkeyp
     assert isinstance(end, Finished)
     assert end.usage.cached_tokens == 384
     Oracle(model).check(again)
+
+
+def test_nobody_waits_for_the_disk(model: llama.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A block that is still being read is left for later while others decode, and waited for when nobody does."""
+    for module in (kv, storage, blocks):
+        monkeypatch.setattr(module, "BLOCK_TOKENS", 16)
+    disk = DiskTier(tmp_path / "prefixes", IDENTITY, 1 << 24, pytest.fail)
+    engine = Engine(Path(), model=model, pool_tokens=1024, tiers=Tiers(HostTier(0), disk))
+    engine.submit("first", prompt(200), 5)
+    engine.run()
+    while engine.kv.save_some():
+        pass
+    assert disk.flush(10)
+    engine.kv.drop_kept()
+    read, go_on = disk.get, threading.Event()
+    monkeypatch.setattr(disk, "get", lambda key: read(key) if go_on.wait(10) else pytest.fail("never told to go on"))
+    other = engine.submit("other", prompt(20, first=3), 60)
+    engine.loop.turn(wait=False)
+    again = engine.submit("again", prompt(200), 5)
+    for _ in range(20):
+        engine.loop.turn(wait=False)
+    assert len(other.generated) > 15
+    assert again.computed == 0
+    go_on.set()
+    engine.run()
+    end = engine.end("again")
+    assert isinstance(end, Finished)
+    assert end.usage.cached_tokens == 192
+    Oracle(model).check(again)
+    disk.close()

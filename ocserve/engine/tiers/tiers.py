@@ -103,7 +103,7 @@ class Tiers:
 
     def ready(self, key: bytes) -> bool:
         """Whether `get` would answer without waiting for the disk."""
-        return key in self._host or (key in self._reads and self._reads[key].done())
+        return self._disk is None or key in self._host or (key in self._reads and self._reads[key].done())
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was put is on disk; False if that took longer."""
