@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.keys import KeyRing, lasting_secret
 from ocserve.accounts.limits import Limiter
-from ocserve.catalog import planning
+from ocserve.catalog import cards, planning
 from ocserve.catalog.fit import Fit
 from ocserve.catalog.need import Plan
 from ocserve.catalog.store import Installed
@@ -84,7 +84,8 @@ async def running(settings: config.Settings, models: Sequence[Installed]) -> Asy
     secret = lasting_secret(config.cache_directory(tree.cache)) if stores else None
     installed = by_name(models)
     for model in models:
-        refuse_context(tree.engine, model, model.header.context_length)
+        if model is models[0] or model.header.pooling == "none":  # a longest input is lowered, a conversation is not
+            refuse_context(tree.engine, model, model.header.context_length)
     default = models[0]
     waiting = profile.waiting_environment(config.cache_directory(tree.cache), usable_cores())
     environment = {**waiting, **config.engine_environment()}
@@ -231,7 +232,11 @@ def served_model(
     else:
         context, parallel = min(plan.context, installed.header.context_length or plan.context), plan.parallel
         has_chat = installed.header.has_chat_template or installed.card.chat_template is not None
-    most = min(defaults.max_output_tokens or context, context)
+    capabilities, modalities = cards.abilities(installed.header, has_chat_template=has_chat)
+    if "chat" in capabilities:
+        capabilities = (*capabilities, *_of_chat(installed, facts))
+    generates = "completion" in capabilities
+    most = min(defaults.max_output_tokens or context, context) if generates else 0
     reference = () if installed.source == "file" else (installed.reference,)  # a path is nobody's business
     ours = ("default", *tree.model.aliases) if is_default else ()
     names = (*ours, *reference, *installed.card.aliases)
@@ -247,19 +252,19 @@ def served_model(
         wall_clock_s=defaults.wall_clock_s,
         parallel=parallel,
         sampling=defaults.sampling,
-        capabilities=_capabilities(installed, facts, has_chat=has_chat),
         architecture=installed.architecture,
         size_bytes=installed.size_bytes,
         digest=installed.sha256,
+        capabilities=capabilities,
+        output_modalities=modalities,
+        dimensions=(facts.dimensions if facts else installed.header.embedding_length) * ("embedding" in capabilities),
     )
 
 
-def _capabilities(installed: Installed, facts: EngineFacts | None, *, has_chat: bool) -> tuple[Capability, ...]:
+def _of_chat(installed: Installed, facts: EngineFacts | None) -> tuple[Capability, ...]:
     """Whatever chats can be given tools; whether it thinks its template tells, once an engine has read that."""
-    if not has_chat:
-        return ("completion",)
     thinks = facts.reasoning if facts is not None else "reasoning" in installed.card.capabilities
-    return ("chat", "completion", "tools", *(("reasoning",) if thinks else ()))
+    return ("tools", "reasoning") if thinks else ("tools",)
 
 
 def refuse_exposure(server_settings: config.Server, *, has_key: bool) -> None:

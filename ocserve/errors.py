@@ -3,6 +3,7 @@
     ApiError
     ├── InvalidRequest            400  the request itself is wrong; `param` names the field
     │   ├── ContextLengthExceeded 400  the prompt does not fit; both counts are in the message
+    │   ├── InputTooLong          400  the same of a text that is to be embedded or compared
     │   └── RequestQuarantined    400  this request was in flight at two engine crashes
     ├── AuthenticationFailed      401
     ├── Forbidden                 403  origin, proxy or scope
@@ -115,6 +116,19 @@ class ContextLengthExceeded(InvalidRequest):
             param=param,
         )
         self.prompt_tokens, self.context_length = prompt_tokens, limit
+
+
+class InputTooLong(InvalidRequest):
+    """An input of an embedding or reranking model is longer than its context. Nothing is ever cut off."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, limit: int, tokens: int, param: str) -> None:
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, your {param} has {tokens} tokens. "
+            "Please split it.",
+            param=param,
+        )
 
 
 class RequestQuarantined(InvalidRequest):

@@ -197,11 +197,15 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
-    """Vectors for texts or token lists, of an embedding model. `normalise`: of length 1."""
+    """Vectors for texts or token lists, of an embedding model. Texts are content: they never become control tokens.
+
+    `dimensions` keeps so many numbers of each vector; `normalise`: of length 1.
+    """
 
     request_id: str
     model: str
     inputs: tuple[TextPrompt | TokenPrompt, ...]
+    dimensions: int | None = None
     normalise: bool = True
     deadline_s: float = 600.0
 

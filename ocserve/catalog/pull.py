@@ -20,7 +20,7 @@ from ocserve.catalog.errors import ChecksumMismatch, GgufInvalid, NotInstalled, 
 from ocserve.catalog.progress import OnProgress, notice
 from ocserve.catalog.references import CatalogueReference, FileReference, HubReference, IndexReference, parse
 from ocserve.catalog.store import Installed, Source, Store, StoredFile
-from ocserve.modelcard import Capability, Defaults, ModelCard, Variant
+from ocserve.modelcard import Defaults, ModelCard, Variant
 
 METADATA_ATTEMPTS = 3  # where the hub is the only source
 
@@ -109,10 +109,8 @@ def describe_file(path: str) -> Installed:
 
 def card_of(header: gguf.GgufHeader, name: str, size_bytes: int) -> ModelCard:
     """A card for a model that the catalogue does not know, from its file alone."""
-    capabilities: tuple[Capability, ...] = ("embedding",) if header.is_embedding else ("completion",)
-    if header.has_chat_template and not header.is_embedding:
-        capabilities = ("chat", *capabilities)
-    if header.has_fim_tokens:
+    capabilities, modalities = cards.abilities(header, has_chat_template=header.has_chat_template)
+    if header.has_fim_tokens and "completion" in capabilities:
         capabilities = (*capabilities, "fim")
     return ModelCard(
         name=name,
@@ -122,7 +120,7 @@ def card_of(header: gguf.GgufHeader, name: str, size_bytes: int) -> ModelCard:
         license=header.license or "unknown",
         context_length=header.context_length,
         variants=(Variant(quantisation=header.quantisation, size_bytes=size_bytes),),
-        output_modalities=("embedding",) if header.is_embedding else ("text",),
+        output_modalities=modalities,
         capabilities=capabilities,
         defaults=Defaults(context=min(header.context_length, 8192)),
     )

@@ -51,7 +51,7 @@ def _show_installed(store: Store, as_json: bool) -> None:
 
 
 def _show_catalogue(store: Store, as_json: bool) -> None:
-    from ocserve.catalog.cards import load_cards, servable, served, unserved
+    from ocserve.catalog.cards import load_cards, served, unserved
     from ocserve.cli.model_output import print_json, print_table, size_text
 
     installed = {model.card.name for model in store.installed()}
@@ -74,7 +74,7 @@ def _show_catalogue(store: Store, as_json: bool) -> None:
                 first.quantisation,
                 size_text(first.size_bytes),
                 card.license,
-                ", ".join(served(card)) if servable(card) else "not served yet",
+                ", ".join(served(card)),
                 ", ".join(unserved(card)),
                 ", ".join(marks),
             )

@@ -73,8 +73,6 @@ def command(models: tuple[str, ...], quiet: bool, **flags: object) -> None:
     app.refuse_exposure(tree.server, has_key=config.resolve_key(tree.auth) is not None)
     say = _say_nothing if quiet else _say
     references = (tree.model.default or choose_default(tree.store, say=say), *tree.model.also)
-    for reference in references:
-        refuse_unservable(reference)
     installed: list[Installed] = []
     for reference in references:
         with progress(quiet=quiet) as on_progress:
@@ -101,21 +99,6 @@ def command(models: tuple[str, ...], quiet: bool, **flags: object) -> None:
         raise Failure(f"the GPUs cannot be listed: llama.cpp {error.message}", hint) from None
     except app.CannotListen as error:
         raise Failure(str(error), "another server may be running there; --port 0 takes any free port") from None
-
-
-def refuse_unservable(reference: str) -> None:
-    """A catalogue model that this version cannot serve is refused before it is downloaded."""
-    from ocserve.catalog import cards
-    from ocserve.catalog.references import CatalogueReference, parse
-    from ocserve.cli import Failure
-
-    parsed = parse(reference)
-    if isinstance(parsed, CatalogueReference):
-        card, _ = cards.find(parsed)
-        if not cards.servable(card):
-            raise Failure(
-                f"{card.name} cannot be served yet: it does neither chat nor completion", "see `ocserve list`"
-            )
 
 
 def _say(line: str, level: str = "info") -> None:

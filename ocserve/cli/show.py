@@ -68,7 +68,7 @@ def _print_card(card: ModelCard) -> None:
     _row("licence", f"{card.license} {card.license_url or ''}".strip())
     _row("parameters", f"{card.parameters:,}")
     _row("context", f"{card.context_length:,} tokens")
-    _row("serves", ", ".join(cards.served(card)) or "nothing: this model is not served yet")
+    _row("serves", ", ".join(cards.served(card)))
     _row("not served yet", ", ".join(cards.unserved(card)))
     _row("languages", ", ".join(card.languages))
     _row("also called", ", ".join(card.aliases))

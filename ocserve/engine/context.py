@@ -35,6 +35,20 @@ class Row:
     logits: bool
 
 
+def fill(batch: Any, rows: Sequence[Row], *, capacity: int, vocabulary: int, sequences: int) -> None:
+    """Write `rows` into a `llama_batch` of `capacity` tokens."""
+    assert 0 < len(rows) <= capacity
+    batch.n_tokens = len(rows)
+    for index, row in enumerate(rows):
+        assert 0 <= row.token < vocabulary
+        assert 0 <= row.sequence < sequences
+        batch.token[index] = row.token
+        batch.pos[index] = row.position
+        batch.n_seq_id[index] = 1
+        batch.seq_id[index][0] = row.sequence
+        batch.logits[index] = row.logits
+
+
 # enum ggml_type
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 
@@ -108,18 +122,8 @@ class Context:
 
     def decode(self, rows: Sequence[Row]) -> DecodeStatus:
         """Compute one batch; distributions are then read by row index."""
-        assert 0 < len(rows) <= self.batch_tokens
-        batch = self._batch
-        batch.n_tokens = len(rows)
-        for index, row in enumerate(rows):
-            assert 0 <= row.token < self._vocabulary
-            assert 0 <= row.sequence < self.sequences
-            batch.token[index] = row.token
-            batch.pos[index] = row.position
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = row.sequence
-            batch.logits[index] = row.logits
-        code = api.llama_decode(self._pointer, batch)
+        fill(self._batch, rows, capacity=self.batch_tokens, vocabulary=self._vocabulary, sequences=self.sequences)
+        code = api.llama_decode(self._pointer, self._batch)
         return DecodeStatus(code) if code >= -1 else DecodeStatus.FATAL
 
     def logits(self, row: int) -> np.ndarray[Any, np.dtype[np.float32]]:

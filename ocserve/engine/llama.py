@@ -133,7 +133,10 @@ class Vocab:
         self.size: int = api.llama_vocab_n_tokens(self._pointer)
         self.bos: int | None = self._token(api.llama_vocab_bos)
         self.eos: int | None = self._token(api.llama_vocab_eos)
+        self.sep: int | None = self._token(api.llama_vocab_sep)
         self.add_bos = bool(api.llama_vocab_get_add_bos(self._pointer))
+        self.add_eos = bool(api.llama_vocab_get_add_eos(self._pointer))
+        self.add_sep = bool(api.llama_vocab_get_add_sep(self._pointer))
         self.fill = self._fill_tokens()
         self._pieces: dict[int, bytes] = {}
         self._marked: tuple[VocabToken, ...] | None = None
@@ -183,13 +186,13 @@ class Vocab:
         self._marked = tuple(found)
         return self._marked
 
-    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
-        """Token ids of `text`, without any added begin or end token."""
+    def tokenize(self, text: str, *, parse_special: bool, framed: bool = False) -> list[int]:
+        """Token ids of `text`; `framed`: between the begin and end tokens that the vocabulary puts around an input."""
         data = text.encode()
         capacity = len(data) + 16
         while True:
             buffer = (ctypes.c_int32 * capacity)()
-            count = api.llama_tokenize(self._pointer, data, len(data), buffer, capacity, False, parse_special)
+            count = api.llama_tokenize(self._pointer, data, len(data), buffer, capacity, framed, parse_special)
             if count >= 0:
                 return buffer[:count]
             if -count <= capacity:
@@ -250,6 +253,8 @@ class Model:
         self.window: int = api.llama_model_n_swa(self.pointer)
         self.recurrent: bool = api.llama_model_is_recurrent(self.pointer)
         self.hybrid: bool = api.llama_model_is_hybrid(self.pointer)
+        self.has_encoder: bool = api.llama_model_has_encoder(self.pointer)
+        self.has_decoder: bool = api.llama_model_has_decoder(self.pointer)
 
     @property
     def description(self) -> str:

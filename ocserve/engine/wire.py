@@ -115,6 +115,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     fim: bool = False
     tokenizer: Literal["tiktoken", "llama.cpp"] = "llama.cpp"
     tokenizer_reason: str | None = None  # why it is not the faster one
+    dimensions: int = 0  # of an embedding model's vectors
     unused_gpus: tuple[str, ...] = ()  # makers of GPUs that are here while every layer is on the CPU unasked
 
 

@@ -1,0 +1,71 @@
+"""From texts to the token ids of an embedding or reranking model's inputs.
+
+Texts are content: whatever a text spells, it never becomes a control token. The frame around it ([CLS] … [SEP], or what
+the vocabulary has) is the vocabulary's own. Too much is refused with the limit, never cut.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ocserve.engine.llama import Vocab
+from ocserve.errors import InputTooLong, InvalidRequest
+from ocserve.generation import TextPrompt, TokenPrompt
+
+Ids = tuple[int, ...]
+_PLACES = re.compile(r"(\{query\}|\{document\})")
+
+
+class InputEncoder:
+    """Encodes inputs of at most `context` tokens.
+
+    `template` is a reranking model's own layout of a query and a document (`tokenizer.chat_template.rerank`), in which
+    everything but the two places is scaffolding.
+    """
+
+    def __init__(self, vocab: Vocab, *, context: int, template: str | None = None) -> None:
+        self._vocab = vocab
+        self._context = context
+        self._template = _PLACES.split(template) if template else None
+        frame = vocab.tokenize("", parse_special=False, framed=True)
+        opens = vocab.bos is not None and frame[:1] == [vocab.bos]
+        self._opening, self._closing = (frame[:1], frame[1:]) if opens else ([], frame)
+
+    def encode(self, given: TextPrompt | TokenPrompt, param: str) -> Ids:
+        """The ids of one input; raises `InvalidRequest`, which names `param`."""
+        if isinstance(given, TextPrompt):
+            ids = tuple(self._vocab.tokenize(given.text, parse_special=False, framed=True))
+        else:
+            ids = given.tokens
+            for token in ids:
+                if not 0 <= token < self._vocab.size:
+                    raise InvalidRequest(
+                        f"Token {token} is outside this model's vocabulary of {self._vocab.size}.", param=param
+                    )
+        return self._checked(ids, param)
+
+    def pair(self, query: str, document: str, param: str) -> Ids:
+        """The ids of a query and a document, as the model was trained to compare them."""
+        asked, read = (self._vocab.tokenize(text, parse_special=False) for text in (query, document))
+        if self._template is not None:
+            places = {"{query}": asked, "{document}": read}
+            ids = []
+            for part in self._template:
+                ids += places[part] if part in places else self._vocab.tokenize(part, parse_special=True)
+        else:
+            ids = [*self._opening, *asked, *self._between(), *read, *self._closing]
+        return self._checked(tuple(ids), param)
+
+    def _between(self) -> list[int]:
+        """What parts a query from a document: the end of the one and, in some vocabularies, one more mark."""
+        ids = [self._vocab.eos] if self._vocab.add_eos else []
+        if self._vocab.add_sep:
+            ids.append(self._vocab.sep)
+        return [token for token in ids if token is not None] or self._closing
+
+    def _checked(self, ids: Ids, param: str) -> Ids:
+        if not ids:
+            raise InvalidRequest(f"'{param}' holds nothing that this model reads.", param=param, code="empty_input")
+        if len(ids) > self._context:
+            raise InputTooLong(limit=self._context, tokens=len(ids), param=param)
+        return ids
