@@ -25,7 +25,7 @@ from ocserve.engine.fleet import Fleet
 from ocserve.engine.flights import unfinished
 from ocserve.engine.handle import Engine
 from ocserve.engine.wire import EngineFacts
-from ocserve.errors import ApiError, EngineUnavailable, ModelNotFound, Overloaded
+from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded
 from ocserve.generation import (
     Answer,
     Encoded,
@@ -284,6 +284,17 @@ class Service:
             f"`{self._default}` and `default` always work.",
             param="model",
         )
+
+    def generator(self, name: str) -> ServedModel:
+        """As `model`; raises `InvalidRequest` for a model that does not generate."""
+        model = self.model(name)
+        if not {"chat", "completion"} & set(model.capabilities):
+            raise InvalidRequest(
+                f"The model {model.id} does not generate text. GET /v1/models lists what each model does.",
+                param="model",
+                code="model_not_capable",
+            )
+        return model
 
     @asynccontextmanager
     async def generation(

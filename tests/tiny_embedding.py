@@ -86,7 +86,7 @@ def _qwen3(writer: gguf.GGUFWriter, weights: tiny._Weights, kind: Kind) -> None:
     writer.add_value_length(head)
     writer.add_rope_dimension_count(head)
     writer.add_pooling_type(gguf.PoolingType.RANK if kind == "judge" else gguf.PoolingType.LAST)
-    weights.normal("token_embd.weight", tiny._vocabulary(writer), DIMENSIONS)
+    weights.normal("token_embd.weight", tiny._vocabulary(writer, False), DIMENSIONS)
     writer.add_add_eos_token(kind == "decoder")
     weights.constant("output_norm.weight", 1, DIMENSIONS)
     for layer in range(LAYERS):

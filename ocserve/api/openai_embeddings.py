@@ -7,7 +7,7 @@ others it is refused. `base64` is the vector's little-endian float32.
 from __future__ import annotations
 
 import base64
-from array import array
+import struct
 from collections.abc import Callable
 from functools import partial
 
@@ -74,7 +74,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Asked:
             request_id="",
             model=model.id,
             inputs=values.get("input", tuple) or (),
-            dimensions=_dimensions(values, model),
+            dimensions=dimensions(values, model),
             deadline_s=model.wall_clock_s,
         ),
         model=model,
@@ -83,7 +83,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Asked:
     )
 
 
-def _dimensions(values: Values, model: ServedModel) -> int | None:
+def dimensions(values: Values, model: ServedModel) -> int | None:
     """How many numbers of each vector to keep; None is all of them."""
     asked, least = values.get("dimensions", int), model.card.shortest_vector
     if asked is None or asked == model.dimensions:
@@ -96,9 +96,7 @@ def _dimensions(values: Values, model: ServedModel) -> int | None:
 
 
 def _floats(vector: bytes) -> object:
-    numbers = array("f")
-    numbers.frombytes(vector)
-    return numbers.tolist()
+    return struct.unpack(f"<{len(vector) // 4}f", vector)
 
 
 def _base64(vector: bytes) -> object:

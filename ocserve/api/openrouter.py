@@ -19,6 +19,8 @@ _ABOVE = 1e-6  # the feed has no word for "greater than"; from here on every val
 _IMAGE_FORMATS = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 Entry = dict[str, Any]
+# What is never streamed, by the feed's words.
+_WHOLE_ANSWERS = {"embedding": "embeddings", "rerank": "rerank"}
 
 
 def feed(models: Iterable[ServedModel]) -> bytes:
@@ -52,8 +54,8 @@ def _input(model: ServedModel, modality: str) -> Entry:
 
 
 def _output(model: ServedModel, modality: str) -> Entry:
-    if modality == "embedding":
-        return {"type": "embeddings", "supported_parameters": {}}
+    if modality in _WHOLE_ANSWERS:
+        return {"type": _WHOLE_ANSWERS[modality], "supported_parameters": {}}
     return _present(
         type="text",
         max_length=_tokens(model.max_output_tokens),

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ocserve.chat.sandbox import TemplateUnusable
 from ocserve.engine import encodings, llama, wire
 from ocserve.engine.bindings import LlamaError
@@ -17,13 +19,16 @@ from ocserve.engine.constraint import GrammarCompiler
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.costs import CostModel
 from ocserve.engine.drafting import DraftModel
+from ocserve.engine.duty import Duty
+from ocserve.engine.embedding_assembly import embedder
+from ocserve.engine.embedding_context import Pooling, pooling_of
 from ocserve.engine.emission import Emitter
 from ocserve.engine.encodings import PlainTokenizer
+from ocserve.engine.facts import model_facts
 from ocserve.engine.kv import KvMemory, Reuse
 from ocserve.engine.loop import EngineLoop
 from ocserve.engine.measure import stored_or_measured
 from ocserve.engine.prepare import Preparer
-from ocserve.engine.process import gpu_makers
 from ocserve.engine.speculation import Drafter, PromptLookup
 from ocserve.engine.tiers.disk import DiskTier
 from ocserve.engine.tiers.host import HostTier
@@ -32,30 +37,72 @@ from ocserve.engine.tokens import PromptEncoder
 from ocserve.engine.turns import Turns
 from ocserve.machine import usable_cores
 
+# How long the process outlives the front to store kept prefixes; the front waits a little longer before it kills.
+STORING_S = 1.5
 # Kept prefixes that the tiers have too may slow a step on the CPU by this much.
 _PASSED_OVER = 0.025
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """A loaded engine."""
+class Generator:
+    """A loaded model that generates: the `Duty` of its process."""
 
     loop: EngineLoop
     preparer: Preparer
     tiers: Tiers | None
     facts: wire.EngineFacts
 
+    def handle(self, message: wire.FrontMessage) -> None:
+        """Pass a message on to the part that it is for."""
+        match message:
+            case wire.Prepare(request=request):
+                self.preparer.submit(request)
+            case wire.Ask(question=question):
+                self.preparer.submit(question)
+            case wire.Start(request_id=request_id):
+                group = self.preparer.take(request_id)
+                if group is not None:
+                    self.loop.submit(group)
+            case wire.Cancel(request_id=request_id):
+                self.preparer.cancel(request_id)
+                self.loop.cancel(request_id)
+            case wire.Load():
+                raise wire.FrameError("a second load")
 
-def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) -> Engine:
+    def prepare(self) -> None:
+        """Prepare requests for ever."""
+        self.preparer.run()
+
+    def compute(self) -> None:
+        """Turn the loop until it is stopped, then store kept prefixes for a moment."""
+        self.loop.run()
+        if self.tiers is not None:
+            self.tiers.flush(STORING_S)
+
+    def stop(self) -> None:
+        """End the loop."""
+        self.loop.stop()
+
+    def heartbeat(self) -> wire.Heartbeat:
+        """The loop's counters, and how long what is in work has been so."""
+        started = self.loop.step_started
+        age = time.monotonic() - started if started is not None else 0.0
+        request_id, prepare_age = self.preparer.busy()
+        return wire.Heartbeat(stats=self.loop.stats(), step_age_s=age, preparing=request_id, prepare_age_s=prepare_age)
+
+
+def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) -> Duty:
     """Load what `spec` names; raises `LlamaError` with what is wrong."""
     begun = time.monotonic()
     log = llama.LoadLog()
     with ThreadPoolExecutor(1, "encoding") as beside:
         encoding = beside.submit(encodings.build, Path(spec.path))
         model = llama.Model(spec.path, gpu_layers=spec.gpu_layers, log=log)
+        if model.trained_context < 1:
+            raise LlamaError("the model's header claims an impossible context length")
+        if pooling_of(model) is not Pooling.NONE:
+            return embedder(spec, model, send, begun=begun, log=log)
         tokenizer = encodings.prove(model.vocab, encoding.result)
-    if model.trained_context < 1:
-        raise LlamaError("the model's header claims an impossible context length")
     context_tokens = min(spec.context, model.trained_context)
     pool_tokens = max(spec.pool_tokens, context_tokens)  # alone, any sequence must fit
     context = _context(model, spec, pool_tokens)
@@ -92,7 +139,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
         emit=send,
     )
     facts = _facts(spec, model, context, costs, encoder, load_s=time.monotonic() - begun, problem=problem)
-    return Engine(loop, preparer, tiers, facts)
+    return Generator(loop, preparer, tiers, facts)
 
 
 def _loop(spec: wire.EngineSpec, context: Context, kv: KvMemory, costs: CostModel, emitter: Emitter) -> EngineLoop:
@@ -209,33 +256,22 @@ def _facts(
     load_s: float,
     problem: str | None,
 ) -> wire.EngineFacts:
-    devices = llama.devices()
-    gpu_visible = any(device.is_gpu for device in devices)
-    gpu_layers = min(model.gpu_layers_asked, model.layers + 1) if gpu_visible else 0
-    return wire.EngineFacts(
-        architecture=model.metadata("general.architecture") or "unknown",
-        description=model.description,
-        context=min(spec.context, model.trained_context),
-        trained_context=model.trained_context,
-        parallel=spec.parallel,
+    known = model_facts(
+        spec,
+        model,
         pool_tokens=context.pool_tokens,
-        vocabulary=model.vocab.size,
-        parameters=model.parameters,
         threads_decode=costs.usual_threads(1),
         threads_prefill=costs.usual_threads(context.batch_tokens, prefill=True),
-        gpu_layers=gpu_layers,
-        devices=devices,
-        llama_cpp=llama.version(),
+        load_s=load_s,
+    )
+    return replace(
+        known,
         tokenizer=encoder.plain.name,
         tokenizer_reason=encoder.plain.reason,
         has_chat_template=encoder.can_chat,
         chat_template=spec.chat_template or model.chat_template,
-        bos=model.vocab.text(model.vocab.bos),
-        eos=model.vocab.text(model.vocab.eos),
         fim=model.vocab.fill is not None,
         chat_template_problem=problem,
         tool_format=encoder.speech.tools.name if encoder.speech is not None else "",
         reasoning=encoder.speech is not None and encoder.speech.reasoning is not None,
-        unused_gpus=gpu_makers() if spec.gpu_layers != 0 and gpu_layers == 0 else (),
-        load_s=load_s,
     )

@@ -16,28 +16,35 @@ from queue import SimpleQueue
 
 import numpy as np
 
+from ocserve.engine import wire
 from ocserve.engine.context import DecodeStatus, Row
+from ocserve.engine.duty import EngineBroken
 from ocserve.engine.embedding_context import Pooling, PoolingContext, Vector
 from ocserve.engine.embedding_inputs import Ids, InputEncoder
-from ocserve.engine.wire import EngineStats
-from ocserve.errors import ApiError, EngineFailed, InvalidRequest, Overloaded
-from ocserve.generation import Answer, Embedded, EmbedRequest, Scored, ScoreRequest, TextPrompt
+from ocserve.errors import ApiError, EngineFailed, InvalidRequest
+from ocserve.generation import (
+    Answer,
+    Embedded,
+    EmbedRequest,
+    EncodeRequest,
+    Question,
+    Scored,
+    ScoreRequest,
+    TextPrompt,
+)
 
 Reply = Callable[[str, Answer | ApiError], None]
-Question = EmbedRequest | ScoreRequest
-
-
-class EmbeddingBroken(Exception):
-    """llama.cpp cannot go on; the process must end."""
+Computed = EmbedRequest | ScoreRequest
+# Answers cross the wire in one frame; half of it is left to everything else.
+_MOST_ANSWER_BYTES = wire.MAX_FRAME_BYTES // 2
 
 
 @dataclass(eq=False, slots=True)
 class Job:
     """A question's inputs and what has been computed of them."""
 
-    question: Question
+    question: Computed
     inputs: Sequence[Ids]
-    deadline: float
     started: int = 0  # inputs that are in a batch or have been
     outputs: dict[int, Vector] = field(default_factory=dict)
 
@@ -89,10 +96,16 @@ def compose(jobs: deque[Job], unfinished: Part | None, *, rows: int, inputs: int
 
 
 class Embedder:
-    """Owns questions from their arrival to their answer. Only `run` and what it calls touch llama.cpp's context."""
+    """Owns questions from their arrival to their answer: the `Duty` of its process.
 
-    def __init__(self, context: PoolingContext, encoder: InputEncoder, *, reply: Reply) -> None:
+    Only `compute` and what it calls touch llama.cpp's context.
+    """
+
+    def __init__(
+        self, context: PoolingContext, encoder: InputEncoder, *, facts: wire.EngineFacts, reply: Reply
+    ) -> None:
         """`reply` may be called from both threads."""
+        self.facts = facts
         self._context = context
         self._encoder = encoder
         self._reply = reply
@@ -105,56 +118,72 @@ class Embedder:
         self._unfinished: tuple[Part, int] | None = None  # with its sequence
         self._stopped = False
         self._steps = self._tokens = self._running = 0
-        self.step_started: float | None = None  # monotonic seconds; None between batches
+        self._step_started: float | None = None  # monotonic seconds; None between batches
 
     # --- any thread -------------------------------------------------------------------------------------------------
 
-    def submit(self, question: Question) -> None:
-        """Answer this question after those before it."""
-        with self._lock:
-            self._wanted.add(question.request_id)
-        self._questions.put(question)
-
-    def cancel(self, request_id: str) -> None:
-        """Forget a question; it gets no answer."""
-        with self._lock:
-            self._wanted.discard(request_id)
+    def handle(self, message: wire.FrontMessage) -> None:
+        """Take a question or its cancelling; what generates is refused."""
+        match message:
+            case wire.Ask(question=question):
+                with self._lock:
+                    self._wanted.add(question.request_id)
+                self._questions.put(question)
+            case wire.Cancel(request_id=request_id):
+                with self._lock:
+                    self._wanted.discard(request_id)
+            case wire.Prepare(request=request):
+                error = InvalidRequest("This model does not generate text.", param="model", code="model_not_capable")
+                self._reply(request.request_id, error)
+            case wire.Load() | wire.Start():
+                raise wire.FrameError("a message that has no place here")
 
     def stop(self) -> None:
-        """Let `run` return after the batch in work."""
+        """Let `compute` return after the batch in work."""
         self._stopped = True
         self._arrivals.put(None)
 
-    def busy(self) -> tuple[str | None, float]:
-        """The question whose texts are being tokenised and for how many seconds."""
-        encoding = self._encoding
-        return (None, 0.0) if encoding is None else (encoding[0], time.monotonic() - encoding[1])
+    def heartbeat(self) -> wire.Heartbeat:
+        """The counters, and how long what is in work has been so."""
+        encoding, started, now = self._encoding, self._step_started, time.monotonic()
+        return wire.Heartbeat(
+            stats=self.stats(),
+            step_age_s=now - started if started is not None else 0.0,
+            preparing=encoding[0] if encoding else None,
+            prepare_age_s=now - encoding[1] if encoding else 0.0,
+        )
 
-    def stats(self) -> EngineStats:
+    def stats(self) -> wire.EngineStats:
         """Counters since load; a step is a batch, its sequences are inputs."""
         waiting = sum(len(job.inputs) - job.started for job in tuple(self._jobs))
-        return EngineStats(steps=self._steps, prefill_tokens=self._tokens, running=self._running, waiting=waiting)
+        return wire.EngineStats(steps=self._steps, prefill_tokens=self._tokens, running=self._running, waiting=waiting)
 
     # --- the tokenising thread --------------------------------------------------------------------------------------
 
-    def tokenise(self) -> None:
-        """Turn questions into jobs for ever; the thread's target."""
+    def prepare(self) -> None:
+        """Turn questions into jobs for ever; those about tokens are answered here."""
         while True:
             question = self._questions.get()
             self._encoding = question.request_id, time.monotonic()
             try:
-                if self._is_wanted(question.request_id):
-                    deadline = time.monotonic() + question.deadline_s
-                    self._arrivals.put(Job(question, self._inputs(question), deadline))
+                if not self._is_wanted(question.request_id):
+                    pass
+                elif isinstance(question, EncodeRequest):
+                    self._answer(question, self._encoder.answer(question))
+                else:
+                    self._arrivals.put(Job(question, self._inputs(question)))
             except ApiError as error:
                 self._answer(question, error)
             except Exception:  # noqa: BLE001  # whatever native code raised: this question, not the thread
                 self._answer(question, EngineFailed("The input could not be prepared."))
             self._encoding = None
 
-    def _inputs(self, question: Question) -> list[Ids]:
+    def _inputs(self, question: Computed) -> list[Ids]:
         if isinstance(question, EmbedRequest):
             self._require(not self._scores, "compares documents with a query; it does not embed")
+            most = _MOST_ANSWER_BYTES // (4 * self._context.dimensions)
+            if len(question.inputs) > most:
+                raise InvalidRequest(f"At most {most} inputs of this model fit in one answer.", param="input")
             alone = len(question.inputs) == 1
             return [
                 self._encoder.encode(each, "input" if alone else f"input[{index}]")
@@ -189,17 +218,17 @@ class Embedder:
 
     # --- the computing thread ---------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Compute until `stop`. Raises `EmbeddingBroken` where llama.cpp cannot go on."""
+    def compute(self) -> None:
+        """Compute until `stop`. Raises `EngineBroken`."""
         while True:
             self._take()
             if self._stopped:
                 return
             self._drop()
             if self._jobs:
-                self.step_started = time.monotonic()
+                self._step_started = time.monotonic()
                 self._step()
-                self.step_started = None
+                self._step_started = None
 
     def _take(self) -> None:
         """All jobs that have arrived; waits for one if there is nothing to do."""
@@ -209,21 +238,13 @@ class Embedder:
                 self._jobs.append(job)
 
     def _drop(self) -> None:
-        """Give up jobs that nobody waits for any more, and those whose time is over."""
-        now = time.monotonic()
+        """Give up jobs that nobody waits for any more."""
         for job in tuple(self._jobs):
-            late = now >= job.deadline
-            if late:
-                seconds = job.question.deadline_s
-                self._answer(job.question, Overloaded(f"The answer was not ready within {seconds:g} s."))
-            if late or not self._is_wanted(job.question.request_id):
-                self._remove(job)
-
-    def _remove(self, job: Job) -> None:
-        self._jobs.remove(job)
-        if self._unfinished is not None and self._unfinished[0].job is job:
-            self._context.forget(self._unfinished[1])
-            self._unfinished = None
+            if not self._is_wanted(job.question.request_id):
+                self._jobs.remove(job)
+                if self._unfinished is not None and self._unfinished[0].job is job:
+                    self._context.forget(self._unfinished[1])
+                    self._unfinished = None
 
     def _step(self) -> None:
         """Compute one batch and answer what it completes."""
@@ -247,7 +268,7 @@ class Embedder:
         ]
         status = self._context.compute(rows)
         if status is not DecodeStatus.OK:
-            raise EmbeddingBroken(f"a batch of {len(rows)} tokens ended with {status.name}")
+            raise EngineBroken(f"a batch of {len(rows)} tokens ended with {status.name}")
         self._steps += 1
         self._tokens += len(rows)
         self._unfinished = None

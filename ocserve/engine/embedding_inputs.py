@@ -10,7 +10,7 @@ import re
 
 from ocserve.engine.llama import Vocab
 from ocserve.errors import InputTooLong, InvalidRequest
-from ocserve.generation import TextPrompt, TokenPrompt
+from ocserve.generation import Encoded, EncodeRequest, TextPrompt, TokenPrompt
 
 Ids = tuple[int, ...]
 _PLACES = re.compile(r"(\{query\}|\{document\})")
@@ -36,13 +36,23 @@ class InputEncoder:
         if isinstance(given, TextPrompt):
             ids = tuple(self._vocab.tokenize(given.text, parse_special=False, framed=True))
         else:
-            ids = given.tokens
-            for token in ids:
-                if not 0 <= token < self._vocab.size:
-                    raise InvalidRequest(
-                        f"Token {token} is outside this model's vocabulary of {self._vocab.size}.", param=param
-                    )
+            ids = self._known(given.tokens, param)
         return self._checked(ids, param)
+
+    def answer(self, question: EncodeRequest) -> Encoded:
+        """What a text is in tokens, with its frame if `add_bos`, whether or not it fits."""
+        match question.prompt:
+            case TextPrompt(text=text):
+                ids = tuple(self._vocab.tokenize(text, parse_special=False, framed=question.add_bos))
+                return Encoded(tokens=ids, pieces=self._pieces(ids), text=text)
+            case TokenPrompt(tokens=tokens):
+                pieces = self._pieces(self._known(tokens, "tokens"))
+                return Encoded(tokens=tokens, pieces=pieces, text=b"".join(pieces).decode(errors="replace"))
+            case _:
+                raise InvalidRequest("This model does not chat.", param="model", code="model_not_capable")
+
+    def _pieces(self, ids: Ids) -> tuple[bytes, ...]:
+        return tuple(map(self._vocab.spelled, ids))
 
     def pair(self, query: str, document: str, param: str) -> Ids:
         """The ids of a query and a document, as the model was trained to compare them."""
@@ -62,6 +72,14 @@ class InputEncoder:
         if self._vocab.add_sep:
             ids.append(self._vocab.sep)
         return [token for token in ids if token is not None] or self._closing
+
+    def _known(self, tokens: Ids, param: str) -> Ids:
+        for token in tokens:
+            if not 0 <= token < self._vocab.size:
+                raise InvalidRequest(
+                    f"Token {token} is outside this model's vocabulary of {self._vocab.size}.", param=param
+                )
+        return tokens
 
     def _checked(self, ids: Ids, param: str) -> Ids:
         if not ids:

@@ -17,6 +17,7 @@ from ocserve.engine.constraint import GuideError
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.counts import Counts
 from ocserve.engine.drawing import Drawing, UnusableDistribution
+from ocserve.engine.duty import EngineBroken
 from ocserve.engine.emission import Emitter
 from ocserve.engine.fairness import FairOrder
 from ocserve.engine.kv import KvMemory
@@ -43,10 +44,6 @@ class CancelRequest:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Inbox message: store what is worth storing and return."""
-
-
-class EngineBroken(Exception):
-    """The context can no longer compute; the process must end."""
 
 
 class StepCosts(Costs, Protocol):

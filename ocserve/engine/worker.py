@@ -17,17 +17,15 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from ocserve.engine import wire
-from ocserve.engine.assembly import Engine, assemble
+from ocserve.engine.assembly import STORING_S, assemble
 from ocserve.engine.bindings import LlamaError
-from ocserve.engine.loop import EngineBroken
+from ocserve.engine.duty import Duty, EngineBroken
 from ocserve.engine.process import confine, inherited_socket
 from ocserve.errors import EngineFailed
 
 HEARTBEAT_S = 1.0
 EXIT_BROKEN = 70
 _STACK_MEGABYTES = (1536, 512, 128, 16)
-# How long the process outlives the front to store kept prefixes; the front waits a little longer before it kills.
-_STORING_S = 1.5
 
 
 class Wire:
@@ -58,62 +56,37 @@ class Wire:
 
 
 class Worker:
-    """An assembled engine and its threads."""
+    """A loaded model and its threads."""
 
-    def __init__(self, engine: Engine, connection: Wire) -> None:
-        self._engine = engine
+    def __init__(self, duty: Duty, connection: Wire) -> None:
+        self._duty = duty
         self._connection = connection
 
     def run(self) -> NoReturn:
         """Start the threads and compute until the front is gone."""
         for target in (self._read, self._beat):
             threading.Thread(target=target, daemon=True, name=target.__name__).start()
-        _start_with_deep_stack(self._engine.preparer.run)
+        _start_with_deep_stack(self._duty.prepare)
         try:
-            self._engine.loop.run()
+            self._duty.compute()
         except EngineBroken as error:
             _die(f"engine broken: {error}")
-        if self._engine.tiers is not None:
-            self._engine.tiers.flush(_STORING_S)
         os._exit(0)
 
     def _read(self) -> None:
         try:
-            self._take_messages()
+            for message in self._connection.messages():
+                self._duty.handle(message)
         except Exception as error:  # noqa: BLE001  # without this thread the engine would only look alive
             _die(f"reading messages failed: {type(error).__name__}")
         # The front is gone: kept prefixes are stored if that is quickly done.
-        self._engine.loop.stop()
-        time.sleep(_STORING_S)
+        self._duty.stop()
+        time.sleep(STORING_S)
         os._exit(0)
 
-    def _take_messages(self) -> None:
-        loop, preparer = self._engine.loop, self._engine.preparer
-        for message in self._connection.messages():
-            match message:
-                case wire.Prepare(request=request):
-                    preparer.submit(request)
-                case wire.Ask(question=question):
-                    preparer.submit(question)
-                case wire.Start(request_id=request_id):
-                    group = preparer.take(request_id)
-                    if group is not None:
-                        loop.submit(group)
-                case wire.Cancel(request_id=request_id):
-                    preparer.cancel(request_id)
-                    loop.cancel(request_id)
-                case wire.Load():
-                    _die("a second load")
-
     def _beat(self) -> None:
-        loop, preparer = self._engine.loop, self._engine.preparer
         while True:
-            started = loop.step_started
-            age = time.monotonic() - started if started is not None else 0.0
-            request_id, prepare_age = preparer.busy()
-            self._connection.send(
-                wire.Heartbeat(stats=loop.stats(), step_age_s=age, preparing=request_id, prepare_age_s=prepare_age)
-            )
+            self._connection.send(self._duty.heartbeat())
             time.sleep(HEARTBEAT_S)
 
 

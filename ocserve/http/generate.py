@@ -33,7 +33,7 @@ class Generate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        parsed = self._dialect.parse(exchange.body, self._service.model, refuse_unknown=self._refuse_unknown)
+        parsed = self._dialect.parse(exchange.body, self._service.generator, refuse_unknown=self._refuse_unknown)
         exchange.trace.model, exchange.trace.stream = parsed.model.id, parsed.stream
         exchange.name_ignored(parsed.ignored)
         await unless_gone(receive, self._answer(exchange, parsed, send, attempt(scope)))

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from ocserve import config
-from ocserve.api import anthropic, anthropic_count, google, google_models, openai_chat, openai_completions
+from ocserve.api import (
+    anthropic,
+    anthropic_count,
+    google,
+    google_models,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    rerank,
+)
 from ocserve.api.dialect import Dialect
 from ocserve.api.questions import QuestionDialect
 from ocserve.http.ask import Ask
@@ -38,6 +47,9 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         Route("POST", "/v1/responses/{id}/cancel", CancelResponse(stored)),
         generates("/v1/messages", anthropic),
         answers("/v1/messages/count_tokens", anthropic_count),
+        answers("/v1/embeddings", openai_embeddings),
+        answers("/v1/rerank", rerank),
+        answers("/v2/rerank", rerank),
         Route("POST", "/v1/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),
         Route("POST", "/v1beta/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),
         Route("GET", "/v1beta/models", ModelList(service, google_models), error_body=google.error_body),

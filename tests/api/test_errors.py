@@ -23,6 +23,8 @@ def leaves(cls: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:
 def example(cls: type[ApiError]) -> ApiError:
     if cls is errors.ContextLengthExceeded:
         return errors.ContextLengthExceeded(limit=10, prompt_tokens=11, param="messages")
+    if cls is errors.InputTooLong:
+        return errors.InputTooLong(limit=10, tokens=11, param="input")
     return cls("Something is wrong.", param="x", retry_after_s=1.5)
 
 

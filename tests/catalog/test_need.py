@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +15,9 @@ from hypothesis import strategies as st
 from ocserve.catalog.gguf import GgufHeader, read_header
 from ocserve.catalog.need import Plan, kv_bytes_per_token, kv_row_bytes, need, placement
 from ocserve.machine import Device
-from tests import tiny
+from tests import tiny, tiny_embedding
 from tests.catalog import shapes
-from tests.catalog.measured import Job, Reserved, measure
+from tests.catalog.measured import ROOT, Job, Reserved, measure
 
 LONG = Plan(context=16_384, parallel=8, pool_tokens=16_384)
 SHORT = Plan(context=2000, parallel=2, pool_tokens=2000, kv_type="q8_0", batch_tokens=512)
@@ -105,6 +108,55 @@ def test_real_files_are_predicted_as_llama_cpp_loads_them(tmp_path: Path, smollm
         header = read_header(path)
         check(header, plan, actual, allocated=True)
         assert actual.resident < need(header, plan).host_bytes
+
+
+@pytest.mark.parametrize("kind", ["encoder", "reranker", "decoder", "judge"])
+def test_models_of_one_result_are_predicted_as_they_compute_their_longest_input(
+    tmp_path: Path, kind: tiny_embedding.Kind
+) -> None:
+    path = tiny_embedding.write(tmp_path / "model.gguf", kind, context=2048, vocabulary=10_000)
+    header = read_header(path)
+    assert header.pooling == {"encoder": "mean", "decoder": "last"}.get(kind, "rank")
+    assert header.takes_whole_inputs == (kind in ("encoder", "reranker"))
+    plan = Plan(context=2048, parallel=4, pool_tokens=2048, batch_tokens=256, sequences=64)
+    cells, resident = longest_input(path)
+    forecast = need(header, plan)
+    assert forecast.kv_bytes == pytest.approx(cells, rel=0.05, abs=6000)
+    assert (
+        resident < forecast.compute_bytes + forecast.kv_bytes + forecast.weights_bytes + 12_000_000
+    )  # llama.cpp itself
+    if kind == "encoder":  # of the others there is too little to be told from the process itself
+        assert forecast.compute_bytes < 3 * resident
+
+
+LONGEST = """
+import json, re, sys, psutil
+from ocserve.engine import llama
+from ocserve.engine.bindings import api
+from ocserve.engine.context import Row
+from ocserve.engine.embedding_context import PoolingContext
+lines = []
+hook = api.llama_log_callback(lambda level, text, data: lines.append(text.decode(errors="replace")))
+api.llama_log_set(hook, None)
+before = psutil.Process().memory_info().rss
+model = llama.Model(sys.argv[1], gpu_layers=0, log=llama.LoadLog.__new__(llama.LoadLog))
+context = PoolingContext(model, context=2048, batch_tokens=256, sequences=64, threads=1, kv_type=1)
+rows = [Row(5, place, 0, True) for place in range(2048)]
+for first in range(0, 2048, context.batch_tokens):
+    context.compute(rows[first : first + context.batch_tokens])
+grown = psutil.Process().memory_info().rss - before
+cells = sum(float(each) for each in re.findall(r"kv_cache: size *= *([0-9.]+) MiB", "".join(lines))) * 2**20
+print(json.dumps([cells, grown]))
+"""
+
+
+def longest_input(path: Path) -> tuple[float, float]:
+    """Bytes of cells, and by how many a process grows that loads the model and computes an input of all its context."""
+    finished = subprocess.run(
+        [sys.executable, "-c", LONGEST, str(path)], cwd=ROOT, capture_output=True, timeout=60, check=True
+    )
+    cells, resident = json.loads(finished.stdout)
+    return cells, resident
 
 
 def gpu(name: str, free: int, total: int | None = None, kind: str = "gpu") -> Device:

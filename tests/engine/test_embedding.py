@@ -14,15 +14,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocserve.engine import llama
+from ocserve.engine import llama, wire
 from ocserve.engine.bindings import LlamaError
 from ocserve.engine.context import KV_TYPES
 from ocserve.engine.embedding import Embedder, Job, Part, compose
 from ocserve.engine.embedding_context import PoolingContext
 from ocserve.engine.embedding_inputs import InputEncoder
-from ocserve.errors import ApiError, InputTooLong, InvalidRequest, Overloaded
-from ocserve.generation import Answer, Embedded, EmbedRequest, Scored, ScoreRequest, TextPrompt, TokenPrompt
+from ocserve.errors import ApiError, InputTooLong, InvalidRequest
+from ocserve.generation import (
+    Answer,
+    ChatPrompt,
+    Embedded,
+    EmbedRequest,
+    Encoded,
+    EncodeRequest,
+    Question,
+    Scored,
+    ScoreRequest,
+    TextPrompt,
+    TokenPrompt,
+)
 from tests import tiny, tiny_embedding
+from tests.engine.scripted_worker import FACTS
 from tests.tiny_embedding import CLS, CONTEXT, DIMENSIONS, SEP, Kind
 
 # Flash attention reads keys and values in F16 and sums in an order that follows the batch.
@@ -49,14 +62,14 @@ class Running:
         self.encoder = InputEncoder(model.vocab, context=CONTEXT, template=template)
         self.replies: SimpleQueue[tuple[str, Answer | ApiError]] = SimpleQueue()
         self.embedder = Embedder(
-            self.context, self.encoder, reply=lambda name, answer: self.replies.put((name, answer))
+            self.context, self.encoder, facts=FACTS, reply=lambda name, answer: self.replies.put((name, answer))
         )
-        threading.Thread(target=self.embedder.tokenise, daemon=True).start()
-        self._computing = threading.Thread(target=self.embedder.run, daemon=True)
+        threading.Thread(target=self.embedder.prepare, daemon=True).start()
+        self._computing = threading.Thread(target=self.embedder.compute, daemon=True)
         self._computing.start()
 
-    def ask(self, question: EmbedRequest | ScoreRequest) -> Answer | ApiError:
-        self.embedder.submit(question)
+    def ask(self, question: Question) -> Answer | ApiError:
+        self.embedder.handle(wire.Ask(question=question))
         name, answer = self.replies.get(timeout=20)
         assert name == question.request_id
         return answer
@@ -153,6 +166,24 @@ def test_token_ids_are_checked_against_the_vocabulary(running: dict[Kind, Runnin
     assert isinstance(error, InvalidRequest)
     assert error.param == "input"
     assert "10000" in error.message
+
+
+def test_what_a_text_is_in_tokens_can_be_asked(running: dict[Kind, Running]) -> None:
+    def encoded(prompt: TextPrompt | TokenPrompt | ChatPrompt, **options: bool) -> Answer | ApiError:
+        return running["encoder"].ask(EncodeRequest(request_id="t", model="m", prompt=prompt, **options))
+
+    answer = encoded(TextPrompt(text="ab"))
+    assert isinstance(answer, Encoded)
+    assert answer.tokens == running["encoder"].encoder.encode(TextPrompt(text="ab"), "input")
+    assert len(answer.tokens) == running["encoder"].embed("ab").tokens[0]
+    bare = encoded(TextPrompt(text="ab"), add_bos=False)
+    assert isinstance(bare, Encoded)
+    assert bare.tokens == answer.tokens[1:-1]
+    back = encoded(TokenPrompt(tokens=answer.tokens))
+    assert isinstance(back, Encoded)
+    assert (back.pieces[0], back.pieces[-1]) == (b"[CLS]", b"[SEP]")
+    assert isinstance(encoded(ChatPrompt(messages=())), InvalidRequest)
+    assert isinstance(encoded(TokenPrompt(tokens=(10_000,))), InvalidRequest)
 
 
 # --- what is computed -------------------------------------------------------------------------------------------------
@@ -252,7 +283,7 @@ def test_an_encoder_takes_an_input_whole_however_small_its_batches_are_wished(mo
 
 
 def job(*sizes: int) -> Job:
-    return Job(embed("x"), [(1,) * size for size in sizes], deadline=0.0)
+    return Job(embed("x"), [(1,) * size for size in sizes])
 
 
 @given(
@@ -305,15 +336,22 @@ def test_who_was_passed_over_for_want_of_room_comes_first_in_its_turn() -> None:
 
 def test_who_no_longer_waits_gets_no_answer_and_others_do(running: dict[Kind, Running]) -> None:
     each = running["encoder"]
-    each.embedder.submit(embed(*["a" * 60] * 500, name="gone"))
-    each.embedder.cancel("gone")
+    each.embedder.handle(wire.Ask(question=embed(*["a" * 60] * 500, name="gone")))
+    each.embedder.handle(wire.Cancel(request_id="gone"))
     assert each.ask(embed("b", name="kept"))
     assert each.replies.empty()
 
 
-def test_a_question_whose_time_is_over_is_answered_so(running: dict[Kind, Running]) -> None:
-    error = running["encoder"].ask(embed(*["a" * 60] * 200, deadline_s=0.0))
-    assert isinstance(error, Overloaded)
+def test_an_input_that_is_given_up_halfway_leaves_its_cells_to_others(models: dict[Kind, Path]) -> None:
+    parted = Running(models["decoder"], batch_tokens=4, sequences=2)
+    expected = vectors(parted.embed("the cat"))
+    for number in range(40):
+        parted.embedder.handle(wire.Ask(question=embed(*["x" * 60] * 3, name=f"gone{number}")))
+        parted.embedder.handle(wire.Ask(question=embed("ab", name=f"kept{number}")))
+        assert parted.replies.get(timeout=20)[0] == f"kept{number}"
+        parted.embedder.handle(wire.Cancel(request_id=f"gone{number}"))
+    np.testing.assert_allclose(vectors(parted.embed("the cat")), expected, atol=NOISE)
+    parted.stop()
 
 
 def test_questions_from_many_sides_each_get_their_own(running: dict[Kind, Running]) -> None:
@@ -321,7 +359,7 @@ def test_questions_from_many_sides_each_get_their_own(running: dict[Kind, Runnin
     texts = {f"q{n}": [chr(97 + n), chr(97 + n) * 5, f"{n}"] for n in range(20)}
     expected = {name: each.embed(*mine) for name, mine in texts.items()}
     for name, mine in texts.items():
-        each.embedder.submit(embed(*mine, name=name))
+        each.embedder.handle(wire.Ask(question=embed(*mine, name=name)))
     for _ in texts:
         name, answer = each.replies.get(timeout=20)
         assert isinstance(answer, Embedded)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ocserve.engine import llama
+from ocserve.engine import llama, wire
 from ocserve.engine.context import KV_TYPES
 from ocserve.engine.embedding import Embedder
 from ocserve.engine.embedding_context import Pooling, PoolingContext
@@ -18,6 +18,7 @@ from ocserve.engine.embedding_inputs import InputEncoder
 from ocserve.generation import Embedded, EmbedRequest, TextPrompt
 from tests import minilm as writer
 from tests.conftest import MiniLm
+from tests.engine.scripted_worker import FACTS
 
 # Ids by the `tokenizers` library (0.23.3) from the model's own tokenizer.json.
 TOKENISED: dict[str, tuple[int, ...]] = {
@@ -62,13 +63,15 @@ class Model:
         log.close()
         self._replies: SimpleQueue[Any] = SimpleQueue()
         encoder = InputEncoder(self.model.vocab, context=512)
-        self.embedder = Embedder(self.context, encoder, reply=lambda name, answer: self._replies.put(answer))
-        for target in (self.embedder.tokenise, self.embedder.run):
+        self.embedder = Embedder(
+            self.context, encoder, facts=FACTS, reply=lambda name, answer: self._replies.put(answer)
+        )
+        for target in (self.embedder.prepare, self.embedder.compute):
             threading.Thread(target=target, daemon=True).start()
 
     def vectors(self, *texts: str) -> list[Vector]:
         inputs = tuple(TextPrompt(text=text) for text in texts)
-        self.embedder.submit(EmbedRequest(request_id="r", model="m", inputs=inputs))
+        self.embedder.handle(wire.Ask(question=EmbedRequest(request_id="r", model="m", inputs=inputs)))
         answer = self._replies.get(timeout=60)
         assert isinstance(answer, Embedded), answer
         return [np.frombuffer(vector, "<f4") for vector in answer.vectors]

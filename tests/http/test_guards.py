@@ -6,20 +6,25 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.http.route_table import Route
 from ocserve.http.routes import routes
-from tests.http.harness import CHAT, COMPLETION, KEY, Answer, Served, serving
+from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Served, serving
 
 PUBLIC = {("GET", "/health"), ("GET", "/ready")}  # reviewed: nothing else answers without a caller
 MESSAGE = {**CHAT, "max_tokens": 5}
 CONTENTS = {"contents": [{"parts": [{"text": "Hi"}]}]}
+RANKING = {"model": "tiny", "query": "Hi", "documents": ["Ho"]}
 BODIES = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETION,
     "/v1/messages": MESSAGE,
     "/v1/messages/count_tokens": CHAT,
+    "/v1/embeddings": {"model": "tiny", "input": "Hi"},
+    "/v1/rerank": RANKING,
+    "/v2/rerank": RANKING,
     "/v1/models/{call:path}": CONTENTS,
     "/v1beta/models/{call:path}": CONTENTS,
     "/v1/responses": {"model": "tiny", "input": "Hi"},
@@ -30,7 +35,8 @@ BODIES = {
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Served]:
     """A server with a key, and no anonymous callers."""
-    with serving(key=KEY, auth=config.Auth(anonymous=False), max_body_bytes=10_000) as server:
+    does_everything = replace(MODEL, capabilities=("chat", "completion", "embedding", "rerank"))
+    with serving(key=KEY, auth=config.Auth(anonymous=False), model=does_everything, max_body_bytes=10_000) as server:
         yield server
 
 
@@ -157,7 +163,7 @@ def test_json_with_a_charset_is_json(served: Served) -> None:
 
 def test_unknown_routes_methods_and_options(served: Served) -> None:
     assert served.request("GET", "/nope").error["code"] == "not_found"
-    assert served.request("POST", "/v1/embeddings", {}).status == 404
+    assert served.request("POST", "/v1/nope", {}).status == 404
     assert served.request("GET", "/v1/models/no/such/model").error["code"] == "model_not_found"
     wrong = served.request("DELETE", "/v1/chat/completions")
     assert (wrong.status, wrong.error["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "POST, OPTIONS")
