@@ -104,7 +104,7 @@ class Answer:
         return [*parts, *self._stopped(self._channels.finish()), *_words(self._words.finish())]
 
     def overdue(self, reasoning_tokens: int) -> tuple[int, ...]:
-        """The tokens that must follow now because the thought has had its time."""
+        """The tokens that must follow now because the thought has had its time, tokens held back included."""
         if self._channels is None or not self._channels.thinking or self._plan.budget is None:
             return ()
         complete = not self._decoder.getstate()[0]

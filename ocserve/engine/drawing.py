@@ -60,7 +60,9 @@ class Drawing:
             reason = self._emitter.take(sequence, token, self._logprob)
             if reason is None and sequence.guide is not None:
                 reason = self._follow(sequence, sequence.guide, token)
-            if reason is None and (closing := sequence.answer.overdue(sequence.reasoning_tokens)):
+            if reason is None and (
+                closing := sequence.answer.overdue(sequence.reasoning_tokens + len(sequence.unseen))
+            ):
                 reason = self._close_thought(sequence, closing)
                 break  # drafts do not follow from here
             if reason is not None:

@@ -203,7 +203,7 @@ def test_a_thought_beyond_its_budget_is_to_be_closed_at_a_whole_character() -> N
     answer, sequence = talk.sequence.answer, talk.sequence
     for piece, due in ((b"a", False), (b"b", False), ("é".encode()[:1], False), ("é".encode()[1:], True)):
         talk.emitter.take(sequence, talk.vocab.token(piece))
-        assert bool(answer.overdue(sequence.reasoning_tokens)) == due
+        assert bool(answer.overdue(sequence.reasoning_tokens + len(sequence.unseen))) == due
     assert answer.overdue(sequence.reasoning_tokens) == (7, 8)
     talk.emitter.take(sequence, talk.vocab.token(b"</think>"))
     assert answer.overdue(sequence.reasoning_tokens) == ()
