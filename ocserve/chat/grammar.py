@@ -16,6 +16,8 @@ from ocserve.chat.speech import Speech
 from ocserve.chat.tool_formats import ArgumentSyntax, ToolFormat
 from ocserve.generation import Constraint, JsonConstraint, Tool, ToolChoice
 
+# Of one answer: small models that may go on sometimes never stop.
+MOST_CALLS = 32
 _SPACE = r"/[ \n]{1,4}/"
 
 
@@ -160,7 +162,7 @@ class _Writer:
             following.append(f"{self._literal(used.between + used.begin)} {any_call}")
         more = ""
         if self._choice.parallel and form.parallel:
-            more = f"({self._rule('more', ' | '.join(following))}){{0,{form.most_calls - 1}}}"
+            more = f"({self._rule('more', ' | '.join(following))}){{0,{MOST_CALLS - 1}}}"
         return f"({' | '.join(first)}) {more} {self._literal(form.close)}"
 
     def _call(self, index: int, tool: Tool) -> tuple[ToolFormat, str]:

@@ -98,7 +98,7 @@ def request(row: dict[str, Any], mode: Any) -> GenerateRequest:
         model="m",
         prompt=ChatPrompt(messages=messages, tools=tools),
         sampling=Sampling(temperature=0.0),
-        max_tokens=600,
+        max_tokens=300,
         tool_choice=ToolChoice(mode=mode),
     )
 

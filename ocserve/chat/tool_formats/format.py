@@ -34,8 +34,8 @@ class ToolFormat:
     `signature` are parts of the template's source by which the format is known where the template does not write calls,
     or, `rendered_otherwise`, not as the model does. With `whole_answer`, a call is all that there is in an answer.
     `prompted` is what the prompt already ends with. `say` surrounds words that are meant for the user. `other` is the
-    form used for a schema whose arguments cannot be written one by one; it has the same trigger. An answer has
-    `most_calls` at most: small models that may go on sometimes never stop.
+    form used for a schema whose arguments cannot be written one by one; it has the same trigger. Without `parallel`,
+    its models make one call at a time.
     """
 
     name: str
@@ -51,7 +51,6 @@ class ToolFormat:
     rendered_otherwise: bool = False
     whole_answer: bool = False
     parallel: bool = True
-    most_calls: int = 32
     prompted: str = ""
     say: tuple[str, str] = ("", "")
     argument: ArgumentSyntax | None = None

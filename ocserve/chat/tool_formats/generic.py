@@ -7,8 +7,8 @@ from dataclasses import replace
 from ocserve.chat.tool_formats.format import ToolFormat
 from ocserve.chat.tool_formats.hermes import HERMES
 
-# Models that were never taught to call repeat the same call for as long as they may.
-GENERIC = replace(HERMES, name="generic", signature=(), most_calls=4)
+# Models that were never taught to call repeat the same call for as long as they may: one at a time.
+GENERIC = replace(HERMES, name="generic", signature=(), parallel=False)
 
 _DESCRIPTION = """\
 # Tools
