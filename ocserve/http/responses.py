@@ -12,8 +12,10 @@ from ocserve import config
 from ocserve.api import openai_responses_stored as stored_responses
 from ocserve.api.fields import Field, Values
 from ocserve.api.openai_responses import ResponseDialect, StoredResponse
+from ocserve.api.openai_responses_count import InputTokensDialect
 from ocserve.errors import InvalidRequest, NotFound
 from ocserve.http import answers
+from ocserve.http.ask import Ask
 from ocserve.http.exchange import Exchange
 from ocserve.http.generate import Generate
 from ocserve.http.response_store import ResponseStore, Shelf
@@ -29,8 +31,20 @@ class CreateResponse:
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        dialect = ResponseDialect(_shelf(self._store, scope), secrets.token_hex(12), lambda: int(time.time()))
-        await Generate(self._service, dialect, self._settings)(scope, receive, send)
+        await Generate(self._service, _dialect(self._store, scope), self._settings)(scope, receive, send)
+
+
+class CountInputTokens:
+    """`POST /v1/responses/input_tokens`."""
+
+    def __init__(self, service: Service, store: ResponseStore, settings: config.Server) -> None:
+        self._service = service
+        self._store = store
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        dialect = InputTokensDialect(_dialect(self._store, scope))
+        await Ask(self._service, dialect, self._settings)(scope, receive, send)
 
 
 class RetrieveResponse:
@@ -86,6 +100,10 @@ class CancelResponse:
             param="response_id",
             code="response_not_cancellable",
         )
+
+
+def _dialect(store: ResponseStore, scope: Scope) -> ResponseDialect:
+    return ResponseDialect(_shelf(store, scope), secrets.token_hex(12), lambda: int(time.time()))
 
 
 def _shelf(store: ResponseStore, scope: Scope) -> Shelf:

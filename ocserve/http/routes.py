@@ -20,7 +20,14 @@ from ocserve.http.generate import Generate
 from ocserve.http.google import ModelCall
 from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
 from ocserve.http.response_store import ResponseStore
-from ocserve.http.responses import CancelResponse, CreateResponse, DeleteResponse, InputItems, RetrieveResponse
+from ocserve.http.responses import (
+    CancelResponse,
+    CountInputTokens,
+    CreateResponse,
+    DeleteResponse,
+    InputItems,
+    RetrieveResponse,
+)
 from ocserve.http.route_table import Route
 from ocserve.http.vendor import by_vendor
 from ocserve.service import Service
@@ -41,6 +48,7 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         generates("/v1/chat/completions", openai_chat),
         generates("/v1/completions", openai_completions),
         Route("POST", "/v1/responses", made),
+        Route("POST", "/v1/responses/input_tokens", CountInputTokens(service, stored, settings)),
         Route("GET", "/v1/responses/{id}", RetrieveResponse(stored, settings)),
         Route("DELETE", "/v1/responses/{id}", DeleteResponse(stored)),
         Route("GET", "/v1/responses/{id}/input_items", InputItems(stored, settings)),

@@ -29,6 +29,7 @@ BODIES = {
     "/v1beta/models/{call:path}": CONTENTS,
     "/v1/responses": {"model": "tiny", "input": "Hi"},
     "/v1/responses/{id}/cancel": {},
+    "/v1/responses/input_tokens": {"model": "tiny", "input": "Hi"},
 }
 
 

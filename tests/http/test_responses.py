@@ -354,6 +354,17 @@ def test_nothing_of_a_conversation_is_in_a_refusal(served: Served) -> None:
         assert b"canary" not in post(served, **fields).body
 
 
+def test_the_tokens_of_an_input_are_counted_with_what_came_before(served: Served) -> None:
+    with client(served) as sdk:
+        first = sdk.responses.create(model="tiny", input="Hi")
+        count = sdk.responses.input_tokens.count(model="tiny", input="And?", previous_response_id=first.id)
+    assert (count.object, count.input_tokens > 0) == ("response.input_tokens", True)
+    asked = served.engine.asked[-1]
+    assert [turn.content for turn in asked.prompt.messages] == ["Hi", "Hello, world!", "And?"]
+    refused = served.request("POST", "/v1/responses/input_tokens", {"model": "tiny", "input": "Hi", "stream": True})
+    assert refused.error["param"] == "stream"
+
+
 def test_the_limits_of_a_key_hold_for_responses() -> None:
     with serving(limits=config.Limits(requests_per_minute=1)) as served:
         assert post(served).status == 200
