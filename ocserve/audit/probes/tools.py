@@ -63,11 +63,13 @@ def _ended(names: list[str], finish: Any) -> None:
 
 
 async def _called(subject: Subject, choice: Any, content: str = _ASK, **given: Any) -> tuple[Reply, list[str]]:
-    """An answer and the names of its calls, which are valid; none if its limit cut it."""
+    """An answer and the names of its calls, which are valid; of an answer cut by its limit all but the last."""
     fields = {"temperature": 0, "max_tokens": _ROOM, "tools": _TOOLS, "tool_choice": choice, **given}
     reply = await supported(subject.chat(content, **fields))
+    if choice != "auto":
+        expect(reply.calls or not reply.text, "there is text instead of a call")
     if reply.finish == "length":
-        return reply, []
+        return reply, _checked(reply.calls[:-1])
     names = _checked(reply.calls)
     _ended(names, reply.finish)
     return reply, names
@@ -76,7 +78,6 @@ async def _called(subject: Subject, choice: Any, content: str = _ASK, **given: A
 async def tools_required(subject: Subject) -> str:
     """With `required` there is a call, of a given tool, whose arguments validate."""
     reply, names = await _called(subject, "required")
-    expect(reply.calls or not reply.text, "there is text instead of a call")
     if reply.finish == "length":
         raise Unproven("the call was cut by its limit")
     expect(names, "there is no call")
@@ -186,7 +187,9 @@ async def tools_parallel_stream(subject: Subject) -> str:
             tool_choice="required", parallel_tool_calls=True,
         )  # fmt: skip
         calls = _joined(stream)
-        if stream.finishes != ["length"] and len(calls) > 1:
+        expect(calls or not stream.text, "there is text instead of a call")
+        calls = calls[:-1] if stream.finishes == ["length"] else calls
+        if len(calls) > 1:
             return f"{', '.join(_checked(calls))} in one stream"
     raise Unproven("the model never made two calls in one of 8 streams")
 
