@@ -434,7 +434,10 @@ class Job:
         made: list[toy_model.Step] = []
         text = sent = ""
         for number in range(self.limit):
-            if number < 300 or self.provider.has("goes on"):
+            # Time passes where somebody looks at the clock: in streams, and where answers have to wait for one another.
+            if self.provider.has("goes on") or (
+                number < 300 and (self.fields.get("stream") or self.provider.waiting > 8)
+            ):
                 await asyncio.sleep(0.001)
             elif number % 50 == 0:
                 await asyncio.sleep(0)

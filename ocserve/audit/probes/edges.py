@@ -15,7 +15,7 @@ from ocserve.audit.verdict import Fault, Unproven, expect
 _LONG = 10_000  # tokens of a stream that a provider has to hold
 _PHRASE = "héllo Ωμέγα 日本語 עברית 👩‍👩‍👧 𝔘 ｡"
 _CONTROLS = "tab\t newline\n null\x00 bell\x07 bidi\u202e zero\u200b end"
-_LEAVERS, _LEFT_BEHIND = 16, 2048  # streams that are left, and tokens that each still had to make
+_LEAVERS, _LEFT_BEHIND = 8, 2048  # streams that are left, and tokens that each still had to make
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>", "<|eot_id|>", "<|end_of_text|>", "</s>", "<|end|>")
 
 
