@@ -10,7 +10,7 @@ import msgspec
 
 from ocserve.audit.server import Stream
 from ocserve.audit.subject import SHORT, STORY, Subject, named
-from ocserve.audit.verdict import Fault, Unproven, expect
+from ocserve.audit.verdict import Fault, Unproven, clean, expect
 
 _LONG = 10_000  # tokens of a stream that a provider has to hold
 _PHRASE = "héllo Ωμέγα 日本語 עברית 👩‍👩‍👧 𝔘 ｡"
@@ -82,7 +82,10 @@ async def long_stream(subject: Subject) -> str:
     _complete(stream)
     used = stream.used("completion_tokens")
     if used < _LONG:
-        raise Unproven(f"the model ended its answer after {used} tokens; name its end tokens with --suppress")
+        raise Unproven(
+            f"the answer ended after {used} tokens with `{clean(stream.finishes[0], 20)}`; if that is the model's own "
+            "end, name its end tokens with --suppress"
+        )
     subject.figures["long_stream_tok_per_s"] = used / stream.took_s
     return f"{used} tokens in {stream.took_s:.0f} s, finish reason {stream.finishes[0]}"
 

@@ -109,12 +109,12 @@ async def models_image_pricing(subject: Subject) -> str:
 
 
 def _stated(name: str, about: str, *places: tuple[str, ...]) -> Probe:
-    """A probe that the listing states something in one of several places."""
+    """A probe that the listing states something in one of several places: a text, a number or a list."""
 
     async def run(subject: Subject) -> str:
         for place in places:
             found = dig(subject.entry, *place)
-            if found not in (None, "", [], {}):
+            if isinstance(found, str | int | list) and found not in ("", []):
                 return f"`{'.'.join(place)}`: {clean(found, 80)}"
         raise Fault(f"the listing has no {' or '.join('.'.join(place) for place in places)}")
 
@@ -143,7 +143,10 @@ PROBES = (
     ),
     _stated("languages", "The listing states the languages.", ("languages",), ("card", "languages")),
     _stated(
-        "modality", "The listing states what goes in and out.", ("input_modalities",), ("architecture", "modality")
+        "modality",
+        "The listing states what goes in and out.",
+        ("input_modalities",),
+        ("architecture", "input_modalities"),
     ),
     _stated("quantization", "The listing states the quantisation.", ("gguf_quantization",), ("quantization",)),
     _stated("capabilities", "The listing states what the model can do.", *_CAPABILITIES),
