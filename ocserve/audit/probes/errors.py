@@ -55,8 +55,9 @@ async def error_json(subject: Subject) -> str:
 
 async def error_missing(subject: Subject) -> str:
     """A request without a model or without messages is a 400 that names what is missing."""
-    for fields in ({"messages": [{"role": "user", "content": SHORT}]}, {"model": subject.model}):
-        missing = "messages" if "model" in fields else "model"
+    for missing in ("model", "messages"):
+        fields = subject.fields(SHORT, {"max_tokens": 1})
+        del fields[missing]
         reply = await subject.server.send("POST", "/chat/completions", fields)
         expect(reply.status in (400, 422), f"a request without {missing} is answered with status {reply.status}")
         named = reply.error.get("param") == missing or missing in str(reply.error.get("message"))
