@@ -116,6 +116,28 @@ def test_a_mistake_of_ours_is_logged_without_what_the_client_sent(log: io.String
     assert '"exception":"RuntimeError"' in log.getvalue()
 
 
+def test_what_is_stored_is_in_no_log_line(log: io.StringIO) -> None:
+    with serving(lambda: ScriptedEngine(Script(tokens=(CANARY,)))) as served:
+        asked = {"model": "tiny", "input": CANARY, "instructions": CANARY, "metadata": {CANARY: CANARY}}
+        held = served.request("POST", "/v1/responses", asked).json
+        path = f"/v1/responses/{held['id']}"
+        more = {"model": "tiny", "input": CANARY, "previous_response_id": held["id"]}
+        answers = [
+            served.request("POST", "/v1/responses", more),
+            served.request("GET", path),
+            served.request("GET", f"{path}/input_items"),
+            served.request("DELETE", path),
+        ]
+        never = served.request("GET", f"/v1/responses/{CANARY}?after={CANARY}")
+        wrong = served.request("GET", f"/v1/responses/{CANARY}/input_items?limit={CANARY}")
+    assert [answer.status for answer in answers] == [200] * 4
+    assert [answer.status for answer in (never, wrong)] == [400, 400]
+    assert CANARY not in (never.raw + wrong.raw).decode()
+    assert CANARY not in log.getvalue()
+    assert held["id"] not in log.getvalue()
+    assert '"route":"/v1/responses/{id}"' in log.getvalue()
+
+
 def test_the_canary_would_be_found(log: io.StringIO) -> None:
     """The positive control."""
     logs.event("x", detail=CANARY)
