@@ -11,14 +11,17 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from ocserve.chat.tool_formats import GENERIC, ToolFormat
 from ocserve.chat.tool_formats.generic import description, response
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Message, Tool, ToolCall
+from ocserve.generation import Message, Role, Tool, ToolCall
 
 Rewrite = Callable[[str], str]
 
 _MAX_DEPTH = 64
+_SYSTEM: tuple[Role, ...] = ("system", "developer")
 # Mistral's templates want ids of nine letters and digits.
 _SHORT_ID_CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SHORT_ID_LENGTH = 9
@@ -29,7 +32,8 @@ class Convention:
     """What a template expects where the convention leaves room, and what it has a place for; found by trying at load.
 
     `form` is how this model writes calls. Where the template does not `describe_tools`, a system message does, or the
-    first user's where it does not `know_system`.
+    first user's where it does not `know_system`. Where it refuses or loses system messages behind the first turn, they
+    are part of the user's turn beside them.
     """
 
     knows_developer: bool = True
@@ -37,6 +41,7 @@ class Convention:
     null_content_of_calls: bool = False
     short_ids: bool = False
     knows_system: bool = True
+    knows_later_system: bool = True
     describes_tools: bool = False
     writes_calls: bool = False
     writes_results: bool = False
@@ -47,6 +52,11 @@ class Convention:
 PROBE = (Message(role="user", content="probe"),)
 PROBE_NAME = (Message(role="user", content="probe", name="probe_name"),)
 PROBE_SYSTEM = (Message(role="system", content="probe_system"), *PROBE)
+PROBES_LATER_SYSTEM = tuple(
+    (*before, Message(role=role, content="probe_later"), *after)
+    for role in _SYSTEM
+    for before, after in ((PROBE_SYSTEM, ()), ((*PROBE_SYSTEM, Message(role="assistant", content="probe")), PROBE))
+)
 PROBE_TOOL = Tool(
     name="probe_tool",
     description="probe_about",
@@ -93,6 +103,8 @@ def template_messages(
     messages: tuple[Message, ...], tools: tuple[Tool, ...], convention: Convention, rewrite: Rewrite
 ) -> list[dict[str, object]]:
     """One dict per message that the template is given, with every string of a client's passed through `rewrite`."""
+    if not convention.knows_later_system:
+        messages = _without_later_system(messages)
     turns = list(_turns(messages, convention, rewrite))
     if not tools or convention.describes_tools:
         return turns
@@ -105,6 +117,27 @@ def template_messages(
     else:
         turns.insert(0, {"role": "system", "content": text})
     return turns
+
+
+def _without_later_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """System messages behind the first turn as parts of the user's turn beside them."""
+    found: list[Message] = []
+    mixed = False  # the last turn is the user's with a system message in it: the user's next words join it
+    for message in messages:
+        system = message.role in _SYSTEM
+        joins = system or (mixed and message.role == "user")
+        if found and joins and found[-1].role in ("user", *_SYSTEM):
+            found[-1] = _joined(found[-1], message)
+        else:
+            found.append(replace(message, role="user") if found and system else message)
+        mixed = joins and found[-1].role == "user"
+    return tuple(found)
+
+
+def _joined(one: Message, other: Message) -> Message:
+    start = len(one.content) + len("\n\n")
+    images = (*one.images, *(replace(image, at=image.at + start) for image in other.images))
+    return replace(one, content=f"{one.content}\n\n{other.content}", images=images)
 
 
 def _turns(messages: tuple[Message, ...], convention: Convention, rewrite: Rewrite) -> Iterator[dict[str, object]]:

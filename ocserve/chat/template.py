@@ -14,6 +14,7 @@ from ocserve.chat.messages import (
     PROBE_NAME,
     PROBE_SYSTEM,
     PROBE_TOOL,
+    PROBES_LATER_SYSTEM,
     Convention,
     Rewrite,
     probe_call,
@@ -160,6 +161,9 @@ class ChatTemplate:
             found,
             short_ids=found.writes_calls and not self._accepts(probe_call("call_of_the_probe"), "probe_name"),
             knows_system=self._accepts(PROBE_SYSTEM, "probe_system"),
+            knows_later_system=all(
+                self._accepts(probe, "probe_system", "probe_later") for probe in PROBES_LATER_SYSTEM
+            ),
             describes_tools=describes and form is not GENERIC,
             writes_calls=found.writes_calls and form is not GENERIC,
             writes_results=found.writes_calls and form is not GENERIC and self._writes_results(),

@@ -202,3 +202,33 @@ def test_no_messages_are_refused() -> None:
 )
 def test_what_templates_use(source: str, expected: str) -> None:
     assert text_of(source, (turn("user", "x"),), bos="B", eos="E") == expected
+
+
+def test_no_real_template_loses_or_refuses_a_system_message_behind_the_first_turn(
+    real_templates: dict[str, str],
+) -> None:
+    """Agents send them in the middle of a conversation."""
+    system = turn("system", "word0")
+    conversations = [
+        (system, turn("user", "word1"), turn("system", "word2")),
+        (system, turn("user", "word1"), turn("assistant", "word2"), turn("system", "word3"), turn("user", "word4")),
+        (system, turn("system", "word1"), turn("user", "word2"), turn("developer", "word3")),
+    ]
+    tried = 0
+    for name, source in real_templates.items():
+        if (name, "plain") in REFUSED or (name, "system") in REFUSED:
+            continue
+        for messages in conversations:
+            text = text_of(source, messages)
+            lost = [number for number in range(len(messages)) if f"word{number}" not in text]
+            assert not lost, (name, messages)
+        tried += 1
+    assert tried >= 60
+
+
+def test_a_later_system_message_stays_one_where_the_template_has_a_place_for_it() -> None:
+    messages = (turn("user", "a"), turn("system", "b"), turn("user", "c"))
+    assert "<|im_start|>system\nb<|im_end|>" in text_of(CHATML, messages)
+    refusal = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}"
+    refusing = CHATML.replace("{% for m in messages %}", "{% for m in messages %}" + refusal, 1)
+    assert "<|im_start|>user\na\n\nb\n\nc<|im_end|>" in text_of(refusing, messages)
