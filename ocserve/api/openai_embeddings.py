@@ -13,11 +13,10 @@ from functools import partial
 
 from ocserve.api import fields, json_body, openai_wire
 from ocserve.api.dialect import Models
-from ocserve.api.fields import Field, Reader, Values
+from ocserve.api.fields import Field, Reader
 from ocserve.api.openai_wire import error_body
-from ocserve.api.questions import Asked, capable
+from ocserve.api.questions import Asked, capable, dimensions
 from ocserve.generation import Answer, Embedded, EmbedRequest, TextPrompt, TokenPrompt
-from ocserve.modelcard import ServedModel
 
 __all__ = ["PARAMETERS", "error_body", "parse"]
 
@@ -74,25 +73,13 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Asked:
             request_id="",
             model=model.id,
             inputs=values.get("input", tuple) or (),
-            dimensions=dimensions(values, model),
+            dimensions=dimensions(values.get("dimensions", int), "dimensions", model),
             deadline_s=model.wall_clock_s,
         ),
         model=model,
         reply=partial(_reply, model.id, encode),
         ignored=values.ignored,
     )
-
-
-def dimensions(values: Values, model: ServedModel) -> int | None:
-    """How many numbers of each vector to keep; None is all of them."""
-    asked, least = values.get("dimensions", int), model.card.shortest_vector
-    if asked is None or asked == model.dimensions:
-        return None
-    if least is None:
-        raise fields.unsupported(
-            "dimensions", f"vectors of this model cannot be shortened; accepted: {model.dimensions}."
-        )
-    return fields.integer(least, model.dimensions)(asked, "dimensions")
 
 
 def _floats(vector: bytes) -> object:

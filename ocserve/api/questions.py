@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ocserve.api import fields
 from ocserve.api.dialect import Models
 from ocserve.errors import ErrorInfo, InvalidRequest
 from ocserve.generation import Answer, Question
@@ -49,3 +50,13 @@ def capable(model: ServedModel, capability: Capability) -> ServedModel:
             code="model_not_capable",
         )
     return model
+
+
+def dimensions(asked: int | None, where: str, model: ServedModel) -> int | None:
+    """How many numbers of each vector to keep, by the parameter `where`; None is all of them."""
+    least = model.card.shortest_vector
+    if asked is None or asked == model.dimensions:
+        return None
+    if least is None:
+        raise fields.unsupported(where, f"vectors of this model cannot be shortened; accepted: {model.dimensions}.")
+    return fields.integer(least, model.dimensions)(asked, where)

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocserve import config
-from ocserve.api import google, google_wire
+from ocserve.api import google, google_embed, google_wire
 from ocserve.api.dialect import Framing
 from ocserve.errors import InvalidRequest, NotFound
 from ocserve.http.ask import Ask
@@ -38,6 +38,9 @@ class ModelCall:
                 return Generate(self._service, dialect, self._settings)
             case "countTokens":
                 return Ask(self._service, google.CountTokens(model), self._settings)
+            case "embedContent" | "batchEmbedContents":
+                embed = google_embed.EmbedContent(model, batch=method == "batchEmbedContents")
+                return Ask(self._service, embed, self._settings)
         raise NotFound("There is no such method of a model.")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from google import genai
 from google.genai import errors, types
+from msgspec.structs import replace
 
 from ocserve.generation import (
     GenerateRequest,
@@ -21,7 +22,7 @@ from ocserve.generation import (
     TokenLogprob,
     ToolCallDelta,
 )
-from tests.http.harness import KEY, Served, serving
+from tests.http.harness import KEY, MODEL, Served, serving
 from tests.scripted import Script, ScriptedEngine
 
 BASE: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "Hi"}]}]}
@@ -245,3 +246,16 @@ def test_a_count_of_tokens(served: Served) -> None:
         with pytest.raises(errors.ClientError) as missing:
             api.models.count_tokens(model="nope", contents="Hi")
         assert missing.value.status == "NOT_FOUND"
+
+
+def test_embeddings() -> None:
+    embedding = replace(MODEL, capabilities=("embedding",), dimensions=2)
+    with serving(model=embedding) as served, client(served) as api:
+        found = api.models.embed_content(model="tiny", contents=["abc", "de"])
+        assert [one.values for one in found.embeddings or ()] == [[3.0, 1.0], [2.0, 1.0]]  # what a scripted engine says
+        assert api.models.get(model="tiny").supported_actions == ["embedContent", "batchEmbedContents"]
+        single = served.request("POST", "/v1beta/models/tiny:embedContent", {"content": {"parts": [{"text": "abcd"}]}})
+        assert single.json["embedding"] == {"values": [4.0, 1.0]}
+        with pytest.raises(errors.ClientError) as refused:
+            api.models.embed_content(model="tiny", contents="a", config={"output_dimensionality": 1})
+        assert refused.value.status == "INVALID_ARGUMENT"
