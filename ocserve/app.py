@@ -236,6 +236,8 @@ def served_model(
     if "chat" in capabilities:
         capabilities = (*capabilities, *_of_chat(installed, facts))
     generates = "completion" in capabilities
+    if generates and (facts.fim if facts is not None else installed.header.has_fim_tokens):
+        capabilities = (*capabilities, "fim")
     most = min(defaults.max_output_tokens or context, context) if generates else 0
     reference = () if installed.source == "file" else (installed.reference,)  # a path is nobody's business
     ours = ("default", *tree.model.aliases) if is_default else ()

@@ -5,13 +5,15 @@ Parameters come from the tables that requests are read by, so what is listed is 
 
 from __future__ import annotations
 
-from ocserve.api import openai_chat, openai_completions
+from ocserve.api import openai_chat, openai_completions, openai_embeddings
 from ocserve.api.fields import Field
 from ocserve.generation import Sampling
 from ocserve.modelcard import Capability, ServedModel
 
 # About the request, not about the answer.
-_TRANSPORT = frozenset({"model", "messages", "prompt", "stream", "stream_options", "suffix", "echo", "best_of"})
+_TRANSPORT = frozenset(
+    {"model", "messages", "prompt", "input", "stream", "stream_options", "suffix", "echo", "best_of", "service_tier"}
+)
 # Accepted from everybody, but of use only where the model has it.
 _NEEDS: dict[str, Capability] = {
     "tools": "tools",
@@ -22,6 +24,7 @@ _NEEDS: dict[str, Capability] = {
     "reasoning": "reasoning",
     "reasoning_effort": "reasoning",
     "include_reasoning": "reasoning",
+    "chat_template_kwargs": "reasoning",
 }
 SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "top_a", "frequency_penalty", "presence_penalty", "repetition_penalty",
@@ -42,6 +45,8 @@ def parameters(model: ServedModel) -> tuple[Field, ...]:
         table = openai_chat.PARAMETERS
     elif "completion" in model.capabilities:
         table = openai_completions.PARAMETERS
+    elif "embedding" in model.capabilities:
+        table = openai_embeddings.PARAMETERS
     else:
         return ()
     return tuple(
@@ -49,7 +54,7 @@ def parameters(model: ServedModel) -> tuple[Field, ...]:
         for field in table
         if field.kind == "effective"
         and field.name not in _TRANSPORT
-        and _NEEDS.get(field.name, "completion") in model.capabilities
+        and _NEEDS.get(field.name, model.capabilities[0]) in model.capabilities
     )
 
 

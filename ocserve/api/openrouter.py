@@ -54,13 +54,14 @@ def _input(model: ServedModel, modality: str) -> Entry:
 
 
 def _output(model: ServedModel, modality: str) -> Entry:
+    parameters = {field.name: _descriptor(field, model) for field in offer.parameters(model)}
     if modality in _WHOLE_ANSWERS:
-        return {"type": _WHOLE_ANSWERS[modality], "supported_parameters": {}}
+        return {"type": _WHOLE_ANSWERS[modality], "supported_parameters": parameters}
     return _present(
         type="text",
         max_length=_tokens(model.max_output_tokens),
         streaming=True,
-        supported_parameters={field.name: _descriptor(field, model) for field in offer.parameters(model)},
+        supported_parameters=parameters,
         pricing=model.prices and [_price("completion", model.prices.completion)],
     )
 

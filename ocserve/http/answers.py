@@ -14,7 +14,12 @@ Header = tuple[bytes, bytes]
 
 async def json(send: Send, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
     """Send `body`, which is JSON already."""
-    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await whole(send, status, "application/json", body, headers)
+
+
+async def whole(send: Send, status: int, media_type: str, body: bytes, headers: Sequence[Header] = ()) -> None:
+    """Send `body`, which is of `media_type`."""
+    lines = [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": lines})
     await send({"type": "http.response.body", "body": body})
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from starlette.types import ASGIApp
+
 from ocserve import config
 from ocserve.api import (
     anthropic,
     anthropic_count,
     google,
     google_models,
+    llama_completion,
+    llama_infill,
+    llama_tokens,
+    ollama_chat,
+    ollama_embed,
+    ollama_generate,
+    ollama_wire,
     openai_chat,
     openai_completions,
     openai_embeddings,
@@ -15,7 +24,17 @@ from ocserve.api import (
 )
 from ocserve.api.dialect import Dialect
 from ocserve.api.questions import QuestionDialect
+from ocserve.http import reference
 from ocserve.http.ask import Ask
+from ocserve.http.editors import (
+    LlamaServerProps,
+    LmStudioModels,
+    OllamaGenerate,
+    OllamaRunning,
+    OllamaShow,
+    OllamaTags,
+    OllamaVersion,
+)
 from ocserve.http.generate import Generate
 from ocserve.http.google import ModelCall
 from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
@@ -64,7 +83,31 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         Route("GET", "/v1beta/models/{id:path}", ModelEntry(service, google_models), error_body=google.error_body),
         Route("GET", "/v1/models", by_vendor(lambda catalogue: ModelList(service, catalogue))),
         Route("GET", "/v1/models/{id:path}", by_vendor(lambda catalogue: ModelEntry(service, catalogue))),
+        _ollama("POST", "/api/chat", OllamaGenerate(service, ollama_chat, settings)),
+        _ollama("POST", "/api/generate", OllamaGenerate(service, ollama_generate, settings)),
+        answers("/api/embed", ollama_embed),
+        _ollama("POST", "/api/show", OllamaShow(service, settings)),
+        _ollama("GET", "/api/tags", OllamaTags(service)),
+        _ollama("GET", "/api/ps", OllamaRunning(service)),
+        Route("GET", "/api/version", OllamaVersion(), public=True),
+        generates("/api/v0/chat/completions", openai_chat),
+        generates("/api/v0/completions", openai_completions),
+        answers("/api/v0/embeddings", openai_embeddings),
+        Route("GET", "/api/v0/models", LmStudioModels(service)),
+        Route("GET", "/api/v0/models/{id:path}", LmStudioModels(service)),
+        generates("/completion", llama_completion),
+        generates("/infill", llama_infill),
+        answers("/tokenize", llama_tokens.TOKENIZER),
+        answers("/detokenize", llama_tokens.DETOKENIZER),
+        answers("/apply-template", llama_tokens.TEMPLATE),
+        Route("GET", "/props", LlamaServerProps(service)),
         Route("GET", "/openrouter/models", ProviderFeed(service)),
+        Route("GET", "/openapi.json", reference.document(service), public=True),
+        Route("GET", "/docs", reference.page(service), public=True),
         Route("GET", "/health", Health(service), public=True),
         Route("GET", "/ready", Ready(service), public=True),
     )
+
+
+def _ollama(method: str, path: str, endpoint: ASGIApp) -> Route:
+    return Route(method, path, endpoint, error_body=ollama_wire.error_body)

@@ -31,4 +31,7 @@ BASE = replace(MODEL, id="base", quantisation="F32", capabilities=("completion",
 EMBEDDING = replace(
     MODEL, id="embedding", quantisation="Q8_0", capabilities=("embedding",), output_modalities=("embedding",)
 )
-ALL: tuple[ServedModel, ...] = (MODEL, PRICED, TOOLS, VISION, BASE, EMBEDDING)
+RERANKER = replace(
+    EMBEDDING, id="reranker", capabilities=("rerank",), output_modalities=("rerank",), max_output_tokens=0
+)
+ALL: tuple[ServedModel, ...] = (MODEL, PRICED, TOOLS, VISION, BASE, EMBEDDING, RERANKER)

@@ -30,8 +30,8 @@ def test_an_entry_has_everything_that_listings_read(model: ServedModel) -> None:
 def test_supported_parameters_are_the_effective_ones() -> None:
     effective = {field.name for field in openai_chat.PARAMETERS if field.kind == "effective"}
     listed = json.loads(openai_models.one(TOOLS))["supported_parameters"]
-    assert set(listed) == effective - {"model", "messages", "stream", "stream_options"}
-    assert json.loads(openai_models.one(EMBEDDING))["supported_parameters"] == []
+    assert set(listed) == effective - {"model", "messages", "stream", "stream_options", "service_tier"}
+    assert json.loads(openai_models.one(EMBEDDING))["supported_parameters"] == ["dimensions", "encoding_format"]
 
 
 def test_prices_are_the_models_and_zero_where_nothing_is_charged() -> None:

@@ -13,7 +13,7 @@ import pytest
 from ocserve.api import offer, openai_chat, openrouter
 from ocserve.errors import InvalidRequest
 from ocserve.modelcard import ServedModel
-from tests.api.models import ALL, BASE, EMBEDDING, PRICED, TOOLS, VISION
+from tests.api.models import ALL, BASE, EMBEDDING, PRICED, RERANKER, TOOLS, VISION
 from tests.api.test_fields import models as named
 from tests.http.harness import CHAT, MODEL
 
@@ -95,7 +95,8 @@ def test_parameters_are_those_that_are_enforced_for_this_model() -> None:
     assert not {"tools", "tool_choice", "reasoning"} & set(parameters(MODEL))
     assert {"tools", "tool_choice"} & effective <= set(parameters(TOOLS))
     assert "temperature" in parameters(BASE)
-    assert parameters(EMBEDDING) == {}
+    assert set(parameters(EMBEDDING)) == {"dimensions", "encoding_format"}
+    assert parameters(RERANKER) == {}
     assert entry(VISION)["input_modalities"][1]["type"] == "image"
 
 

@@ -79,6 +79,8 @@ class Answer:
     def code(self) -> str:
         """The code of a refusal, in whichever vendor's shape it is."""
         error = self.json["error"]
+        if isinstance(error, str):
+            error = self.json
         if "details" not in error:
             return str(error["code"])
         reason = error["details"][0]["reason"].lower()

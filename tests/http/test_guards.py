@@ -13,7 +13,8 @@ from ocserve.http.route_table import Route
 from ocserve.http.routes import routes
 from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Served, serving
 
-PUBLIC = {("GET", "/health"), ("GET", "/ready")}  # reviewed: nothing else answers without a caller
+# Reviewed: nothing else answers without a caller. Of the reference, names of models are for callers only.
+PUBLIC = {("GET", path) for path in ("/health", "/ready", "/openapi.json", "/docs", "/api/version")}
 MESSAGE = {**CHAT, "max_tokens": 5}
 CONTENTS = {"contents": [{"parts": [{"text": "Hi"}]}]}
 RANKING = {"model": "tiny", "query": "Hi", "documents": ["Ho"]}
@@ -29,6 +30,18 @@ BODIES = {
     "/v1beta/models/{call:path}": CONTENTS,
     "/v1/responses": {"model": "tiny", "input": "Hi"},
     "/v1/responses/{id}/cancel": {},
+    "/api/chat": CHAT,
+    "/api/generate": COMPLETION,
+    "/api/embed": {"model": "tiny", "input": "Hi"},
+    "/api/show": {"model": "tiny"},
+    "/api/v0/chat/completions": CHAT,
+    "/api/v0/completions": COMPLETION,
+    "/api/v0/embeddings": {"model": "tiny", "input": "Hi"},
+    "/completion": {"prompt": "Hi"},
+    "/infill": {"input_prefix": "Hi"},
+    "/tokenize": {"content": "Hi"},
+    "/detokenize": {"tokens": [72]},
+    "/apply-template": CHAT,
     "/v1/responses/input_tokens": {"model": "tiny", "input": "Hi"},
 }
 

@@ -1,0 +1,122 @@
+"""The API as an OpenAPI 3.1 document, made from the tables that check requests and the shapes of answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ocserve.api import field_schema
+from ocserve.api.fields import Field, Schema
+from ocserve.api.operations import OPERATIONS, Operation
+from ocserve.api.response_schemas import SCHEMAS, ref
+from ocserve.modelcard import ServedModel
+
+Document = dict[str, Any]
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+# What is refused, and why, wherever it may occur.
+_REFUSALS: dict[str, str] = {
+    "400": "The request itself is wrong; `param` names the field.",
+    "401": "No key, or one that is not valid.",
+    "403": "Not from here: a foreign origin, or a proxy without a key.",
+    "404": "No such model, or nothing here.",
+    "408": "The request did not arrive in time.",
+    "413": "The request's body is too large.",
+    "415": "The body is not `application/json`.",
+    "421": "The Host header names another machine.",
+    "429": "A limit is reached, or there is no room; `Retry-After` says when to come back.",
+    "431": "The headers are too large.",
+    "500": "A mistake of the server, or the engine failed.",
+    "503": "No engine is ready.",
+}
+_OF_BODIES = ("400", "408", "413", "415")
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def document(models: Iterable[ServedModel], version: str) -> Document:
+    """The whole document; of `models` come the names that requests may use and the bounds of answers."""
+    served = tuple(models)
+    paths: dict[str, dict[str, object]] = {}
+    for operation in OPERATIONS:
+        path = _PARAMETER.sub(r"{\1}", operation.path)
+        paths.setdefault(path, {})[operation.method.lower()] = _operation(operation, served)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ocserve",
+            "version": version,
+            "description": "Every parameter is effective (honoured, or refused by name), advisory (accepted, and named "
+            "in the header `x-ocserve-ignored`), or unsupported (only values that ask for nothing are accepted). "
+            "`x-ocserve-class` says which. Null is the same as absent.",
+        },
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in OPERATIONS)],
+        "security": [{"bearer": []}, {"x-api-key": []}, {"x-goog-api-key": []}, {}],
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                **{name: {"type": "apiKey", "in": "header", "name": name} for name in ("x-api-key", "x-goog-api-key")},
+            },
+        },
+    }
+
+
+def _operation(operation: Operation, models: tuple[ServedModel, ...]) -> dict[str, object]:
+    found: dict[str, object] = {
+        "operationId": _identifier(operation),
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "responses": _responses(operation),
+    }
+    if operation.public:
+        found["security"] = [{}]
+    places = [_place(name, "path", {"type": "string", "minLength": 1}) for name in _PARAMETER.findall(operation.path)]
+    places += [_place(name, "query", field_schema.values(field)) for name, field in (operation.query or {}).items()]
+    if places:
+        found["parameters"] = places
+    if operation.reads is not None:
+        schema = field_schema.of_table(operation.reads, _narrower(operation.reads, models))
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return found
+
+
+def _place(name: str, where: str, schema: Schema) -> dict[str, object]:
+    return {"name": name, "in": where, "required": where == "path", "schema": schema}
+
+
+def _identifier(operation: Operation) -> str:
+    words = re.findall(r"[A-Za-z0-9]+", _PARAMETER.sub(r"by_\1", operation.path))
+    return "_".join([operation.method.lower(), *words])
+
+
+def _narrower(declared: Mapping[str, Field], models: tuple[ServedModel, ...]) -> dict[str, Schema]:
+    """What the served models leave of a parameter's values."""
+    if not models:
+        return {}
+    found: dict[str, Schema] = {}
+    if "model" in declared:
+        names = dict.fromkeys(name for model in models for name in (model.id, *model.aliases))
+        found["model"] = {"type": "string", "enum": list(names)}
+    most = max(model.max_output_tokens for model in models)
+    for name in _LIMITS:
+        field = declared.get(name)
+        if field is not None and field.name == name:
+            found[name] = {**field_schema.values(field), "maximum": most}
+    return found
+
+
+def _responses(operation: Operation) -> dict[str, object]:
+    bodies: dict[str, object] = {operation.media_type: {"schema": ref(operation.answer)}}
+    if operation.media_type != "application/json":
+        bodies = {operation.media_type: {"schema": {"type": "string"}}}
+    if operation.streamed is not None:
+        media_type, record = operation.streamed
+        bodies[media_type] = {"schema": {"type": "string"}, "x-ocserve-record": ref(record)}
+    refusals = {
+        status: {"description": reason, "content": {"application/json": {"schema": ref(operation.error)}}}
+        for status, reason in _REFUSALS.items()
+        if operation.reads is not None or status not in _OF_BODIES
+    }
+    return {"200": {"description": "The answer.", "content": bodies}, **refusals}

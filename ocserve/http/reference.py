@@ -1,0 +1,45 @@
+"""The API reference: as a document for machines and as a page. Both are public; names of models are for callers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.types import Receive, Scope, Send
+
+from ocserve import __version__
+from ocserve.api import openapi
+from ocserve.api.openai_wire import dumps
+from ocserve.http import answers
+from ocserve.http.exchange import Exchange
+from ocserve.modelcard import ServedModel
+from ocserve.pages import reference
+from ocserve.service import Service
+
+# The page has a style of its own and nothing else: whatever were smuggled into it, no browser would run or fetch it.
+_POLICY = (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+
+
+class Reference:
+    """`GET /openapi.json` and `GET /docs`. What was last written is kept as long as the models are the same."""
+
+    def __init__(self, service: Service, media_type: str, write: Callable[[openapi.Document], bytes]) -> None:
+        self._service = service
+        self._media_type = media_type
+        self._write = write
+        self._written: dict[tuple[ServedModel, ...], bytes] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        models = self._service.models if Exchange.of(scope).caller is not None else ()
+        if models not in self._written:
+            self._written = {models: self._write(openapi.document(models, __version__))}
+        await answers.whole(send, 200, self._media_type, self._written[models], (_POLICY,))
+
+
+def document(service: Service) -> Reference:
+    """The endpoint of the document."""
+    return Reference(service, "application/json", dumps)
+
+
+def page(service: Service) -> Reference:
+    """The endpoint of the page."""
+    return Reference(service, "text/html; charset=utf-8", reference.page)
