@@ -9,8 +9,8 @@ from ocserve.api import fields, json_body, ollama_request
 from ocserve.api.dialect import Models
 from ocserve.api.fields import Field, Reader
 from ocserve.api.ollama_wire import dumps, error_body
-from ocserve.api.openai_embeddings import MAX_INPUTS, dimensions
-from ocserve.api.questions import Asked, capable
+from ocserve.api.openai_embeddings import MAX_INPUTS
+from ocserve.api.questions import Asked, capable, dimensions
 from ocserve.generation import Answer, Embedded, EmbedRequest, TextPrompt
 
 __all__ = ["PARAMETERS", "error_body", "parse"]
@@ -51,7 +51,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Asked:
             request_id="",
             model=model.id,
             inputs=tuple(TextPrompt(text=text) for text in values.get("input", tuple) or ()),
-            dimensions=dimensions(values, model),
+            dimensions=dimensions(values.get("dimensions", int), "dimensions", model),
             deadline_s=model.wall_clock_s,
         ),
         model=model,
