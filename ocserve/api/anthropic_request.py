@@ -81,6 +81,12 @@ class Request:
         self.model = self._model(models)
         self._output = self._inner(values.get("output_config", dict) or {}, OUTPUT, "output_config")
         self._thinking = self._read_thinking()
+        if "reasoning" not in self.model.capabilities:
+            wishes = {
+                "thinking": self._thinking.reasoning.enabled,
+                "output_config.effort": self._output.get("effort", str),
+            }
+            self.ignored += [name for name, wish in wishes.items() if wish]
 
     @property
     def thoughts_shown(self) -> bool:

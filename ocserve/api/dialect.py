@@ -43,14 +43,15 @@ class Parsed:
     `framing` is how a streamed answer is framed, `show_reasoning` whether the client wants to see the model think.
     `more` are further prompts of the same request, all of one model: their choices are numbered on from those of
     `request`. `encoder` makes the reply's encoder where it depends on more than `Reply` tells. `paths` are what the
-    engine calls parts of a request and what this client called them, for refusals.
+    engine calls parts of a request and what this client called them, for refusals. `include_usage` is None where the
+    client did not say.
     """
 
     request: GenerateRequest
     model: ServedModel
     stream: bool
     ignored: tuple[str, ...] = ()
-    include_usage: bool = False
+    include_usage: bool | None = None
     show_reasoning: bool = True
     framing: Framing = SSE
     more: tuple[GenerateRequest, ...] = ()
@@ -75,7 +76,7 @@ class Reply:
     model: str
     created: int
     choices: int = 1
-    include_usage: bool = False
+    include_usage: bool | None = None
     show_reasoning: bool = True
     prompt: Usage = field(default_factory=Usage)
 

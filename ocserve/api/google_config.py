@@ -142,6 +142,9 @@ class ConfigReader:
             effort=level.lower() if level not in (None, _UNSPECIFIED) else None,
             max_tokens=budget if budget is not None and budget > 0 else None,
         )
+        if "reasoning" not in self._model.capabilities:
+            wishes = {"thinkingBudget": reasoning.enabled, "thinkingLevel": reasoning.effort}
+            self.ignored += [f"{self._config_path}.thinkingConfig.{name}" for name, wish in wishes.items() if wish]
         return reasoning, values.get("includeThoughts", bool) or False
 
     def constraint(self, config: Values) -> Constraint | None:

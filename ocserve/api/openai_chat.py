@@ -84,7 +84,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         model=model,
         stream=values.get("stream", bool) or False,
         ignored=(*values.ignored, *options.ignored, *reader.ignored, *unread_tools, *unread, *wish.ignored),
-        include_usage=options.get("include_usage", bool) or False,
+        include_usage=options.get("include_usage", bool),
         show_reasoning=wish.shown,
         paths=paths,
         encoder=partial(

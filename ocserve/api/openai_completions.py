@@ -68,7 +68,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         model=model,
         stream=values.get("stream", bool) or False,
         ignored=(*values.ignored, *options.ignored, *unread),
-        include_usage=options.get("include_usage", bool) or False,
+        include_usage=options.get("include_usage", bool),
         paths=paths,
         encoder=partial(
             CompletionEncoder,

@@ -92,10 +92,16 @@ class MessageReader:
 
     def read(self, value: object) -> tuple[Message, ...]:
         """The turns of `value`, the request's `messages`."""
-        return tuple(
-            self._message(item, f"messages[{index}]")
-            for index, item in enumerate(fields.array(value, "messages", 1, MAX_MESSAGES))
-        )
+        turns: list[Message] = []
+        called: set[str] = set()
+        for index, item in enumerate(fields.array(value, "messages", 1, MAX_MESSAGES)):
+            turn = self._message(item, f"messages[{index}]")
+            if turn.role == "tool" and turn.tool_call_id not in called:
+                where = f"messages[{index}].tool_call_id"
+                raise InvalidRequest(f"'{where}' answers no call of an earlier message.", param=where)
+            called.update(call.id for call in turn.tool_calls)
+            turns.append(turn)
+        return tuple(turns)
 
     def _fields(self, value: object, table: dict[str, Field], path: str) -> Values:
         values = fields.read(fields.mapping(value, path), table, refuse_unknown=self._refuse_unknown, path=path)

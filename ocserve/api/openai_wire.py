@@ -193,7 +193,9 @@ class ReplyEncoder(ABC):
                 return self._said(event)
 
     def close(self, counts: Usage) -> Sequence[Frame]:
-        """The chunk with the usage and no choices, then the end mark."""
+        """The chunk with the usage and no choices, unless the client does without, then the end mark."""
+        if self._reply.include_usage is False:
+            return (Frame(DONE),)
         return Frame(dumps({**self._head, "choices": [], "usage": usage(counts)})), Frame(DONE)
 
     def complete(self, events: Sequence[GenerateEvent], counts: Usage) -> bytes:

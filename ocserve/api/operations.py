@@ -14,6 +14,7 @@ from ocserve.api import (
     anthropic_count,
     fields,
     google,
+    google_embed,
     llama_completion,
     llama_infill,
     llama_server,
@@ -231,6 +232,10 @@ def _google_calls(version: str) -> tuple[Operation, ...]:
         _google("generateContent", f"{turn}.", "GoogleContent", google.PARAMETERS, version=version),
         _google("streamGenerateContent", streamed, "GoogleContent", google.PARAMETERS, version=version),
         _google("countTokens", counted, "GoogleCount", google.COUNTED, version=version),
+        _google("embedContent", "A text's vector.", "GoogleEmbedding", google_embed.REQUEST, version=version),
+        _google(
+            "batchEmbedContents", "A vector for each text.", "GoogleEmbeddings", google_embed.BATCH, version=version
+        ),
     )
 
 

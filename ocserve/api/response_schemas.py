@@ -146,6 +146,8 @@ SCHEMAS: dict[str, Schema] = {
     "AnthropicCount": shape(input_tokens=COUNT),
     "GoogleContent": shape({"candidates": some(ANY_OBJECT), "usageMetadata": ANY_OBJECT}, modelVersion=STRING),
     "GoogleCount": shape(totalTokens=COUNT),
+    "GoogleEmbedding": shape(embedding=shape(values=some(NUMBER)), usageMetadata=ANY_OBJECT),
+    "GoogleEmbeddings": shape(embeddings=some(shape(values=some(NUMBER))), usageMetadata=ANY_OBJECT),
     "GoogleModel": shape(name=STRING, displayName=STRING, inputTokenLimit=COUNT, outputTokenLimit=COUNT),
     "GoogleModelList": shape(models=some(ref("GoogleModel"))),
     "OllamaChat": shape(

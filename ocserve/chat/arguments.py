@@ -34,7 +34,11 @@ class Argument:
 
 
 def arguments_schema(tool: Tool) -> str:
-    """The JSON Schema of a tool's arguments, as JSON text. They are an object even where it does not say so."""
+    """The JSON Schema of a tool's arguments, as JSON text.
+
+    They are an object even where it does not say so, and have no names but those that it lists unless it says what
+    others are like: a model that is held to a schema which allows anything makes arguments up.
+    """
     if tool.parameters is None:
         return NO_PARAMETERS
     try:
@@ -44,10 +48,22 @@ def arguments_schema(tool: Tool) -> str:
     if not isinstance(schema, dict):
         return tool.parameters if schema is not True else '{"type":"object"}'
     if schema.get("type", "object") == "object":
-        return json.dumps({**schema, "type": "object"}, ensure_ascii=False)
+        closed = {"additionalProperties": False} if _lists_all(schema) else {}
+        return json.dumps({**schema, "type": "object", **closed}, ensure_ascii=False)
     conditions = schema.get("allOf", [])
     both = [*conditions, {"type": "object"}] if isinstance(conditions, list) else conditions
     return json.dumps({**schema, "allOf": both}, ensure_ascii=False)
+
+
+def _lists_all(schema: dict[str, object]) -> bool:
+    """Whether an object's schema lists properties and is silent about others, of which it requires none."""
+    listed, required = schema.get("properties"), schema.get("required", [])
+    return (
+        isinstance(listed, dict)
+        and isinstance(required, list)
+        and schema.keys() <= _ROOT_KEYWORDS - {"additionalProperties"}
+        and all(isinstance(name, str) and name in listed for name in required)
+    )
 
 
 def separate(tool: Tool) -> tuple[Argument, ...] | None:

@@ -509,6 +509,7 @@ def message_cases(path: str) -> Iterator[Case]:
         ([turn(tool_calls=[call])], "messages[0].tool_calls"),
         ([turn(role="tool")], "messages[0].tool_call_id"),
         ([turn(role="tool", tool_call_id=1)], "messages[0].tool_call_id"),
+        ([turn(role="tool", tool_call_id="c")], "messages[0].tool_call_id"),  # which nobody called
         ([turn(role="assistant", audio={"id": "a"})], "messages[0].audio"),
         ([turn(role="assistant", function_call={"name": "f"})], "messages[0].function_call"),
         ([good, turn(role="assistant", tool_calls={})], "messages[1].tool_calls"),

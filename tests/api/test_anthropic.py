@@ -318,6 +318,15 @@ def test_tool_choices() -> None:
     assert choice(type="tool", name="look") == ToolChoice(mode="required", names=("look",))
 
 
+def test_a_wish_to_think_is_named_where_the_model_does_not() -> None:
+    silent = msgspec.structs.replace(MODEL, capabilities=("chat", "tools"))
+    wishes = {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}
+    assert parse(silent, **wishes).ignored == ("thinking", "output_config.effort")
+    assert parse(silent, thinking={"type": "disabled"}).ignored == ()
+    thinks = msgspec.structs.replace(MODEL, capabilities=("chat", "reasoning"))
+    assert parse(thinks, **wishes).ignored == ()
+
+
 def test_thinking_effort_and_format() -> None:
     assert parse().request.prompt.reasoning == Reasoning()
     thinking = {"type": "enabled", "budget_tokens": 50, "display": "omitted"}

@@ -350,6 +350,15 @@ def test_tool_choices() -> None:
     assert choice(mode="ANY", allowed_function_names=["peek"]) == ToolChoice(mode="required", names=("peek",))
 
 
+def test_a_wish_to_think_is_named_where_the_model_does_not() -> None:
+    silent = msgspec.structs.replace(MODEL, capabilities=("chat", "tools"))
+    config = {"thinkingConfig": {"thinkingBudget": 100, "thinkingLevel": "LOW"}}
+    path = "generationConfig.thinkingConfig"
+    assert parse(silent, generationConfig=config).ignored == (f"{path}.thinkingBudget", f"{path}.thinkingLevel")
+    thinks = msgspec.structs.replace(MODEL, capabilities=("chat", "reasoning"))
+    assert parse(thinks, generationConfig=config).ignored == ()
+
+
 def test_settings_become_sampling_limits_and_thoughts() -> None:
     request = configured(
         temperature=0.5, top_p=0.9, topK=40.0, candidateCount=2, maxOutputTokens=9, stopSequences=["a", "b"], seed=-3,

@@ -67,7 +67,7 @@ def transcript(encoder: Encoder, events: list[GenerateEvent]) -> list[Any]:
     return [frame.data if frame.data == b"[DONE]" else json.loads(frame.data) for frame in frames]
 
 
-def reply(include_usage: bool = False, choices: int = 1) -> Reply:
+def reply(include_usage: bool | None = None, choices: int = 1) -> Reply:
     return Reply(id="abc", model="tiny", created=17, choices=choices, include_usage=include_usage)
 
 
@@ -92,6 +92,12 @@ def test_usage_is_null_on_earlier_chunks_only_if_it_was_asked_for() -> None:
     asked = transcript(openai_chat.encoder(reply(include_usage=True)), EVENTS)[:-1]
     assert ["usage" in chunk for chunk in plain] == [False] * 4 + [True]
     assert [chunk["usage"] for chunk in asked] == [None] * 4 + [USAGE]
+
+
+def test_a_client_that_wants_no_usage_gets_none() -> None:
+    assert not any(
+        "usage" in chunk for chunk in transcript(openai_chat.encoder(reply(include_usage=False)), EVENTS)[:-1]
+    )
 
 
 def test_an_error_ends_the_stream_without_done() -> None:

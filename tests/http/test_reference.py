@@ -26,6 +26,8 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("POST", "/v1/messages/count_tokens"): CHAT,
     ("POST", "/v1beta/models/tiny:generateContent"): {"contents": [{"parts": [{"text": "Hi"}]}]},
     ("POST", "/v1beta/models/tiny:countTokens"): {"contents": [{"parts": [{"text": "Hi"}]}]},
+    ("POST", "/v1beta/models/tiny:embedContent"): {"content": {"parts": [{"text": "Hi"}]}},
+    ("POST", "/v1beta/models/tiny:batchEmbedContents"): {"requests": [{"content": {"parts": [{"text": "Hi"}]}}]},
     ("POST", "/api/chat"): {**CHAT, "stream": False},
     ("POST", "/api/generate"): {"model": "tiny", "prompt": "Hi", "stream": False},
     ("POST", "/api/embed"): {"model": "tiny", "input": "Hi"},
