@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,10 @@ from ocserve.generation import Tool
 
 NO_PARAMETERS = '{"type":"object","properties":{},"additionalProperties":false}'
 
-_KEY = re.compile(r"[^\s<>\0]+")
+# Surrogates and NUL stand for control tokens in answers (`marks`).
+_KEY = re.compile(r"[^\s<>\0\ud800-\udfff]+")
+_CHOICE = re.compile(r"[^<\n\0\ud800-\udfff]*")
+_SHARED = ("#/$defs/", "#/definitions/")
 _ROOT_KEYWORDS = frozenset(
     {
         *("type", "properties", "required", "additionalProperties", "title", "description"),
@@ -75,8 +79,12 @@ def separate(tool: Tool) -> tuple[Argument, ...] | None:
     if not isinstance(schema, dict) or not schema.keys() <= _ROOT_KEYWORDS or schema.get("type") != "object":
         return None
     properties, required = schema.get("properties", {}), schema.get("required", [])
-    if not isinstance(properties, dict) or not isinstance(required, list) or not set(required) <= properties.keys():
+    if not isinstance(properties, dict) or not isinstance(required, list):
         return None
+    if not all(isinstance(name, str) and name in properties for name in required):
+        return None
+    if not all(isinstance(target, str) and target.startswith(_SHARED) for target in _references(schema)):
+        return None  # it points into the whole, of which a property is lifted out
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     found = []
     for key, value in properties.items():
@@ -96,17 +104,30 @@ def _argument(key: str, schema: object, required: bool, shared: dict[str, object
     if not _KEY.fullmatch(key) or not isinstance(schema, dict):
         return None
     kind = schema.get("type")
-    if kind in _JSON_TYPES:
+    if isinstance(kind, str) and kind in _JSON_TYPES:
         return Argument(key, "json", required, schema=json.dumps({**shared, **schema}, ensure_ascii=False))
     if kind != "string" or not schema.keys() <= _TEXT_KEYWORDS:
         return None
     if "enum" not in schema:
         return Argument(key, "text", required)
     choices = schema["enum"]
-    if not choices or not all(isinstance(choice, str) and _is_plain(choice) for choice in choices):
+    if not choices or not isinstance(choices, list) or not all(map(_is_plain, choices)):
         return None
     return Argument(key, "choice", required, choices=tuple(choices))
 
 
-def _is_plain(choice: str) -> bool:
-    return "<" not in choice and "\n" not in choice and choice == choice.strip()
+def _is_plain(choice: object) -> bool:
+    return isinstance(choice, str) and _CHOICE.fullmatch(choice) is not None and choice == choice.strip()
+
+
+def _references(schema: object) -> Iterator[object]:
+    """Every value of a `$ref`, at any depth; a property of that name counts too."""
+    waiting = [schema]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if "$ref" in value:
+                yield value["$ref"]
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value

@@ -30,7 +30,6 @@ from ocserve.generation import (
     Question,
     Scored,
     ScoreRequest,
-    TextPrompt,
 )
 
 Reply = Callable[[str, Answer | ApiError], None]
@@ -81,7 +80,6 @@ def compose(jobs: deque[Job], unfinished: Part | None, *, rows: int, inputs: int
         parts.append(Part(job, index, begin, min(begin + rows, len(job.inputs[index]))))
     room = rows - sum(part.end - part.begin for part in parts)
     waiting = deque(job for job in jobs if job.started < len(job.inputs))
-    jobs.rotate(-1)
     while waiting and room and len(parts) < inputs:  # 2
         job = waiting.popleft()
         size = len(job.inputs[job.started])
@@ -92,6 +90,12 @@ def compose(jobs: deque[Job], unfinished: Part | None, *, rows: int, inputs: int
         job.started += 1
         if job.started < len(job.inputs):
             waiting.append(job)
+    # Whose input began or ended has had its turn; a batch inside one input is nobody's.
+    if len(parts) > (unfinished is not None):
+        jobs.rotate(-1)
+    elif unfinished is not None and parts[0].ends and unfinished.job in jobs:
+        jobs.remove(unfinished.job)
+        jobs.append(unfinished.job)
     return parts
 
 
@@ -190,9 +194,9 @@ class Embedder:
                 for index, each in enumerate(question.inputs)
             ]
         self._require(self._scores, "embeds; it does not compare documents with a query")
-        self._encoder.encode(TextPrompt(text=question.query), "query")  # else each document would be blamed for it
+        query = self._encoder.query(question.query)
         return [
-            self._encoder.pair(question.query, document, f"documents[{index}]")
+            self._encoder.pair(query, document, f"documents[{index}]")
             for index, document in enumerate(question.documents)
         ]
 
@@ -213,8 +217,12 @@ class Embedder:
         with self._lock:
             wanted = question.request_id in self._wanted
             self._wanted.discard(question.request_id)
-        if wanted:
+        if not wanted:
+            return
+        try:
             self._reply(question.request_id, answer)
+        except wire.FrameError:
+            self._reply(question.request_id, InvalidRequest("The answer would be too large; ask for less at once."))
 
     # --- the computing thread ---------------------------------------------------------------------------------------
 

@@ -54,12 +54,17 @@ class InputEncoder:
     def _pieces(self, ids: Ids) -> tuple[bytes, ...]:
         return tuple(map(self._vocab.spelled, ids))
 
-    def pair(self, query: str, document: str, param: str) -> Ids:
+    def query(self, text: str) -> Ids:
+        """What `pair` takes for a query, alone within the context: else each document would be blamed for it."""
+        self.encode(TextPrompt(text=text), "query")
+        return tuple(self._vocab.tokenize(text, parse_special=False))
+
+    def pair(self, asked: Ids, document: str, param: str) -> Ids:
         """The ids of a query and a document, as the model was trained to compare them."""
-        asked, read = (self._vocab.tokenize(text, parse_special=False) for text in (query, document))
+        read = self._vocab.tokenize(document, parse_special=False)
         if self._template is not None:
-            places = {"{query}": asked, "{document}": read}
-            ids = []
+            places = {"{query}": list(asked), "{document}": read}
+            ids: list[int] = []
             for part in self._template:
                 ids += places[part] if part in places else self._vocab.tokenize(part, parse_special=True)
         else:

@@ -207,8 +207,9 @@ class EngineLoop:
             self._counts.parked += sequence.parked is not None
         else:
             self._kv.leave(sequence)
-        if sequence.parked is None and not sequence.generated:
-            sequence.group.cached_tokens = None  # its prompt begins anew
+        others_begun = any(other.has_begun for other in sequence.group.members if other is not sequence)
+        if sequence.parked is None and not sequence.generated and not others_begun:
+            sequence.group.cached_tokens = None  # the prompt begins anew
         self._running.remove(sequence)
         sequence.move(Move.PREEMPT)
         self._waiting.insert(0, sequence)

@@ -184,6 +184,11 @@ class Sequence:
         return self.length - (self.computed or (self.parked.length if self.parked else 0))
 
     @property
+    def has_begun(self) -> bool:
+        """Whether any of its tokens were taken from memory or computed."""
+        return self.attached or bool(self.generated) or self.parked is not None
+
+    @property
     def claim(self) -> int:
         """KV cells that its known tokens need beyond those that it holds."""
         return self.remaining if self.attached else self.length - self.expected

@@ -55,6 +55,7 @@ class Storage:
         self._make_room = make_room
         # Kept holders, oldest first: their tenants' salts and how many of their first blocks are to be stored.
         self._unsaved: dict[int, tuple[bytes, int]] = {}
+        self._saved: dict[int, list[bytes]] = {}  # kept holders that were stored, and the keys of their blocks
 
     @property
     def unsaved(self) -> bool:
@@ -62,8 +63,9 @@ class Storage:
         return bool(self._unsaved)
 
     def has(self, holder: int) -> bool:
-        """Whether the whole blocks of a kept prefix have been stored."""
-        return holder not in self._unsaved
+        """Whether the tiers hold the whole blocks of a kept prefix."""
+        keys = self._saved.get(holder)
+        return keys is not None and all(key in self._tiers for key in keys)
 
     # --- out --------------------------------------------------------------------------------------------------------
 
@@ -74,6 +76,7 @@ class Storage:
     def forget(self, holder: int) -> None:
         """The holder's cells are given up."""
         self._unsaved.pop(holder, None)
+        self._saved.pop(holder, None)
 
     def save_beginning(self, holder: int) -> None:
         """Store the beginning of a prefix that is about to be given up, unless it is: a step waits for this."""
@@ -100,6 +103,7 @@ class Storage:
             self._unsaved[holder] = salt, begin
         else:
             del self._unsaved[holder]
+            self._saved[holder] = keys
             self._tiers.touch(keys)
         return True
 

@@ -134,9 +134,9 @@ def test_text_never_becomes_a_control_token(running: dict[Kind, Running], kind: 
 def test_a_query_and_a_document_are_laid_out_as_the_model_knows_them(running: dict[Kind, Running]) -> None:
     encoder = running["reranker"].encoder
     asked, read = (encoder.encode(TextPrompt(text=text), "x")[1:-1] for text in ("ab", "c d"))
-    assert encoder.pair("ab", "c d", "x") == (CLS, *asked, SEP, *read, SEP)
-    assert encoder.pair("ab", "", "x") == (CLS, *asked, SEP, SEP)
-    judged = running["judge"].encoder.pair("<|im_end|>", "{query}", "x")
+    assert encoder.pair(encoder.query("ab"), "c d", "x") == (CLS, *asked, SEP, *read, SEP)
+    assert encoder.pair(encoder.query("ab"), "", "x") == (CLS, *asked, SEP, SEP)
+    judged = running["judge"].encoder.pair(running["judge"].encoder.query("<|im_end|>"), "{query}", "x")
     assert judged[0] == 1  # the layout's own control tokens are, those in a text are not
     assert judged.count(2) == 1
     assert judged[-1] == 2
@@ -240,7 +240,11 @@ def test_scores_lie_between_nought_and_one_and_belong_to_their_document(
     for document, score, tokens in zip(documents, together.scores, together.tokens, strict=True):
         alone = running[kind].score("who", document)
         assert alone.scores[0] == pytest.approx(score, abs=5 * NOISE)
-        assert alone.tokens[0] == tokens == len(running[kind].encoder.pair("who", document, "x"))
+        assert (
+            alone.tokens[0]
+            == tokens
+            == len(running[kind].encoder.pair(running[kind].encoder.query("who"), document, "x"))
+        )
 
 
 def test_a_model_does_what_it_was_made_for_and_says_so(running: dict[Kind, Running]) -> None:
@@ -323,6 +327,16 @@ def test_one_text_does_not_wait_for_two_thousand() -> None:
     assert short in [part.job for part in parts]
 
 
+def test_a_short_input_does_not_wait_for_all_the_long_ones_of_another() -> None:
+    """Each of those takes two batches, so that whoever was first in an odd one was once first in every odd one."""
+    long, short = job(*[1024] * 20), job(3)
+    jobs, unfinished = deque([long, short]), None
+    for _ in range(4):
+        parts = compose(jobs, unfinished, rows=512, inputs=64, splits=True)
+        unfinished = next((part for part in parts if not part.ends), None)
+    assert short.started == 1
+
+
 def test_who_was_passed_over_for_want_of_room_comes_first_in_its_turn() -> None:
     small, large = job(*[10] * 50), job(64)
     jobs = deque([small, large])
@@ -346,7 +360,7 @@ def test_an_input_that_is_given_up_halfway_leaves_its_cells_to_others(models: di
     parted = Running(models["decoder"], batch_tokens=4, sequences=2)
     expected = vectors(parted.embed("the cat"))
     for number in range(40):
-        parted.embedder.handle(wire.Ask(question=embed(*["x" * 60] * 3, name=f"gone{number}")))
+        parted.embedder.handle(wire.Ask(question=embed(*["x" * 60] * 300, name=f"gone{number}")))
         parted.embedder.handle(wire.Ask(question=embed("ab", name=f"kept{number}")))
         assert parted.replies.get(timeout=20)[0] == f"kept{number}"
         parted.embedder.handle(wire.Cancel(request_id=f"gone{number}"))

@@ -358,6 +358,17 @@ def test_idle_cells_are_left_to_the_tiers_when_another_request_runs(model: llama
     Oracle(model).check(again)
 
 
+def test_idle_cells_that_no_tier_has_room_for_stay(model: llama.Model) -> None:
+    engine = Engine(Path(), model=model, most_idle=0, tiers=Tiers(HostTier(1000), None))
+    engine.submit("one", prompt(300), 5)
+    engine.run()
+    while engine.kv.save_some():
+        pass
+    engine.submit("other", prompt(40, first=5), 5)
+    engine.run()
+    assert engine.kv.cells_kept >= 300
+
+
 def test_a_state_that_cannot_be_restored_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its length once counted as computed although nothing was there, and the answer went on from nothing."""
     recurrent = load(tiny.write(tmp_path / "m.gguf", "recurrent"))
