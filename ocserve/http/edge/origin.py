@@ -15,14 +15,15 @@ from ocserve.http.edge.host import parse
 from ocserve.http.exchange import Exchange, header_values
 
 _METHODS = b"GET, POST, DELETE, OPTIONS"
-_EXPOSED = b"x-request-id, x-ocserve-ignored, retry-after, retry-after-ms, " + b", ".join(
+_EXPOSED = b"x-request-id, request-id, x-ocserve-ignored, retry-after, retry-after-ms, " + b", ".join(
     b"x-ratelimit-%b-%b" % (figure, unit)
     for figure in (b"limit", b"remaining", b"reset")
     for unit in (b"requests", b"tokens")
 )
 # What browser SDKs send; a preflight is answered with this list whatever it asked for.
 _REQUEST_HEADERS = b"authorization, content-type, accept, x-api-key, x-goog-api-key, x-request-id, " + b", ".join(
-    [b"openai-organization", b"openai-project", b"openai-beta", b"user-agent"]
+    [b"openai-organization", b"openai-project", b"openai-beta", b"user-agent", b"x-goog-api-client"]
+    + [b"anthropic-%b" % name for name in (b"version", b"beta", b"dangerous-direct-browser-access")]
     + [
         b"x-stainless-%b" % name
         for name in (
