@@ -6,9 +6,11 @@ HTTP, a vendor, a key or a price.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from ocserve.errors import ErrorInfo
 
@@ -44,6 +46,27 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+
+
+def joined(run: Sequence[Message], gap: str = "\n\n") -> Message:
+    """A run of turns as one, of the first's role and name, with `gap` between two that have content."""
+    pieces: list[str] = []
+    images: list[Image] = []
+    length = 0
+    for turn in run:
+        if length and turn.content:
+            pieces.append(gap)
+            length += len(gap)
+        images += (replace(image, at=image.at + length) for image in turn.images)
+        pieces.append(turn.content)
+        length += len(turn.content)
+    return replace(
+        run[0],
+        content="".join(pieces),
+        reasoning="".join(turn.reasoning for turn in run),
+        images=tuple(images),
+        tool_calls=tuple(call for turn in run for call in turn.tool_calls),
+    )
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):

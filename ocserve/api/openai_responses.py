@@ -20,7 +20,11 @@ from ocserve.generation import ChatPrompt, GenerateRequest
 from ocserve.modelcard import ServedModel
 
 # What the engine calls parts of a request, and what they are called here.
-_PATHS = {"messages": "input", "response_format": "text.format"}
+_PATHS = {
+    "messages": "input",
+    "response_format.json_schema.schema": "text.format.schema",
+    "response_format": "text.format",
+}
 
 
 class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +77,7 @@ class ResponseDialect:
         wishes.check(model)
         reader = self._reader(model, refuse_unknown=refuse_unknown)
         self._before = self._earlier(wishes.text("previous_response_id"))
+        reader.recall(self._before, "previous_response_id")
         self._input = reader.read(wishes.values.get("input", object), "input")
         check_calls(self._before, self._input, "input")
         self._model = model
@@ -98,7 +103,7 @@ class ResponseDialect:
             model=model,
             stream=wishes.values.get("stream", bool) or False,
             ignored=(*wishes.ignored, *reader.ignored),
-            paths=_PATHS,
+            paths={**_PATHS, **wishes.paths},
         )
 
     def encoder(self, reply: Reply) -> Encoder:

@@ -16,10 +16,13 @@ from ocserve.api.fields import Field, Values
 from ocserve.api.openai_messages import MAX_IMAGES, image_of
 from ocserve.api.turns import Content
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Message, ToolCall
+from ocserve.generation import Message, ToolCall, joined
 from ocserve.modelcard import ServedModel
 
 MAX_ITEMS = 4096
+# A short request can name much that is stored. This is above what fits into any context, images included, and the work
+# on it is bounded as that on a body is.
+MAX_RECALLED_BYTES = 16 * 1024 * 1024
 _MAX_PARTS = 1024
 _MAX_NAME = 256
 _TEXT = 64 * 1024 * 1024  # the body's own limit is far below
@@ -132,6 +135,8 @@ class ItemReader:
     def __init__(self, model: ServedModel, *, refuse_unknown: bool, find: Find, token: str) -> None:
         self._model = model
         self._images = 0
+        self._recalled_bytes = 0
+        self._referenced: set[str] = set()
         self._refuse_unknown = refuse_unknown
         self._find = find
         self._token = token
@@ -146,6 +151,15 @@ class ItemReader:
             raise fields.wrong_type(path, "a string or an array of items", value)
         given = fields.array(value, path, 1, MAX_ITEMS)
         return tuple(self.item(item, f"{path}[{index}]") for index, item in enumerate(given))
+
+    def recall(self, items: Sequence[Item], path: str) -> None:
+        """Count stored items, which `path` names, towards what one conversation may have."""
+        self._recalled_bytes += sum(len(item.wire) for item in items)
+        if self._recalled_bytes > MAX_RECALLED_BYTES:
+            raise InvalidRequest(
+                f"Invalid '{path}': the stored items of a request have at most {MAX_RECALLED_BYTES} bytes.", param=path
+            )
+        self._count_images(sum(len(item.piece.images) for item in items if item.piece is not None), path)
 
     def item(self, value: object, path: str) -> Item:
         """One item."""
@@ -226,11 +240,16 @@ class ItemReader:
         return [_text(part, "text") for part in read]
 
     def _reference(self, given: dict[str, object], path: str) -> Item:
-        found = self._find(_text(self._fields(given, REFERENCE, path), "id"))
+        name, where = _text(self._fields(given, REFERENCE, path), "id"), f"{path}.id"
+        found = self._find(name)
         if found is None:
             raise InvalidRequest(
-                f"Invalid '{path}.id': no item with this id is stored.", param=f"{path}.id", code="item_not_found"
+                f"Invalid '{where}': no item with this id is stored.", param=where, code="item_not_found"
             )
+        if name in self._referenced:
+            raise InvalidRequest(f"Invalid '{where}': this item is referenced twice.", param=where)
+        self._referenced.add(name)
+        self.recall((found,), where)
         return found
 
     def _content(self, value: object, path: str, kind: str) -> tuple[Content, list[object]]:
@@ -258,11 +277,14 @@ class ItemReader:
         url = self._fields(value, IMAGE_PART, path).get("image_url", str)
         if url is None:
             raise fields.missing(f"{path}.image_url")
-        self._images += 1
-        if self._images > MAX_IMAGES:
-            raise InvalidRequest(f"A request has at most {MAX_IMAGES} images.", param=path)
+        self._count_images(1, path)
         said.add_image(image_of(url, f"{path}.image_url"))
         return {"type": "input_image", "image_url": url, "detail": "auto"}
+
+    def _count_images(self, more: int, path: str) -> None:
+        self._images += more
+        if self._images > MAX_IMAGES:
+            raise InvalidRequest(f"A request has at most {MAX_IMAGES} images.", param=path)
 
     def _fields(self, value: object, table: dict[str, Field], path: str) -> Values:
         # Items come back as SDKs hold them, with a null for whatever this server did not say of them.
@@ -318,36 +340,30 @@ def check_calls(before: Sequence[Item], items: Sequence[Item], path: str) -> Non
 def turns(instructions: str | None, items: Sequence[Item]) -> tuple[Message, ...]:
     """The conversation as a chat template wants it; a thought that led to nothing is left out."""
     names: dict[str | None, str] = {}
-    found = [Message(role="system", content=instructions)] if instructions else []
+    runs = [[Message(role="system", content=instructions)]] if instructions else []
+    spoken = False  # whether the last turn has words or calls
     for piece in (item.piece for item in items if item.piece is not None):
         names |= {call.id: call.name for call in piece.tool_calls}
         named = replace(piece, name=names.get(piece.tool_call_id)) if piece.role == "tool" else piece
-        joined = _joined(found[-1], named, leading=len(found) == 1) if found else None
-        if joined is None:
-            found.append(named)
+        joins = bool(runs) and _joins(runs[-1][0], named, leading=len(runs) == 1, spoken=spoken)
+        if joins:
+            runs[-1].append(named)
         else:
-            found[-1] = joined
+            runs.append([named])
+        spoken = (joins and spoken) or bool(named.content or named.tool_calls)
+    found = (joined(run, gap="" if run[0].role == "assistant" else "\n\n") for run in runs)
     return tuple(turn for turn in found if not turn.reasoning or turn.content or turn.tool_calls)
 
 
-def _joined(turn: Message, piece: Message, *, leading: bool) -> Message | None:
-    """`turn` with `piece`, None where a new turn begins.
+def _joins(turn: Message, piece: Message, *, leading: bool, spoken: bool) -> bool:
+    """Whether `piece` belongs to the turn that begins with `turn`.
 
     1. Instructions at the beginning are one system turn: many templates take only one, and only there.
     2. A call belongs to what the assistant thought and said before it; words belong to the thought before them.
     """
     if leading and turn.role in _SYSTEM and piece.role in _SYSTEM:  # 1
-        return replace(turn, content=f"{turn.content}\n\n{piece.content}")
-    if turn.role != "assistant" or piece.role != "assistant":
-        return None
-    if piece.tool_calls or not (turn.content or turn.tool_calls):  # 2
-        return replace(
-            turn,
-            content=turn.content + piece.content,
-            reasoning=turn.reasoning + piece.reasoning,
-            tool_calls=turn.tool_calls + piece.tool_calls,
-        )
-    return None
+        return True
+    return turn.role == piece.role == "assistant" and (bool(piece.tool_calls) or not spoken)  # 2
 
 
 _SYSTEM = ("system", "developer")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -92,7 +92,10 @@ _TABLE = fields.table(*PARAMETERS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """The parameters of one request, read. `form` is `text.format` as a response repeats it; so are the `labels`."""
+    """The parameters of one request, read. `form` is `text.format` as a response repeats it; so are the `labels`.
+
+    `paths` are what the engine calls the tools' schemas, and what the client called them.
+    """
 
     values: Values
     labels: Wire
@@ -104,6 +107,7 @@ class Wishes:
     summary: str | None
     logprobs: int | None
     ignored: tuple[str, ...]
+    paths: Mapping[str, str]
 
     def text(self, name: str) -> str | None:
         """A parameter that is a string."""
@@ -164,7 +168,7 @@ def read(source: dict[str, object], *, refuse_unknown: bool) -> Wishes:
     options = openai_sampling.stream_options(values, refuse_unknown=refuse_unknown)
     text, thought = inner("text", TEXT), inner("reasoning", REASONING)
     constraint, form, unused = _constraint(text.get("format", dict), refuse_unknown=refuse_unknown)
-    given, choice, skipped = _tools(values, refuse_unknown=refuse_unknown)
+    given, choice, places, skipped = _tools(values, refuse_unknown=refuse_unknown)
     wants_logprobs, unread = _includes(values.get("include", list) or [])
     top = values.get("top_logprobs", int) or 0
     summary = thought.get("summary", str) or thought.get("generate_summary", str)
@@ -186,6 +190,9 @@ def read(source: dict[str, object], *, refuse_unknown: bool) -> Wishes:
             *values.ignored, *options.ignored, *text.ignored, *thought.ignored, *unused, *skipped, *unread,
             *without_effect,
         ),
+        paths={
+            f"tools[{number}].function.parameters": f"{place}.parameters" for number, place in enumerate(places)
+        },
     )  # fmt: skip
 
 
@@ -212,8 +219,8 @@ def _constraint(value: Wire | None, *, refuse_unknown: bool) -> tuple[Constraint
     return (None if kind == "text" else JsonConstraint()), {"type": kind}, form.ignored
 
 
-def _tools(values: Values, *, refuse_unknown: bool) -> tuple[tuple[Tool, ...], ToolChoice, list[str]]:
-    """The functions among `tools`, the choice among them, and the paths of what was ignored.
+def _tools(values: Values, *, refuse_unknown: bool) -> tuple[tuple[Tool, ...], ToolChoice, list[str], list[str]]:
+    """The functions among `tools`, the choice among them, the functions' paths, and those of what was ignored.
 
     Tools of other types are passed over, not refused: agents offer every tool that they know to any server.
     """
@@ -231,7 +238,7 @@ def _tools(values: Values, *, refuse_unknown: bool) -> tuple[tuple[Tool, ...], T
     given = tools.distinct(found, lambda number: f"{places[number]}.name")
     parallel = values.get("parallel_tool_calls", bool)
     choice = reader.choice(values.get("tool_choice", object), given, parallel=parallel is not False)
-    return given, choice, [*skipped, *reader.ignored]
+    return given, choice, places, [*skipped, *reader.ignored]
 
 
 def _function(tool: Tool) -> Wire:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 
-from msgspec.structs import replace
-
-from ocserve.generation import Image, Message, Role
+from ocserve.generation import Image, Message, Role, joined
 
 
 @dataclass(slots=True)
@@ -29,24 +28,10 @@ class Content:
         return Message(role=role, content=self.text, images=tuple(self.images), **fields)  # type: ignore[arg-type]
 
 
+_SIDES = ("user", "assistant")
+
+
 def merged(turns: Iterable[Message]) -> tuple[Message, ...]:
     """`turns` with consecutive ones of the user, or of the assistant, as one: templates want the two to alternate."""
-    found: list[Message] = []
-    for turn in turns:
-        if found and found[-1].role == turn.role and turn.role in ("user", "assistant"):
-            found[-1] = _joined(found[-1], turn)
-        else:
-            found.append(turn)
-    return tuple(found)
-
-
-def _joined(one: Message, other: Message) -> Message:
-    gap = "\n\n" if one.content and other.content else ""
-    start = len(one.content) + len(gap)
-    return replace(
-        one,
-        content=f"{one.content}{gap}{other.content}",
-        reasoning=one.reasoning + other.reasoning,
-        images=(*one.images, *(replace(image, at=image.at + start) for image in other.images)),
-        tool_calls=(*one.tool_calls, *other.tool_calls),
-    )
+    sides = groupby(enumerate(turns), key=lambda entry: entry[1].role if entry[1].role in _SIDES else entry[0])
+    return tuple(joined([turn for _, turn in run]) for _, run in sides)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ocserve.chat.tool_formats import GENERIC, ToolFormat
 from ocserve.chat.tool_formats.generic import description, response
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Message, Role, Tool, ToolCall
+from ocserve.generation import Message, Role, Tool, ToolCall, joined
 
 Rewrite = Callable[[str], str]
 
@@ -121,23 +121,17 @@ def template_messages(
 
 def _without_later_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """System messages behind the first turn as parts of the user's turn beside them."""
-    found: list[Message] = []
+    runs: list[list[Message]] = []
     mixed = False  # the last turn is the user's with a system message in it: the user's next words join it
     for message in messages:
         system = message.role in _SYSTEM
         joins = system or (mixed and message.role == "user")
-        if found and joins and found[-1].role in ("user", *_SYSTEM):
-            found[-1] = _joined(found[-1], message)
+        if runs and joins and runs[-1][0].role in ("user", *_SYSTEM):
+            runs[-1].append(message)
         else:
-            found.append(replace(message, role="user") if found and system else message)
-        mixed = joins and found[-1].role == "user"
-    return tuple(found)
-
-
-def _joined(one: Message, other: Message) -> Message:
-    start = len(one.content) + len("\n\n")
-    images = (*one.images, *(replace(image, at=image.at + start) for image in other.images))
-    return replace(one, content=f"{one.content}\n\n{other.content}", images=images)
+            runs.append([replace(message, role="user") if runs and system else message])
+        mixed = joins and runs[-1][0].role == "user"
+    return tuple(joined(run) for run in runs)
 
 
 def _turns(messages: tuple[Message, ...], convention: Convention, rewrite: Rewrite) -> Iterator[dict[str, object]]:

@@ -31,7 +31,7 @@ class _Holding:
     """What one caller has stored, oldest first."""
 
     entries: dict[str, _Entry] = field(default_factory=dict)
-    items: dict[str, Item] = field(default_factory=dict)
+    items: dict[str, dict[str, Item]] = field(default_factory=dict)  # by their ids, then by those of the responses
     size_bytes: int = 0
 
     @property
@@ -41,15 +41,23 @@ class _Holding:
 
     def add(self, entry: _Entry) -> None:
         self.entries[entry.stored.id] = entry
-        self.items |= {item.id: item for item in _own_items(entry.stored)}
+        for item in _own_items(entry.stored):
+            self.items.setdefault(item.id, {})[entry.stored.id] = item
         self.size_bytes += entry.size_bytes
 
     def remove(self, name: str) -> None:
         entry = self.entries.pop(name)
         self.size_bytes -= entry.size_bytes
         for item in _own_items(entry.stored):
-            if self.items.get(item.id) is item:  # a client may have given an id twice
-                del self.items[item.id]
+            sharing = self.items.get(item.id, {})  # none left where a client has given an id twice
+            sharing.pop(name, None)
+            if not sharing:
+                self.items.pop(item.id, None)
+
+    def item(self, name: str) -> Item | None:
+        """The item of this id, as the latest response that has it knows it."""
+        found = self.items.get(name)
+        return None if found is None else found[next(reversed(found))]
 
 
 class ResponseStore:
@@ -153,7 +161,7 @@ class Shelf:
 
     def item(self, name: str) -> Item | None:
         """The item of this id, of the request or the output of any response."""
-        return self._store.holding(self._owner).items.get(name)
+        return self._store.holding(self._owner).item(name)
 
     def keep(self, stored: StoredResponse) -> bool:
         """Store a response; whether there was room for it."""

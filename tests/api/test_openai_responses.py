@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ocserve.api import json_body, openai_responses_parameters
 from ocserve.api.dialect import Reply
 from ocserve.api.openai_responses import ResponseDialect, StoredResponse
-from ocserve.api.openai_responses_items import Item
+from ocserve.api.openai_responses_items import MAX_RECALLED_BYTES, Item
 from ocserve.errors import ApiError, EngineCrashed, InvalidRequest, Overloaded
 from ocserve.generation import (
     Failed,
@@ -383,6 +383,12 @@ def test_tools_that_only_their_vendor_runs_are_passed_over_and_named() -> None:
     parsed = parse(tools=[{"type": "web_search"}, WEATHER, {"type": "namespace", "name": "n", "tools": []}])
     assert [tool.name for tool in parsed.request.prompt.tools] == ["weather"]
     assert parsed.ignored == ("tools[0]", "tools[2]")
+    assert parsed.paths["tools[0].function.parameters"] == "tools[1].parameters"
+    assert next(iter(parsed.paths.items())) == ("messages", "input")
+    assert [theirs for ours, theirs in parsed.paths.items() if ours in "response_format.json_schema.schema"] == [
+        "text.format.schema",  # the first that fits is what the client reads
+        "text.format",
+    ]
 
 
 def test_what_has_no_effect_is_named() -> None:
@@ -762,3 +768,38 @@ def test_an_item_is_found_by_its_id() -> None:
     answer = answered(memory, "one", finished(TextDelta(text="Hello", tokens=1)))
     turns = messages(asked("a"), {"type": "item_reference", "id": answer["output"][0]["id"]}, asked("b"), memory=memory)
     assert [turn.content for turn in turns] == ["a", "Hello", "b"]
+
+
+def kept(memory: Remembered, name: str, *items: Item) -> None:
+    memory.stored[name] = StoredResponse(id=name, body=b"", before=(), input=items, output=())
+
+
+def reference(name: str) -> dict[str, str]:
+    return {"type": "item_reference", "id": name}
+
+
+def test_a_short_request_cannot_recall_more_than_fits() -> None:
+    memory = Remembered()
+    piece = Message(role="assistant", reasoning="x")
+    large = [Item(id=f"i{n}", wire=b"x" * (MAX_RECALLED_BYTES // 3), piece=piece) for n in range(4)]
+    kept(memory, "all", *large)
+    kept(memory, "two", *large[:2])
+    assert messages(*(reference(f"i{n}") for n in range(3)), asked("a"), memory=memory)
+    assert refused(memory, input=[reference(f"i{n}") for n in range(4)]).param == "input[3].id"
+    assert refused(memory, previous_response_id="all").param == "previous_response_id"
+    more = [asked("a"), reference("i2"), reference("i3")]
+    assert refused(memory, previous_response_id="two", input=more).param == "input[2].id"
+
+
+def test_an_item_is_referenced_once() -> None:
+    memory = Remembered()
+    kept(memory, "one", Item(id="i", wire=b"", piece=Message(role="user", content="x")))
+    assert refused(memory, input=[reference("i"), asked("a"), reference("i")]).param == "input[2].id"
+
+
+def test_images_that_are_recalled_count() -> None:
+    memory = Remembered()
+    images = (Image(data=b"", at=0),) * 40
+    for name in "ab":
+        kept(memory, name, Item(id=f"i{name}", wire=b"", piece=Message(role="user", content="x", images=images)))
+    assert refused(memory, previous_response_id="a", input=[reference("ib")]).param == "input[0].id"

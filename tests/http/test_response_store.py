@@ -140,6 +140,17 @@ async def test_an_id_that_a_client_gave_twice_outlives_the_first() -> None:
     assert shelf.item("shared") is again
 
 
+async def test_an_item_that_two_responses_share_goes_with_the_last() -> None:
+    shelf = store().shelf("mine")
+    shared = item("shared")
+    for name in "ab":
+        shelf.keep(StoredResponse(id=name, body=b"", before=(), input=(shared, shared), output=()))
+    shelf.remove("a")
+    assert shelf.item("shared") is shared
+    shelf.remove("b")
+    assert shelf.item("shared") is None
+
+
 async def test_bounds_hold_whatever_happens() -> None:
     random_source, clock = random.Random(3), Clock()
     held = store(most=20, max_bytes=30_000, lifetime_s=50, clock=clock)
