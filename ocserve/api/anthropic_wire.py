@@ -105,7 +105,7 @@ class MessageEncoder:
                 begin = () if name is None else self._begin_call(call, name)
                 return *begin, self._delta({"type": "input_json_delta", "partial_json": arguments})
             case Finished(reason=reason, stop_sequence=sequence):
-                self._reason, self._stop_sequence = _stop_reason(reason, sequence), sequence
+                self._reason, self._stop_sequence = _stop_reason(reason, sequence)
                 return self._end()
             case Failed(error=error):
                 return (Frame(error_body(error), "error"),)
@@ -133,8 +133,7 @@ class MessageEncoder:
             elif (arguments := block.arguments) is not None:  # one that the limit cut off must not be run
                 content.append({**self._call(calls, block.name), "input": arguments})
                 calls += 1
-        reason = _stop_reason(last.reason, last.stop_sequence)
-        return dumps(self._message(content, reason, last.stop_sequence, counts))
+        return dumps(self._message(content, *_stop_reason(last.reason, last.stop_sequence), counts))
 
     def _message(
         self, content: list[dict[str, object]], reason: str | None, sequence: str | None, counts: Usage
@@ -184,8 +183,9 @@ def _frame(name: str, **fields: object) -> Frame:
     return Frame(dumps({"type": name, **fields}), name)
 
 
-def _stop_reason(reason: FinishReason, sequence: str | None) -> str:
-    return "stop_sequence" if sequence is not None else STOP_REASONS[reason]
+def _stop_reason(reason: FinishReason, sequence: str | None) -> tuple[str, str | None]:
+    """Why the message ended, and the stop sequence if that is why: calls before it are to be run all the same."""
+    return ("stop_sequence", sequence) if reason == "stop" and sequence is not None else (STOP_REASONS[reason], None)
 
 
 def _signature(digest: hashlib._Hash) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 from ocserve.generation import GenerateEvent, ReasoningDelta, TextDelta, ToolCallDelta
 
@@ -25,13 +26,14 @@ class Block:
         return "".join(self.pieces)
 
     @property
-    def arguments(self) -> dict[str, object] | None:
-        """A call's arguments; None if the answer ended within them."""
+    def arguments(self) -> msgspec.Raw | None:
+        """A call's arguments, on one line, with its numbers as they were written; None if they are no whole object."""
+        text = self.text or "{}"
         try:
-            found = json.loads(self.text or "{}")
-        except json.JSONDecodeError:
+            msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+            return msgspec.Raw(msgspec.json.format(text.encode(), indent=-1))
+        except (ValueError, RecursionError):
             return None
-        return found if isinstance(found, dict) else None
 
 
 def blocks(events: Iterable[GenerateEvent]) -> list[Block]:

@@ -125,8 +125,10 @@ class CountTokens:
             raise fields.missing("contents")
         model, ignored = _model(self.model, models)
         prompt = _prompt(values, model, path, refuse_unknown=refuse_unknown)
+        prompt.reader.choice(values.get("toolConfig", dict), prompt.chat.tools)  # of no effect, but refused if wrong
         question = EncodeRequest(request_id="", model=model.id, prompt=prompt.chat)
-        ignored = (*ignored, *values.ignored, *prompt.ignored)
+        named = outer.ignored if whole is None else (*outer.ignored, *values.ignored)
+        ignored = (*ignored, *named, *prompt.ignored, *prompt.reader.ignored)
         return Asked(question=question, model=model, reply=_count, ignored=ignored)
 
     def error_body(self, info: ErrorInfo) -> bytes:

@@ -179,6 +179,8 @@ class ConfigReader:
             declared = self._read(value, TOOL, path).get("functionDeclarations", list) or []
             for number, function in enumerate(declared):
                 paths.append(f"{path}.functionDeclarations[{number}]")
+                if len(paths) > tools.MAX_TOOLS:
+                    raise InvalidRequest(f"A request has at most {tools.MAX_TOOLS} functions.", param=paths[-1])
                 self.paths[f"tools[{len(found)}].function.parameters"] = f"{paths[-1]}.parameters"
                 found.append(self._function(function, paths[-1]))
         return tools.distinct(found, lambda index: f"{paths[index]}.name")

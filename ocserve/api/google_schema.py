@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from ocserve.api import fields, protojson
+from ocserve.api.json_body import NAME
 from ocserve.errors import InvalidRequest
 
 _TYPES = ("STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL")
@@ -57,7 +58,9 @@ def _read(schema: dict[str, Any], name: str, item: object, at: str) -> None:
         schema[name] = _count(item, at)
     elif name in ("properties", "defs", "$defs"):
         entries = fields.mapping(item, at)
-        schema[_RENAMED.get(name, name)] = {key: json_schema(inner, f"{at}.{key}") for key, inner in entries.items()}
+        schema[_RENAMED.get(name, name)] = {
+            key: json_schema(inner, _inside(at, key, index)) for index, (key, inner) in enumerate(entries.items())
+        }
     elif name == "items":
         schema["items"] = json_schema(item, at)
     elif name == "anyOf":
@@ -69,6 +72,11 @@ def _read(schema: dict[str, Any], name: str, item: object, at: str) -> None:
         schema["$ref"] = fields.string(1024)(item, at)
     elif name in _KEPT:
         schema[name] = item
+
+
+def _inside(at: str, key: str, index: int) -> str:
+    """The path of a property: errors repeat no name that is more than one."""
+    return f"{at}.{key}" if NAME.fullmatch(key) else f"{at}[{index}]"
 
 
 def _count(item: object, at: str) -> int:

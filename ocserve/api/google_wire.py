@@ -173,17 +173,21 @@ class ContentEncoder:
                 parts.append({"text": block.text, "thought": True})
         for event in events:
             if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
-                state.logprobs += event.logprobs
+                state.logprobs += self._logprobs(event)
         logprobs = state.taken()
         found = self._candidate(index, parts or [{"text": ""}], logprobs, FINISH_REASONS[last.reason])
         if logprobs:
             found["avgLogprobs"] = sum(token.chosen.logprob for token in logprobs) / len(logprobs)
         return found
 
+    def _logprobs(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> Sequence[TokenLogprob]:
+        """Those of `event` that may be seen: a hidden thought's tokens are hidden too."""
+        return () if isinstance(event, ReasoningDelta) and not self._reply.show_reasoning else event.logprobs
+
     def _parts(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> list[Part]:
         """What can be said now that `event` has come."""
         state = self._candidates[event.index]
-        state.logprobs += event.logprobs
+        state.logprobs += self._logprobs(event)
         match event:
             case ToolCallDelta(name=None, arguments=piece):
                 assert state.call is not None

@@ -14,7 +14,7 @@ from ocserve.api.dialect import Frame, Models, Parsed, Reply
 from ocserve.api.fields import Field, Reader, Values
 from ocserve.api.llama_server import MODEL, model_of
 from ocserve.api.openai_wire import dumps, error_body
-from ocserve.api.sampling import output_limit
+from ocserve.api.sampling import output_limit, seed
 from ocserve.generation import (
     Failed,
     Finished,
@@ -48,16 +48,6 @@ def _prompt() -> Reader[Prompt]:
         return TokenPrompt(tokens=fields.token_ids(fields.array(value, where, 1, _MAX_TOKENS), where))
 
     return Reader(reader, {"anyOf": [{"type": "string"}, _IDS]})
-
-
-def _seed() -> Reader[int | None]:
-    seed = fields.integer(-1, 2**63 - 1)
-
-    def reader(value: object, where: str) -> int | None:
-        found = seed(value, where)
-        return None if found == -1 else found  # a random one
-
-    return Reader(reader, seed.schema)
 
 
 def _biases() -> Reader[dict[int, float]]:
@@ -109,7 +99,7 @@ SHARED: tuple[Field, ...] = (
     Field("frequency_penalty", "effective", fields.number(-2, 2)),
     Field("presence_penalty", "effective", fields.number(-2, 2)),
     *openai_sampling.SAMPLERS,
-    Field("seed", "effective", _seed()),
+    Field("seed", "effective", seed(fields.integer(-1, 2**63 - 1))),
     Field("logit_bias", "effective", _biases()),
     Field("stop", "effective", fields.strings(32, fields.MAX_STOP_BYTES)),
     Field("n_probs", "effective", fields.integer(0, 20)),

@@ -11,7 +11,7 @@ from ocserve.api import fields, json_body
 from ocserve.api.dialect import Models, Parsed
 from ocserve.api.fields import Field, Reader, Values
 from ocserve.api.ollama_wire import LINES
-from ocserve.api.sampling import output_limit, sampling
+from ocserve.api.sampling import output_limit, sampling, seed
 from ocserve.errors import InvalidRequest, ModelNotFound
 from ocserve.generation import (
     GenerateRequest,
@@ -62,7 +62,7 @@ OPTIONS = fields.table(
     Field("mirostat", "effective", fields.integer(0, 2)),
     Field("mirostat_tau", "effective", fields.number(0, 100)),
     Field("mirostat_eta", "effective", fields.number(0, 1)),
-    Field("seed", "effective", fields.int64()),
+    Field("seed", "effective", seed(fields.int64())),
     Field("num_predict", "effective", fields.integer(-2, _MAX_INT)),
     Field("stop", "effective", _stops()),
     Field("tfs_z", "unsupported", fields.number(0, 1000), neutral=(1, 1.0)),
@@ -130,7 +130,12 @@ def load(
     values = fields.read(json_body.decode(body), table, refuse_unknown=refuse_unknown)
     if any(values.get(name, object) for name in prompts):
         return None
-    return Load(model_of(values.get("model", str), models), values.ignored)
+    options = _options(values, refuse_unknown=refuse_unknown)
+    return Load(model_of(values.get("model", str), models), (*values.ignored, *options.ignored))
+
+
+def _options(values: Values, *, refuse_unknown: bool) -> Values:
+    return fields.read(values.get("options", dict) or {}, OPTIONS, refuse_unknown=refuse_unknown, path="options")
 
 
 def model_of(name: str | None, models: Models) -> ServedModel:
@@ -153,9 +158,10 @@ def parsed(
     ignored: tuple[str, ...] = (),
 ) -> Parsed:
     """The request that a prompt and the shared parameters make."""
-    options = fields.read(values.get("options", dict) or {}, OPTIONS, refuse_unknown=refuse_unknown, path="options")
+    options = _options(values, refuse_unknown=refuse_unknown)
     asked = options.get("num_predict", int)
-    reasoning = values.get("think", Reasoning)
+    wish = reasoning(values).enabled
+    unmet = ("think",) if wish and "reasoning" not in model.capabilities else ()
     return Parsed(
         request=GenerateRequest(
             request_id="",
@@ -173,8 +179,8 @@ def parsed(
         ),
         model=model,
         stream=values.get("stream", bool) is not False,
-        ignored=(*values.ignored, *options.ignored, *ignored),
-        show_reasoning=reasoning is None or reasoning.enabled is not False,
+        ignored=(*values.ignored, *options.ignored, *unmet, *ignored),
+        show_reasoning=wish is not False,
         framing=LINES,
     )
 

@@ -114,7 +114,8 @@ class ReplyEncoder(ABC):
         said = {kind: "".join(block.text for block in found if block.kind == kind) for kind in ("text", "reasoning")}
         calls = [block for block in found if block.kind == "call" and block.arguments is not None]
         thinking = said["reasoning"] if self._reply.show_reasoning else ""
-        deltas = (event for event in events if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta))
+        shown = TextDelta | ToolCallDelta | (ReasoningDelta if self._reply.show_reasoning else TextDelta)
+        deltas = (event for event in events if isinstance(event, shown))
         logprobs = [chosen for delta in deltas for chosen in delta.logprobs]
         body = {**self._head(), **self._said(said["text"], thinking, calls), **_chances(logprobs)}
         return dumps({**body, **self._done(counts, self._clock())})

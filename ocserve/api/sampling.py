@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ocserve.api.fields import Reader
 from ocserve.errors import InvalidRequest
 from ocserve.generation import Sampling
 from ocserve.modelcard import SamplingDefaults, ServedModel
@@ -15,6 +16,16 @@ def sampling(given: Mapping[str, Any], model: ServedModel) -> Sampling:
     defaults = {name: getattr(model.sampling, name) for name in SamplingDefaults.__struct_fields__}
     asked = {name: value for name, value in given.items() if value is not None}
     return Sampling(**{name: value for name, value in (defaults | asked).items() if value is not None})
+
+
+def seed(known: Reader[int]) -> Reader[int | None]:
+    """A seed that `known` reads; -1 stands for a random one."""
+
+    def reader(value: object, where: str) -> int | None:
+        found = known(value, where)
+        return None if found == -1 else found
+
+    return Reader(reader, known.schema)
 
 
 def output_limit(limit: int | None, where: str, model: ServedModel) -> int:

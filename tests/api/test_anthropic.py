@@ -475,11 +475,13 @@ def assembled(found: list[tuple[str | None, dict[str, Any]]]) -> dict[str, Any]:
         [Finished(reason="stop", usage=COUNTS)],
         [TextDelta(text="a", tokens=1), Finished(reason="length", usage=COUNTS)],
         [TextDelta(text="a", tokens=1), Finished(reason="stop", usage=COUNTS, stop_sequence="END")],
+        [ToolCallDelta(call=0, name="f", arguments="{}"),
+         Finished(reason="tool_calls", usage=COUNTS, stop_sequence="END")],
         [TextDelta(text="No.", tokens=1), Finished(reason="content_filter", usage=COUNTS)],
         [ReasoningDelta(text="a", tokens=1), TextDelta(text="b", tokens=1), ReasoningDelta(text="c", tokens=1),
          Finished(reason="stop", usage=COUNTS)],
     ],
-    ids=["all", "nothing", "length", "stop", "refusal", "thinks twice"],
+    ids=["all", "nothing", "length", "stop", "stop after a call", "refusal", "thinks twice"],
 )  # fmt: skip
 def test_a_stream_makes_the_whole_message(events: list[GenerateEvent], shown: bool) -> None:
     whole = json.loads(encoder(show_reasoning=shown).complete([Started(prompt_tokens=9), *events], COUNTS))
@@ -488,8 +490,9 @@ def test_a_stream_makes_the_whole_message(events: list[GenerateEvent], shown: bo
     reasons = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
     last = events[-1]
     assert isinstance(last, Finished)
-    expected = "stop_sequence" if last.stop_sequence else reasons[last.reason]
-    assert (whole["stop_reason"], whole["stop_sequence"]) == (expected, last.stop_sequence)
+    stopped = last.stop_sequence if last.reason == "stop" else None
+    expected = "stop_sequence" if stopped else reasons[last.reason]
+    assert (whole["stop_reason"], whole["stop_sequence"]) == (expected, stopped)
     assert all(block["thinking"] == "" or shown for block in whole["content"] if block["type"] == "thinking")
     assert all(block["signature"] for block in whole["content"] if block["type"] == "thinking")
 

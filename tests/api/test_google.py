@@ -426,6 +426,15 @@ def test_a_count_takes_contents_or_a_whole_request() -> None:
         with pytest.raises(InvalidRequest) as caught:
             count(**body)
         assert caught.value.param == param
+    configured = {"generateContentRequest": {**BASE, "toolConfig": {"functionCallingConfig": {"mode": "ANY"}}}}
+    with pytest.raises(InvalidRequest) as caught:
+        count(**configured)
+    assert caught.value.param == "generateContentRequest.toolConfig.functionCallingConfig"
+    wishes = {**BASE, "generationConfig": {"mediaResolution": "LOW"}}
+    named = google.CountTokens("tiny").parse(
+        json.dumps({"generateContentRequest": wishes, "frob": 1}).encode(), models, refuse_unknown=False
+    )
+    assert named.ignored == ("frob", "generateContentRequest.generationConfig.mediaResolution")
     assert json.loads(count(**BASE).reply(Encoded(tokens=(1, 2), pieces=(b"", b""), text=""))) == {"totalTokens": 2}
 
 
@@ -578,3 +587,35 @@ def test_the_engines_names_for_schemas_are_the_clients() -> None:
     assert paths["tools[1].function.parameters"] == "tools[0].functionDeclarations[1].parameters"
     assert paths["tools[2].function.parameters"] == "tools[1].functionDeclarations[0].parameters"
     assert paths["response_format.json_schema.schema"] == "generationConfig.responseSchema"
+
+
+def test_functions_are_counted_over_all_tools() -> None:
+    several = [{"functionDeclarations": [{"name": f"f{n}_{m}"} for m in range(16)]} for n in range(17)]
+    assert len(parse(tools=several[:16]).request.prompt.tools) == 256  # type: ignore[union-attr]
+    assert refused(tools=several).param == "tools[16].functionDeclarations[0]"
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_tokens_of_a_thought_are_as_hidden_as_its_text(shown: bool) -> None:
+    events: list[GenerateEvent] = [
+        ReasoningDelta(text="secret", tokens=1, logprobs=(token("secret", -0.5),)),
+        TextDelta(text="a", tokens=1, logprobs=(token("a", -0.25),)),
+        Finished(reason="stop", usage=COUNTS),
+    ]
+    whole = encoder(show_reasoning=shown).complete(events, COUNTS).decode()
+    assert ("secret" in whole) is shown
+    assert ("secret" in json.dumps(stream(events, show_reasoning=shown))) is shown
+
+
+def test_a_calls_arguments_leave_as_they_were_written() -> None:
+    number = "1" * 5000
+    text = f'{{\n "a": {number}, "b": 1e999, "c": "\\n"}}'
+    events: list[GenerateEvent] = [
+        ToolCallDelta(call=0, name="look", arguments=text),
+        ToolCallDelta(call=1, name="look", arguments="[1]"),
+        ToolCallDelta(call=2, name="look", arguments='{"a":' * 9000),
+        Finished(reason="tool_calls", usage=COUNTS),
+    ]
+    whole = encoder().complete(events, COUNTS)
+    assert f'"args":{{"a":{number},"b":1e999,"c":"\\n"}}'.encode() in whole
+    assert whole.count(b"functionCall") == 1

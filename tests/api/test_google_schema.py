@@ -74,6 +74,7 @@ def test_references() -> None:
         ({"propertyOrdering": "a"}, "s.propertyOrdering"),
         ({"propertyOrdering": [1]}, "s.propertyOrdering[0]"),
         ({"format": 1}, "s.format"),
+        ({"properties": {"a": {}, "my secret": {"type": "X"}}}, "s.properties[1].type"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_path(given: Any, param: str) -> None:

@@ -10,9 +10,12 @@ import ollama
 import pytest
 from msgspec.structs import replace
 
+from ocserve.api import ollama_chat
+from ocserve.api.dialect import Reply
 from ocserve.generation import (
     ChatPrompt,
     FillPrompt,
+    Finished,
     JsonConstraint,
     ReasoningDelta,
     TextDelta,
@@ -20,6 +23,7 @@ from ocserve.generation import (
     TokenChance,
     TokenLogprob,
     ToolCallDelta,
+    Usage,
 )
 from tests.http.harness import MODEL, Served, serving
 from tests.scripted import Script, ScriptedEngine
@@ -186,13 +190,36 @@ def test_options_reach_the_sampler_and_limits_the_engine(client: ollama.Client, 
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.5, 7, 0.8, 0.1)
     assert (sampling.seed, sampling.repetition_penalty, sampling.penalty_window) == (5, 1.1, 32)
     assert (sampling.mirostat, request.max_tokens, len(request.stop)) == (2, 2, 10)
-    client.chat("tiny", messages=say("Hi"), options={"num_predict": -1})
+    client.chat("tiny", messages=say("Hi"), options={"num_predict": -1, "seed": -1})
     assert last(capable).max_tokens == MODEL.max_output_tokens
+    assert last(capable).sampling.seed is None
 
 
 def test_what_has_no_effect_is_named(capable: Served) -> None:
     body = {"model": "tiny", "messages": say("Hi"), "stream": False, "keep_alive": "5m", "options": {"num_ctx": 99}}
     assert capable.request("POST", "/api/chat", body).headers["x-ocserve-ignored"] == "keep_alive, options.num_ctx"
+    load = {"model": "tiny", "messages": [], "options": {"num_ctx": 99}}
+    assert capable.request("POST", "/api/chat", load).headers["x-ocserve-ignored"] == "options.num_ctx"
+    answer = capable.request("POST", "/api/generate", {"model": "tiny", "options": {"temperature": 9}})
+    assert (answer.status, answer.json["param"]) == (400, "options.temperature")
+
+
+def test_a_wish_to_think_is_named_where_the_model_does_not() -> None:
+    body = json.dumps({"model": "tiny", "messages": say("Hi"), "think": True}).encode()
+    silent = replace(CAPABLE, capabilities=("chat",))
+    assert ollama_chat.parse(body, lambda _: silent, refuse_unknown=True).ignored == ("think",)
+    assert ollama_chat.parse(body, lambda _: CAPABLE, refuse_unknown=True).ignored == ()
+
+
+def test_the_tokens_of_a_hidden_thought_are_not_told() -> None:
+    chance = TokenLogprob(chosen=TokenChance(1, b"secret", -0.1), top=())
+    events = [
+        ReasoningDelta(text="secret", tokens=1, logprobs=(chance,)),
+        Finished(reason="stop", usage=Usage()),
+    ]
+    for shown in (True, False):
+        reply = Reply(id="a", model="tiny", created=1, show_reasoning=shown)
+        assert (b"secret" in ollama_chat.encoder(reply).complete(events, Usage())) is shown
 
 
 def test_a_format_is_a_constraint(client: ollama.Client, capable: Served) -> None:
