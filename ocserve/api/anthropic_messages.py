@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import re
 
-from msgspec.structs import replace
-
 from ocserve.api import fields, images, tools, turns
 from ocserve.api.fields import Field, Values
 from ocserve.api.turns import Content
@@ -168,7 +166,7 @@ class MessageReader:
     def _add(self, content: Content, kind: str, block: object, where: str) -> None:
         """Put one block of text, or an image, behind what `content` has."""
         if kind == "text":
-            content.text += self._text(block, where)
+            content.add_text(self._text(block, where))
         else:
             content.add_image(self._image(block, where))
 
@@ -192,18 +190,15 @@ class MessageReader:
         values = self._read(block, TOOL_RESULT, where)
         call = values.get("tool_use_id", str)
         given = values.get("content", object)
-        content = Content()
+        content = Content("Error: " if values.get("is_error", bool) else "")  # templates have no other place for it
         if isinstance(given, str):
-            content.text = given
+            content.add_text(given)
         elif isinstance(given, list):
             for index, part in enumerate(fields.array(given, f"{where}.content", 0, _MAX_BLOCKS)):
                 at = f"{where}.content[{index}]"
                 self._add(content, tools.kind(part, at, _RESULT, refused=_REFUSED), part, at)
         elif given is not None:
             raise fields.wrong_type(f"{where}.content", "a string or an array of content blocks", given)
-        if values.get("is_error", bool):  # templates have no other place for it
-            content.images = [replace(image, at=image.at + len("Error: ")) for image in content.images]
-            content.text = f"Error: {content.text}"
         assert call is not None
         return content.message("tool", tool_call_id=call, name=self._names.get(call))
 

@@ -140,7 +140,7 @@ class ContentReader:
             elif (blob := values.get("inlineData", dict)) is not None:
                 said.add_image(self._image(blob, f"{where}.inlineData"))
             else:
-                said.text += values.get("text", str) or ""
+                said.add_text(values.get("text", str) or "")
         return [*found, said.message("user")] if said or not found else found
 
     def _model_turn(self, parts: list[tuple[Values, str]]) -> Message:

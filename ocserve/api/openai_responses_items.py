@@ -269,7 +269,7 @@ class ItemReader:
             return self._image(value, path, said)
         table, name = (REFUSAL_PART, "refusal") if kind == "refusal" else (TEXT_PART, "text")
         text = _text(self._fields(value, table, path), name)
-        said.text += text
+        said.add_text(text)
         return {"type": "refusal", "refusal": text} if kind == "refusal" else _shown(kind, text)
 
     def _image(self, value: object, path: str, said: Content) -> object:

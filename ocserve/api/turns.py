@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import groupby
 
 from ocserve.generation import Image, Message, Role, joined
 
 
-@dataclass(slots=True)
 class Content:
     """The text and images of a turn while its parts are read."""
 
-    text: str = ""
-    images: list[Image] = field(default_factory=list)
+    def __init__(self, text: str = "") -> None:
+        self._pieces = [text]
+        self._length = len(text)
+        self._images: list[Image] = []
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.images)
+        return bool(self._length or self._images)
+
+    def add_text(self, text: str) -> None:
+        """Put text behind what has been said."""
+        self._pieces.append(text)
+        self._length += len(text)
 
     def add_image(self, data: bytes) -> None:
         """Put an image behind what has been said."""
-        self.images.append(Image(data=data, at=len(self.text)))
+        self._images.append(Image(data=data, at=self._length))
 
     def message(self, role: Role, **fields: str | None) -> Message:
         """The turn that it makes."""
-        return Message(role=role, content=self.text, images=tuple(self.images), **fields)  # type: ignore[arg-type]
+        return Message(role=role, content="".join(self._pieces), images=tuple(self._images), **fields)  # type: ignore[arg-type]
 
 
 _SIDES = ("user", "assistant")

@@ -16,6 +16,13 @@ from ocserve.generation import Image, Message, Role, ToolCall, joined
 COUNT, TEXT = 8190, "x" * 440
 
 
+def content_of_many_parts() -> Message:
+    said = turns.Content()
+    for _ in range(1024):
+        said.add_text("x" * 4096)
+    return said.message("user")
+
+
 def run(role: Role, **fields: Any) -> list[Message]:
     return [Message(role=role, **fields)] * COUNT
 
@@ -27,6 +34,7 @@ def items(pieces: list[Message]) -> list[Item]:
 @pytest.mark.parametrize(
     "merge",
     [
+        content_of_many_parts,
         lambda: turns.merged(run("user", content=TEXT)),
         lambda: openai_responses_items.turns(TEXT, items(run("developer", content=TEXT))),
         lambda: openai_responses_items.turns(None, items([*run("assistant", reasoning=TEXT), Message(role="user")])),
@@ -34,7 +42,7 @@ def items(pieces: list[Message]) -> list[Item]:
             (Message(role="user"), *run("system", content=TEXT)), (), Convention(knows_later_system=False), str
         ),
     ],
-    ids=["turns", "instructions", "thoughts", "later system messages"],
+    ids=["parts", "turns", "instructions", "thoughts", "later system messages"],
 )
 def test_a_long_run_is_joined_at_once(merge: Callable[[], object]) -> None:
     started = time.process_time()
