@@ -260,7 +260,8 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag="scored"):
 class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):
     """What a prompt is in tokens, without computing anything. `plain`: text as content, not as scaffolding.
 
-    `add_bos`: with the token that this model's prompts begin with, if it has one. `salt` as in `GenerateRequest`.
+    `add_bos`: with the token that this model's prompts begin with, if it has one. `count_only`: nothing is wanted but
+    how many tokens there are. `salt` as in `GenerateRequest`.
     """
 
     request_id: str
@@ -268,19 +269,23 @@ class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):
     prompt: Prompt
     plain: bool = False
     add_bos: bool = True
+    count_only: bool = False
     deadline_s: float = 600.0
     salt: bytes = b""
 
 
 class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag="encoded"):
-    """The prompt's token ids, the bytes of each (control tokens as the vocabulary spells them), and the whole as text.
+    """A prompt's number of tokens, their ids, the bytes of each (control tokens as the vocabulary spells them), and the
+    whole as text.
 
-    A chat prompt's text is what its template renders, that of token ids what their bytes spell.
+    A chat prompt's text is what its template renders, that of token ids what their bytes spell. All but the count is
+    empty where only that was asked for.
     """
 
-    tokens: tuple[int, ...]
-    pieces: tuple[bytes, ...]
-    text: str
+    count: int
+    tokens: tuple[int, ...] = ()
+    pieces: tuple[bytes, ...] = ()
+    text: str = ""
 
 
 Question = EmbedRequest | ScoreRequest | EncodeRequest

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import accumulate
 
@@ -21,10 +21,12 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
+from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.flights import unfinished
 from ocserve.engine.handle import Engine
-from ocserve.engine.wire import EngineFacts
+from ocserve.engine.sizes import least_tokens, queued_bytes
+from ocserve.engine.wire import Prepared
 from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded
 from ocserve.generation import (
     Answer,
@@ -37,6 +39,7 @@ from ocserve.generation import (
     Question,
     ReasoningDelta,
     RequestRecord,
+    ScoreRequest,
     Started,
     TextDelta,
     ToolCallDelta,
@@ -47,11 +50,8 @@ from ocserve.modelcard import ServedModel
 # How long a cancelled generation may take to report its exact usage. It needs one decode step; a hung engine is the
 # supervisor's business.
 _CANCEL_WAIT_S = 2.0
-_FIRST_GUESS_S = 1.0  # of a generation's duration while none has ended
-_LONGEST_RETRY_S = 119.0  # the usual SDKs give up when told to wait more than 120 s
-
-# How a model is answered for, given what its engine said of itself when it was last loaded (None: never yet).
-Describe = Callable[[EngineFacts | None], ServedModel]
+# Log-probabilities in one answer, those of prompts, of all choices and of alternatives: about a hundred megabytes.
+_MOST_CHANCES = 1 << 19
 
 
 class Trace:
@@ -89,8 +89,11 @@ class Trace:
         """Milliseconds since the request arrived."""
         return (time.monotonic() - self._arrived) * 1000
 
-    def observe(self, event: GenerateEvent, prompt: int = 0) -> None:
-        """Take from an event what the summary needs; `prompt` is which of the request's prompts it is about."""
+    def observe(self, event: GenerateEvent, prompt: int = 0, first: int = 0) -> None:
+        """Take from an event what the summary needs.
+
+        `prompt` is which of the request's prompts it is about, `first` the number of that prompt's first choice.
+        """
         match event:
             case Started(prompt_tokens=tokens, cached_tokens=cached):
                 if self.queue_ms is None:
@@ -116,8 +119,8 @@ class Trace:
                 self.finish_reason, self.error_code = "error", error.code
                 if usage.prompt_tokens:  # else the engine died and could not say what it had used
                     self._prompts[prompt] = usage
-                    if prompt == 0:
-                        self._choices = {0: usage}
+                    before = {index: told for index, told in self._choices.items() if index < first}
+                    self._choices = {**before, first: usage}
             case _:
                 pass
 
@@ -176,7 +179,7 @@ class Generation:
                 if isinstance(event, Failed):
                     self._unfinished = [0 for _ in self._unfinished]
                 told = _numbered(event, self._first[prompt])
-                self._trace.observe(told, prompt)
+                self._trace.observe(told, prompt, self._first[prompt])
                 yield told
 
     async def cancelled(self) -> None:
@@ -192,53 +195,13 @@ def _numbered(event: GenerateEvent, first: int) -> GenerateEvent:
     return replace(event, index=first + event.index)
 
 
-class _Desk:
-    """One model's place in the service: how it is answered for, and the answers that it has been asked for and owes."""
-
-    def __init__(self, engine: Engine, describe: Describe, queue_limit: int) -> None:
-        self.engine = engine
-        self._describe = describe
-        self._queue_limit = queue_limit
-        self._facts = engine.facts
-        self._model = describe(engine.facts)
-        self.owed = 0  # a request of several choices counts as that many: it takes as many slots
-        self._typical_s: float | None = None  # moving average of a generation's time in its slot
-        self._promised = 0.0  # the last moment that an overloaded client was told, so that the next one is told a later
-
-    @property
-    def model(self) -> ServedModel:
-        """The model as its engine's latest facts have it."""
-        if self.engine.facts is not self._facts:
-            self._facts = self.engine.facts
-            self._model = self._describe(self._facts)
-        return self._model
-
-    def check_queue(self) -> None:
-        """Refuse early instead of queueing without bound, each client with a moment of its own to come back."""
-        slots = self.model.parallel
-        waiting = self.owed - slots
-        if waiting < self._queue_limit:
-            return
-        turn_s = (self._typical_s or _FIRST_GUESS_S) / slots
-        now = time.monotonic()
-        self._promised = max(now + (waiting + 1) * turn_s, self._promised + turn_s)
-        raise Overloaded(
-            f"{waiting} answers are already waited for beyond the {slots} that are generated at once.",
-            retry_after_s=min(self._promised - now, _LONGEST_RETRY_S),
-        )
-
-    def learn(self, seconds: float) -> None:
-        """A generation held its slot for `seconds`."""
-        self._typical_s = seconds if self._typical_s is None else self._typical_s + 0.1 * (seconds - self._typical_s)
-
-
 class Service:
     """The models served and the way to have them generate. The first of `models` is the default."""
 
     def __init__(self, fleet: Fleet, models: Mapping[str, Describe], limiter: Limiter, limits: config.Limits) -> None:
         self.limiter = limiter
         self.fleet = fleet
-        self._desks = {name: _Desk(fleet.engines[name], describe, limits.queue) for name, describe in models.items()}
+        self._desks = {name: Desk(fleet.engines[name], describe, limits.queue) for name, describe in models.items()}
         self._default = next(iter(models))
         self._active = 0
         self._idle = asyncio.Event()
@@ -315,9 +278,9 @@ class Service:
             raise _shutting_down()
         trace.model = request.model
         desk = self._desks[request.model]
-        desk.check_queue()
-        lease = self.limiter.admit(caller.key_id, retry=attempt)
         choices = sum(each.choices for each in (request, *more))
+        desk.check_queue(choices, "prompt" if more else "n")
+        lease = self.limiter.admit(caller.key_id, retry=attempt)
         self._enter(desk, choices)
         try:
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
@@ -341,41 +304,46 @@ class Service:
     async def ask(self, question: Question, caller: Caller, trace: Trace, *, attempt: int | None = None) -> Answer:
         """Have a model answer `question`, loading it if need be; raises `ApiError`, also when its deadline has passed.
 
-        What only tokenises takes no place in the queue and no tokens of the caller's limits. `attempt` is as in
+        What only tokenises has a queue of its own and takes no tokens of the caller's limits. `attempt` is as in
         `generation`.
         """
         if self._draining:
             raise _shutting_down()
         trace.model = question.model
         desk = self._desks[question.model]
-        places = 0 if isinstance(question, EncodeRequest) else 1
-        if places:
-            desk.check_queue()
+        if isinstance(question, EncodeRequest):
+            with desk.encoding(queued_bytes(question.prompt)):
+                lease = self.limiter.admit(caller.key_id, retry=attempt)
+                return await self._asked(desk, replace(question, salt=caller.salt), lease, trace)
+        desk.check_queue()
         lease = self.limiter.admit(caller.key_id, retry=attempt)
-        self._enter(desk, places)
+        lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
         begun = time.monotonic()
         try:
-            stamped = replace(question, request_id=secrets.token_hex(12))
-            if isinstance(stamped, EncodeRequest):
-                stamped = replace(stamped, salt=caller.salt)
+            return await self._asked(desk, question, lease, trace, places=1)
+        finally:
+            desk.learn(time.monotonic() - begun)
+
+    async def _asked(self, desk: Desk, question: Question, lease: Lease, trace: Trace, places: int = 0) -> Answer:
+        """The answer to an admitted question that takes so many `places` in the queue."""
+        self._enter(desk, places)
+        try:
             async with asyncio.timeout(question.deadline_s), self.fleet.lease(question.model) as engine:
-                answer = await engine.ask(stamped)
+                answer = await engine.ask(replace(question, request_id=secrets.token_hex(12)))
             trace.told(answer)
             return answer
         except TimeoutError:
             raise Overloaded("The request waited as long as it was allowed to run.") from None
         finally:
-            if places:
-                desk.learn(time.monotonic() - begun)
             self._leave(desk, places)
             lease.settle(trace.usage.total_tokens)
 
-    def _enter(self, desk: _Desk, choices: int) -> None:
+    def _enter(self, desk: Desk, choices: int) -> None:
         desk.owed += choices
         self._active += 1
         self._idle.clear()
 
-    def _leave(self, desk: _Desk, choices: int) -> None:
+    def _leave(self, desk: Desk, choices: int) -> None:
         desk.owed -= choices
         self._active -= 1
         if not self._active:
@@ -397,7 +365,8 @@ class Service:
 async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lease, trace: Trace) -> Generation:
     """Prepare, reserve, start and wait for the first slot. Any failure leaves nothing behind in the engine."""
     try:
-        prepared = [await engine.prepare(request) for request in requests]
+        prepared = [await _prepared(engine, requests, index) for index in range(len(requests))]
+        _check_chances(requests, prepared)
         lease.reserve(
             sum(
                 found.prompt_tokens + request.choices * found.max_tokens
@@ -417,6 +386,34 @@ async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lea
     return Generation(
         trace, requests, streams, tuple(dict.fromkeys(name for found in prepared for name in found.ignored))
     )
+
+
+async def _prepared(engine: Engine, requests: Sequence[GenerateRequest], index: int) -> Prepared:
+    """One of the prompts prepared; what is refused of one of several is named with its place among them."""
+    try:
+        return await engine.prepare(requests[index])
+    except ApiError as error:
+        if len(requests) > 1 and error.param and error.param.startswith("prompt"):
+            error.param = f"prompt[{index}]{error.param.removeprefix('prompt')}"
+        raise
+
+
+def _check_chances(requests: Sequence[GenerateRequest], prepared: Sequence[Prepared]) -> None:
+    """Refuse answers that would be too large. A single one may always run to the context's end."""
+    told = 0
+    for request, found in zip(requests, prepared, strict=True):
+        for tokens, top in (
+            (found.prompt_tokens, request.prompt_logprobs),
+            (found.max_tokens, request.logprobs),
+        ):
+            told += 0 if top is None else request.choices * tokens * (1 + top)
+    single = len(requests) == requests[0].choices == 1 and requests[0].prompt_logprobs is None
+    if told > _MOST_CHANCES and not single:
+        raise InvalidRequest(
+            f"This request may be told {told} log-probabilities, those of prompts and of alternatives included, and at "
+            f"most {_MOST_CHANCES} are told at once. Please ask for fewer answers or tokens.",
+            param="logprobs",
+        )
 
 
 def _cancel(engine: Engine, requests: Sequence[GenerateRequest]) -> None:

@@ -144,7 +144,7 @@ def told(question: Question) -> Answer:
         case EncodeRequest(prompt=FillPrompt(prefix=prefix, suffix=suffix)):
             data = (prefix + suffix).encode()
     pieces = tuple(bytes([byte]) for byte in data)
-    return Encoded(tokens=tuple(data), pieces=pieces, text=data.decode(errors="replace"))
+    return Encoded(count=len(data), tokens=tuple(data), pieces=pieces, text=data.decode(errors="replace"))
 
 
 class ScriptedEngine:

@@ -19,13 +19,16 @@ from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNot
 from ocserve.generation import (
     Embedded,
     EmbedRequest,
+    Encoded,
     EncodeRequest,
     Failed,
     Finished,
     GenerateRequest,
     Sampling,
     Started,
+    TextDelta,
     TextPrompt,
+    TokenPrompt,
     Usage,
 )
 from ocserve.modelcard import ServedModel
@@ -355,3 +358,104 @@ async def test_a_question_that_takes_too_long_is_given_up() -> None:
     with pytest.raises(Overloaded):
         await made.ask(replace(embed("a"), deadline_s=0.05), CALLER, Trace("req_1", "-"))
     assert made.active == made.owed(MODEL.id) == 0
+
+
+async def test_more_answers_than_ever_fit_are_refused_for_good() -> None:
+    engine = ScriptedEngine(Script(tokens=("x",)))
+    made = service(engine, queue=2)
+    most = MODEL.parallel + 2
+    for request, more, param in (
+        (replace(REQUEST, choices=most + 1), (), "n"),
+        (replace(REQUEST, choices=most), (REQUEST,), "prompt"),
+    ):
+        with pytest.raises(InvalidRequest) as refusal:
+            async with made.generation(request, CALLER, Trace("r", "/x"), more=more):
+                pass
+        assert refusal.value.param == param
+    async with made.generation(REQUEST, CALLER, Trace("r", "/x")):
+        with pytest.raises(Overloaded):  # it fits, though not now
+            async with made.generation(replace(REQUEST, choices=most), CALLER, Trace("r", "/x")):
+                pass
+    assert made.owed(MODEL.id) == 0
+
+
+async def test_log_probabilities_are_bounded_over_all_prompts_and_choices() -> None:
+    made = service(ScriptedEngine(Script(prompt_tokens=30, tokens=("a",)), context=10_000_000), queue=300)
+    long = replace(REQUEST, max_tokens=50_000, logprobs=20)
+    scored = replace(REQUEST, prompt_logprobs=20_000)
+    assert len(await run(made)) > 1
+    async with made.generation(long, CALLER, Trace("r", "/x")):
+        pass  # one answer may run to the context's end
+    for request, more in ((replace(long, choices=2), ()), (scored, ()), (long, (long,))):
+        with pytest.raises(InvalidRequest) as refusal:
+            async with made.generation(request, CALLER, Trace("r", "/x"), more=more):
+                pass
+        assert refusal.value.param == "logprobs"
+    assert made.active == 0
+
+
+async def test_one_of_several_prompts_is_refused_by_its_place() -> None:
+    bad = Script(refuse=InvalidRequest("no", param="prompt[2]"))
+    made = service(ScriptedEngine(lambda request: bad if request.max_tokens == 7 else Script()))
+    with pytest.raises(InvalidRequest) as refusal:
+        async with made.generation(REQUEST, CALLER, Trace("r", "/x"), more=(replace(REQUEST, max_tokens=7),)):
+            pass
+    assert refusal.value.param == "prompt[1][2]"
+
+
+async def test_what_a_question_needs_is_held_before_it_is_asked() -> None:
+    engine = ScriptedEngine()
+    made = service(engine, tokens_per_minute=1000)
+    for huge in (TokenPrompt(tokens=(1,) * 1001), TextPrompt(text="x" * 10_000)):
+        with pytest.raises(InvalidRequest) as refusal:
+            await made.ask(replace(embed(""), inputs=(huge,)), CALLER, Trace("r", "-"))
+        assert (refusal.value.param, refusal.value.code) == ("input", "rate_limit_exceeded")
+    assert remaining_tokens(made) == 1000
+    await made.ask(embed("x" * 2000), CALLER, Trace("r", "-"))  # more than was to be expected: a debt
+    for _ in range(2):
+        with pytest.raises(RateLimited) as later:
+            await made.ask(embed("x"), CALLER, Trace("r", "-"))
+        assert later.value.retry_after_s == pytest.approx(60, abs=1)
+    assert len(engine.asked) == 1
+    assert made.active == 0
+
+
+async def test_prompts_that_are_only_tokenised_do_not_wait_without_bound() -> None:
+    engine = ScriptedEngine()
+    made = service(engine)
+    go = asyncio.Event()
+
+    async def ask(question: object) -> Encoded:
+        await go.wait()
+        return Encoded(count=1)
+
+    engine.ask = ask  # type: ignore[assignment, method-assign]
+
+    def count(text: str) -> asyncio.Task[object]:
+        question = EncodeRequest(request_id="", model=MODEL.id, prompt=TextPrompt(text=text), count_only=True)
+        return asyncio.create_task(made.ask(question, CALLER, Trace("r", "-")))
+
+    many = [count("a") for _ in range(200)]
+    await asyncio.sleep(0.05)
+    assert {type(task.exception()) for task in many if task.done()} == {Overloaded}
+    assert 0 < sum(not task.done() for task in many) < 100
+    go.set()
+    await asyncio.gather(*many, return_exceptions=True)
+    go.clear()
+    large = [count("a" * 20_000_000) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    assert [task.done() for task in large] == [False, True]
+    go.set()
+    await asyncio.gather(*large, return_exceptions=True)
+    assert made.active == 0
+
+
+def test_what_a_later_prompt_used_before_it_failed_is_counted() -> None:
+    trace = Trace("r", "/x")
+    trace.observe(Started(prompt_tokens=5))
+    trace.observe(Finished(reason="stop", usage=Usage(prompt_tokens=5, completion_tokens=7), index=0))
+    trace.observe(Started(prompt_tokens=6), 1, 1)
+    trace.observe(TextDelta(text="x", tokens=2, index=2), 1, 1)
+    failed = Failed(error=EngineUnavailable("gone").info, usage=Usage(prompt_tokens=6, completion_tokens=300))
+    trace.observe(failed, 1, 1)
+    assert (trace.usage.prompt_tokens, trace.usage.completion_tokens) == (11, 307)

@@ -254,17 +254,20 @@ class Lease:
         self._reserved = reserved
         self._over = False
 
-    def reserve(self, tokens: int) -> None:
-        """Hold the most tokens that the request can use. A refusal gives everything back and ends the lease."""
+    def reserve(self, tokens: int, param: str = "max_tokens") -> None:
+        """Hold the most tokens that the request can use. A refusal gives everything back and ends the lease.
+
+        `param` is what makes the tokens so many.
+        """
         assert not self._over
         account = self._limiter.account(self._key_id)
         limit = account.tokens.per_minute
         if limit is not None and tokens > limit:
             self._give_back(account)
             raise InvalidRequest(
-                f"This request may use {tokens} tokens (prompt and max_tokens), and the limit of this key is {limit} "
-                "tokens per minute, so it can never pass. Please lower max_tokens or shorten the prompt.",
-                param="max_tokens",
+                f"This request may use {tokens} tokens (those of its input included), and the limit of this key is "
+                f"{limit} tokens per minute, so it can never pass. Please ask for less.",
+                param=param,
                 code="rate_limit_exceeded",
             )
         missing = tokens - self._reserved

@@ -22,10 +22,10 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Asked:
     prompt = reader.prompt()
     reader.choice(prompt.tools)
     reader.constraint()
-    question = EncodeRequest(request_id="", model=reader.model.id, prompt=prompt)
+    question = EncodeRequest(request_id="", model=reader.model.id, prompt=prompt, count_only=True)
     return Asked(question=question, model=reader.model, reply=_reply, ignored=tuple(reader.ignored))
 
 
 def _reply(answer: Answer) -> bytes:
     assert isinstance(answer, Encoded)
-    return dumps({"input_tokens": len(answer.tokens)})
+    return dumps({"input_tokens": answer.count})

@@ -126,7 +126,7 @@ class CountTokens:
         model, ignored = _model(self.model, models)
         prompt = _prompt(values, model, path, refuse_unknown=refuse_unknown)
         prompt.reader.choice(values.get("toolConfig", dict), prompt.chat.tools)  # of no effect, but refused if wrong
-        question = EncodeRequest(request_id="", model=model.id, prompt=prompt.chat)
+        question = EncodeRequest(request_id="", model=model.id, prompt=prompt.chat, count_only=True)
         named = outer.ignored if whole is None else (*outer.ignored, *values.ignored)
         ignored = (*ignored, *named, *prompt.ignored, *prompt.reader.ignored)
         return Asked(question=question, model=model, reply=_count, ignored=ignored)
@@ -138,7 +138,7 @@ class CountTokens:
 
 def _count(answer: Answer) -> bytes:
     assert isinstance(answer, Encoded)
-    return google_wire.dumps({"totalTokens": len(answer.tokens)})
+    return google_wire.dumps({"totalTokens": answer.count})
 
 
 def _prompt(values: Values, model: ServedModel, path: str, *, refuse_unknown: bool) -> _Prompt:

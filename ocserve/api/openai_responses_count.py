@@ -29,7 +29,7 @@ class InputTokensDialect:
         """The question in `body`."""
         fields.read(json_body.decode(body), _TABLE, refuse_unknown=refuse_unknown)
         parsed = self._responses.parse(body, models, refuse_unknown=refuse_unknown)
-        question = EncodeRequest(request_id="", model=parsed.model.id, prompt=parsed.request.prompt)
+        question = EncodeRequest(request_id="", model=parsed.model.id, prompt=parsed.request.prompt, count_only=True)
         return Asked(question=question, model=parsed.model, reply=_reply, ignored=parsed.ignored)
 
     def error_body(self, info: ErrorInfo) -> bytes:
@@ -39,4 +39,4 @@ class InputTokensDialect:
 
 def _reply(answer: Answer) -> bytes:
     assert isinstance(answer, Encoded)
-    return openai_wire.dumps({"object": "response.input_tokens", "input_tokens": len(answer.tokens)})
+    return openai_wire.dumps({"object": "response.input_tokens", "input_tokens": answer.count})

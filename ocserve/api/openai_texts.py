@@ -18,7 +18,7 @@ class _Listing:
 
     def __init__(self) -> None:
         self.told = 0  # tokens of the answer that are listed
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
     def prompt(self, tokens: Sequence[TokenLogprob], unwritten: int) -> dict[str, object]:
@@ -29,6 +29,11 @@ class _Listing:
             assert isinstance(column, list)
             column[:1] = [None]
         return listed
+
+    def follow(self, other: _Listing) -> None:
+        """Begin behind the prompt that `other` has listed."""
+        self._offset = other._offset
+        self._decoder.setstate(other._decoder.getstate())
 
     def answer(self, tokens: Sequence[TokenLogprob]) -> dict[str, object]:
         """Those of the answer's next tokens."""
@@ -44,7 +49,7 @@ class _Listing:
         for token in tokens:
             offsets.append(self._offset)
             piece = token.chosen.piece
-            self._offset += len(self._decode(piece[unwritten:]))
+            self._offset += len(self._decoder.decode(piece[unwritten:]))
             unwritten = max(0, unwritten - len(piece))
         return {
             "tokens": [token_text(token.chosen.piece) for token in tokens],
@@ -106,10 +111,10 @@ class CompletionEncoder(ReplyEncoder):
             case TextDelta(text=text, index=index, logprobs=logprobs) if text or (logprobs and self._logprobs):
                 return (self._chunk({"text": text}, index, logprobs=self._listed(index, logprobs)),)
             case PromptLogprobs(index=first) if self._logprobs or self._prompts[first // self._generated] is None:
+                text, listed = self._echoed(event, first)
                 return [
                     self._chunk({"text": text}, index, logprobs=listed)
                     for index in range(first, first + self._generated)
-                    for text, listed in (self._echoed(event, index),)
                 ]
             case _:
                 return ()
@@ -131,34 +136,40 @@ class CompletionEncoder(ReplyEncoder):
     def _listed(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, object] | None:
         return self._listings[index].answer(logprobs) if self._logprobs else None
 
-    def _echoed(self, prompt: PromptLogprobs, index: int) -> tuple[str, dict[str, object] | None]:
-        """A choice's prompt as text, and what is listed of its tokens."""
+    def _echoed(self, prompt: PromptLogprobs, first: int) -> tuple[str, dict[str, object] | None]:
+        """A prompt as text and what is listed of its tokens, for all of its choices, of which `first` is the first."""
         data = b"".join(token.chosen.piece for token in prompt.tokens)
-        given = self._prompts[index // self._generated]
+        given = self._prompts[first // self._generated]
         # Tokens may say more than was sent: the mark of the beginning, a space that the vocabulary puts first.
         unwritten = 0 if given is None else max(0, len(data) - len(given.encode()))
         text = data.decode("utf-8", "replace") if given is None else given
-        return text, self._listings[index].prompt(prompt.tokens, unwritten) if self._logprobs else None
+        if not self._logprobs:
+            return text, None
+        listed = self._listings[first].prompt(prompt.tokens, unwritten)
+        for index in range(first + 1, first + self._generated):
+            self._listings[index].follow(self._listings[first])
+        return text, listed
 
     def _whole(self, found: list[Answer]) -> list[dict[str, object]]:
         choices: list[dict[str, object]] = []
         for first in range(0, len(found), self._generated):
             prompt = found[first].prompt
+            given: tuple[str, dict[str, object] | None] = "", None
+            if self._echo:
+                text = self._prompts[first // self._generated] or ""
+                given = (text, None) if prompt is None else self._echoed(prompt, first)
             of_prompt = list(enumerate(found[first : first + self._generated], first))
             if self._generated > self._returned:
                 of_prompt.sort(key=lambda numbered: -_mean_logprob(numbered[1]))
             for index, answer in of_prompt[: self._returned]:
-                choices.append(self._choice(len(choices), index, answer, prompt))
+                choices.append(self._choice(len(choices), index, answer, *given))
         return choices
 
-    def _choice(self, number: int, index: int, answer: Answer, prompt: PromptLogprobs | None) -> dict[str, object]:
-        text, listed = answer.text, None
-        if self._echo and prompt is not None:
-            echoed, listed = self._echoed(prompt, index)
-            text = echoed + text
-        elif self._echo:
-            text = (self._prompts[index // self._generated] or "") + text
+    def _choice(
+        self, number: int, index: int, answer: Answer, echoed: str, listed: dict[str, object] | None
+    ) -> dict[str, object]:
         parts = [listed, self._listed(index, answer.logprobs), self._end(answer.finished)]
+        text = echoed + answer.text
         return choice(number, {"text": text}, answer.finished.reason, _joined([part for part in parts if part]))
 
 

@@ -16,6 +16,16 @@ Ids = tuple[int, ...]
 _PLACES = re.compile(r"(\{query\}|\{document\})")
 
 
+def encoded(question: EncodeRequest, ids: Ids, text: str | None, vocab: Vocab) -> Encoded:
+    """As much of the answer as the question wants; `text` None is what the tokens spell."""
+    if question.count_only:
+        return Encoded(count=len(ids))
+    pieces = tuple(map(vocab.spelled, ids))
+    if text is None:
+        text = b"".join(pieces).decode(errors="replace")
+    return Encoded(count=len(ids), tokens=ids, pieces=pieces, text=text)
+
+
 class InputEncoder:
     """Encodes inputs of at most `context` tokens.
 
@@ -41,18 +51,15 @@ class InputEncoder:
 
     def answer(self, question: EncodeRequest) -> Encoded:
         """What a text is in tokens, with its frame if `add_bos`, whether or not it fits."""
+        text: str | None
         match question.prompt:
             case TextPrompt(text=text):
                 ids = tuple(self._vocab.tokenize(text, parse_special=False, framed=question.add_bos))
-                return Encoded(tokens=ids, pieces=self._pieces(ids), text=text)
             case TokenPrompt(tokens=tokens):
-                pieces = self._pieces(self._known(tokens, "tokens"))
-                return Encoded(tokens=tokens, pieces=pieces, text=b"".join(pieces).decode(errors="replace"))
+                ids, text = self._known(tokens, "tokens"), None
             case _:
                 raise InvalidRequest("This model does not chat.", param="model", code="model_not_capable")
-
-    def _pieces(self, ids: Ids) -> tuple[bytes, ...]:
-        return tuple(map(self._vocab.spelled, ids))
+        return encoded(question, ids, text, self._vocab)
 
     def query(self, text: str) -> Ids:
         """What `pair` takes for a query, alone within the context: else each document would be blamed for it."""

@@ -15,8 +15,10 @@ from ocserve.chat.specials import Segment, SpecialToken, SpecialTokens, Text
 from ocserve.chat.speech import Speech
 from ocserve.chat.template import ChatTemplate
 from ocserve.engine.answers import AnswerPlan
+from ocserve.engine.embedding_inputs import encoded
 from ocserve.engine.encodings import PlainTokenizer
 from ocserve.engine.llama import Vocab
+from ocserve.engine.sizes import text_bytes
 from ocserve.engine.turns import Opening, Quoter, Turns
 from ocserve.errors import ContextLengthExceeded, InvalidRequest
 from ocserve.generation import (
@@ -104,7 +106,7 @@ class PromptEncoder:
     def answer(self, question: EncodeRequest) -> Encoded:
         """What a prompt is in tokens, whether or not it fits the context; raises as `encode`."""
         prompt = question.prompt
-        if _size_bytes(prompt) > _MOST_ASKED_BYTES:
+        if text_bytes(prompt) > _MOST_ASKED_BYTES:
             raise InvalidRequest(
                 f"At most {_MOST_ASKED_BYTES} bytes of text are tokenised at once.", param=_FIELDS[type(prompt)]
             )
@@ -117,10 +119,7 @@ class PromptEncoder:
             ids, text = self._encoded(prompt, question.salt)
         if question.add_bos and not isinstance(prompt, TokenPrompt):
             ids = self._with_bos(ids)
-        pieces = tuple(map(self._vocab.spelled, ids))
-        return Encoded(
-            tokens=tuple(ids), pieces=pieces, text=b"".join(pieces).decode(errors="replace") if text is None else text
-        )
+        return encoded(question, tuple(ids), text, self._vocab)
 
     def content(self, text: str) -> list[int]:
         """Ids of text that never becomes a control token."""
@@ -174,7 +173,7 @@ class PromptEncoder:
 
     def _check_size(self, prompt: Prompt, field: str) -> None:
         """Refuse what cannot fit however it is tokenised, before time is spent on it."""
-        at_least = _size_bytes(prompt) // self._longest_piece
+        at_least = text_bytes(prompt) // self._longest_piece
         if at_least >= self._context:
             raise ContextLengthExceeded(limit=self._context, prompt_tokens=at_least, param=field, at_least=True)
 
@@ -249,19 +248,6 @@ class PromptEncoder:
                     f"Token {token} is outside this model's vocabulary of {self._vocab.size}.", param=f"prompt[{index}]"
                 )
         return list(tokens)
-
-
-def _size_bytes(prompt: Prompt) -> int:
-    """Bytes of the text that a client wrote; 0 for token ids, of which none are to be made."""
-    match prompt:
-        case ChatPrompt(messages=messages):
-            return sum(len(message.content.encode()) for message in messages)
-        case TextPrompt(text=text):
-            return len(text.encode())
-        case TokenPrompt():
-            return 0
-        case FillPrompt(prefix=prefix, suffix=suffix, files=files):
-            return sum(len(text.encode()) for text in (prefix, suffix, *(part for file in files for part in file)))
 
 
 def _without_thought(reasoning: Reasoning) -> bool:

@@ -112,7 +112,7 @@ class OllamaGenerate:
     async def _load(self, exchange: Exchange, model: ServedModel, send: Send) -> None:
         """Have the engine look at an empty text, for which it must be there."""
         assert exchange.caller is not None
-        nothing = EncodeRequest(request_id="", model=model.id, prompt=TextPrompt(text=""))
+        nothing = EncodeRequest(request_id="", model=model.id, prompt=TextPrompt(text=""), count_only=True)
         try:
             await self._service.ask(nothing, exchange.caller, exchange.trace)
         finally:

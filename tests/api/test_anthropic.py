@@ -354,12 +354,13 @@ def test_a_count_reads_what_makes_the_prompt_and_nothing_else() -> None:
     del body["max_tokens"]
     asked = anthropic_count.parse(json.dumps(body).encode(), models, refuse_unknown=True)
     assert isinstance(asked.question, EncodeRequest)
+    assert asked.question.count_only
     assert asked.question.prompt == parse(system="Be terse.", tools=[TOOL]).request.prompt
     for extra, param in (({"max_tokens": 5}, "max_tokens"), ({"messages": None}, "messages")):
         with pytest.raises(InvalidRequest) as caught:
             anthropic_count.parse(json.dumps({**body, **extra}).encode(), models, refuse_unknown=True)
         assert caught.value.param == param
-    assert json.loads(asked.reply(Encoded(tokens=(1, 2), pieces=(b"", b""), text=""))) == {"input_tokens": 2}
+    assert json.loads(asked.reply(Encoded(count=2))) == {"input_tokens": 2}
 
 
 COUNTS = Usage(prompt_tokens=9, cached_tokens=4, completion_tokens=7, reasoning_tokens=2)

@@ -435,7 +435,7 @@ def test_a_count_takes_contents_or_a_whole_request() -> None:
         json.dumps({"generateContentRequest": wishes, "frob": 1}).encode(), models, refuse_unknown=False
     )
     assert named.ignored == ("frob", "generateContentRequest.generationConfig.mediaResolution")
-    assert json.loads(count(**BASE).reply(Encoded(tokens=(1, 2), pieces=(b"", b""), text=""))) == {"totalTokens": 2}
+    assert json.loads(count(**BASE).reply(Encoded(count=2))) == {"totalTokens": 2}
 
 
 COUNTS = Usage(prompt_tokens=9, cached_tokens=4, completion_tokens=7, reasoning_tokens=2)

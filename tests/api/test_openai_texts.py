@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ocserve.api import openai_completions
+from ocserve.api import openai_completions, openai_texts
 from ocserve.api.dialect import Reply
 from ocserve.generation import (
     Finished,
@@ -174,3 +174,23 @@ def test_an_empty_answer_is_never_the_best() -> None:
     events = [Started(prompt_tokens=1), finished(1), text(b"b", index=1, logprob=-5.0), finished(1, index=1)]
     whole, _ = answer(events, best_of=2)
     assert [choice["text"] for choice in whole] == ["b"]
+
+
+def test_a_prompt_is_listed_once_for_all_of_its_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[TokenLogprob] = []
+    real = openai_texts._likeliest
+
+    def likeliest(token: TokenLogprob) -> dict[str, float]:
+        listed.append(token)
+        return real(token)
+
+    monkeypatch.setattr(openai_texts, "_likeliest", likeliest)
+    ends = [finished(1, index, "length") for index in range(3)]
+    said = [text(b"!", index=index) for index in range(3)]
+    events = [Started(prompt_tokens=2), PROMPT, *said, *ends]
+    whole, chunks = answer(events, prompt="Hi you", echo=True, logprobs=1, max_tokens=1, n=3)
+    assert len(listed) == 2 * (2 + 3)  # once for the whole answer, once for the stream
+    for index, choice in enumerate(whole):
+        aligned(choice)
+        assert choice["logprobs"]["text_offset"] == [0, 2, 6]
+        assert joined(chunks, index) == choice

@@ -115,7 +115,7 @@ class Script:
             error = InvalidRequest("refused as asked", param="prompt").info
             self.send(wire.Refused(request_id=question.request_id, error=error))
             return
-        answer = Encoded(tokens=tuple(range(len(words))), pieces=(), text="")
+        answer = Encoded(count=len(words), tokens=tuple(range(len(words))))
         self.send(wire.Told(request_id=question.request_id, answer=answer))
 
     def generate(self, request: GenerateRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from ocserve.engine import llama
 from ocserve.engine.tokens import PromptEncoder
@@ -20,6 +21,8 @@ from ocserve.generation import (
     Sampling,
     TextPrompt,
     TokenPrompt,
+    Tool,
+    ToolCall,
 )
 from tests import tiny
 from tests.engine.schedules import load
@@ -117,3 +120,26 @@ def test_a_prompt_without_an_answer_may_fill_the_context(encoder: PromptEncoder)
     assert len(encoder.encode(generate(full, max_tokens=0))) == tiny.CONTEXT
     with pytest.raises(ContextLengthExceeded):
         encoder.encode(generate(full))
+
+
+def test_only_the_count_is_told_where_nothing_else_is_wanted(encoder: PromptEncoder) -> None:
+    question = asked(TextPrompt(text="Hello"))
+    whole, bare = encoder.answer(question), encoder.answer(replace(question, count_only=True))
+    assert bare.count == whole.count == len(whole.tokens) > 0
+    assert (bare.tokens, bare.pieces, bare.text) == ((), (), "")
+
+
+@pytest.mark.parametrize("where", ["reasoning", "arguments", "tool_call_id", "description", "parameters"])
+def test_all_text_of_a_chat_counts_towards_its_size(encoder: PromptEncoder, where: str) -> None:
+    long = "x" * 5_000_000
+    message, tools = Message(role="user", content="a"), ()
+    match where:
+        case "arguments":
+            message = Message(role="assistant", tool_calls=(ToolCall(id="1", name="f", arguments=long),))
+        case "description" | "parameters":
+            tools = (Tool(name="f", **{where: long}),)
+        case _:
+            message = replace(message, **{where: long})
+    with pytest.raises(InvalidRequest, match="At most") as refusal:
+        encoder.answer(asked(ChatPrompt(messages=(message,), tools=tools)))
+    assert refusal.value.param == "messages"

@@ -1,0 +1,49 @@
+"""How large requests are, as far as it can be seen before anything is tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ocserve.generation import ChatPrompt, EmbedRequest, FillPrompt, Prompt, ScoreRequest, TextPrompt, TokenPrompt
+
+_ID_BYTES = 8  # of a token id that waits in a queue
+# Of text for each token: more than usual text has, so that what is estimated is not less in truth.
+_BYTES_PER_TOKEN = 6
+
+
+def text_bytes(prompt: Prompt) -> int:
+    """Bytes of all the text that a client wrote; 0 for token ids, of which none are to be made."""
+    return sum(len(text.encode()) for text in _texts(prompt))
+
+
+def queued_bytes(prompt: Prompt) -> int:
+    """Bytes of a prompt that waits, about."""
+    return _ID_BYTES * len(prompt.tokens) if isinstance(prompt, TokenPrompt) else text_bytes(prompt)
+
+
+def least_tokens(question: EmbedRequest | ScoreRequest) -> int:
+    """How many tokens a question has at least, as usual text is; 1 for an empty one."""
+    if isinstance(question, ScoreRequest):
+        asked = len(question.query.encode())
+        return max(1, sum(asked + len(text.encode()) for text in question.documents) // _BYTES_PER_TOKEN)
+    given = sum(len(each.tokens) for each in question.inputs if isinstance(each, TokenPrompt))
+    return max(1, given + sum(map(text_bytes, question.inputs)) // _BYTES_PER_TOKEN)
+
+
+def _texts(prompt: Prompt) -> Iterator[str]:
+    match prompt:
+        case ChatPrompt(messages=messages, tools=tools):
+            for message in messages:
+                yield from (message.content, message.reasoning, message.name or "", message.tool_call_id or "")
+                for call in message.tool_calls:
+                    yield from (call.id, call.name, call.arguments)
+            for tool in tools:
+                yield from (tool.name, tool.description, tool.parameters or "")
+        case TextPrompt(text=text):
+            yield text
+        case FillPrompt(prefix=prefix, suffix=suffix, files=files):
+            yield from (prefix, suffix)
+            for file in files:
+                yield from file
+        case TokenPrompt():
+            pass
