@@ -16,6 +16,13 @@ def text_bytes(prompt: Prompt) -> int:
     return sum(len(text.encode()) for text in _texts(prompt))
 
 
+def certain_bytes(prompt: Prompt) -> int:
+    """Those of `text_bytes` that are sure to be in the prompt: a template may pass over thoughts, tools and calls."""
+    if isinstance(prompt, ChatPrompt):
+        return sum(len(message.content.encode()) for message in prompt.messages)
+    return text_bytes(prompt)
+
+
 def queued_bytes(prompt: Prompt) -> int:
     """Bytes of a prompt that waits, about."""
     return _ID_BYTES * len(prompt.tokens) if isinstance(prompt, TokenPrompt) else text_bytes(prompt)

@@ -18,7 +18,7 @@ from ocserve.engine.answers import AnswerPlan
 from ocserve.engine.embedding_inputs import encoded
 from ocserve.engine.encodings import PlainTokenizer
 from ocserve.engine.llama import Vocab
-from ocserve.engine.sizes import text_bytes
+from ocserve.engine.sizes import certain_bytes, text_bytes
 from ocserve.engine.turns import Opening, Quoter, Turns
 from ocserve.errors import ContextLengthExceeded, InvalidRequest
 from ocserve.generation import (
@@ -106,10 +106,7 @@ class PromptEncoder:
     def answer(self, question: EncodeRequest) -> Encoded:
         """What a prompt is in tokens, whether or not it fits the context; raises as `encode`."""
         prompt = question.prompt
-        if text_bytes(prompt) > _MOST_ASKED_BYTES:
-            raise InvalidRequest(
-                f"At most {_MOST_ASKED_BYTES} bytes of text are tokenised at once.", param=_FIELDS[type(prompt)]
-            )
+        self._check_bytes(prompt, _MOST_ASKED_BYTES)
         if isinstance(prompt, TokenPrompt) and len(prompt.tokens) > _MOST_ASKED_TOKENS:
             raise InvalidRequest(f"At most {_MOST_ASKED_TOKENS} tokens are spelled at once.", param="prompt")
         if question.plain and isinstance(prompt, TextPrompt):
@@ -173,9 +170,16 @@ class PromptEncoder:
 
     def _check_size(self, prompt: Prompt, field: str) -> None:
         """Refuse what cannot fit however it is tokenised, before time is spent on it."""
-        at_least = text_bytes(prompt) // self._longest_piece
+        at_least = certain_bytes(prompt) // self._longest_piece
         if at_least >= self._context:
             raise ContextLengthExceeded(limit=self._context, prompt_tokens=at_least, param=field, at_least=True)
+        self._check_bytes(prompt, max(_MOST_ASKED_BYTES, self._context * self._longest_piece))
+
+    @staticmethod
+    def _check_bytes(prompt: Prompt, most: int) -> None:
+        """Refuse more text than is tokenised at once, whatever becomes of it."""
+        if text_bytes(prompt) > most:
+            raise InvalidRequest(f"At most {most} bytes of text are tokenised at once.", param=_FIELDS[type(prompt)])
 
     def plan(self, request: GenerateRequest, prompt: Sequence[int]) -> AnswerPlan:
         """How the answers to an encoded prompt are held and read."""

@@ -140,6 +140,13 @@ def test_all_text_of_a_chat_counts_towards_its_size(encoder: PromptEncoder, wher
             tools = (Tool(name="f", **{where: long}),)
         case _:
             message = replace(message, **{where: long})
-    with pytest.raises(InvalidRequest, match="At most") as refusal:
-        encoder.answer(asked(ChatPrompt(messages=(message,), tools=tools)))
-    assert refusal.value.param == "messages"
+    prompt = ChatPrompt(messages=(message,), tools=tools)
+    for act in (lambda: encoder.answer(asked(prompt)), lambda: encoder.encode(generate(prompt))):
+        with pytest.raises(InvalidRequest, match="At most") as refusal:
+            act()
+        assert refusal.value.param == "messages"
+
+
+def test_a_thought_that_the_template_passes_over_may_be_longer_than_the_context(encoder: PromptEncoder) -> None:
+    spoken = (Message(role="user", content="a"), Message(role="assistant", content="b", reasoning="x" * 1_000_000))
+    assert len(encoder.encode(generate(ChatPrompt(messages=(*spoken, Message(role="user", content="c")))))) < 100
