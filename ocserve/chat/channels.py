@@ -244,8 +244,8 @@ class Channels:
             self._reader.take(1)
 
     def _value(self, closers: Sequence[str], *, bare: bool) -> Reading[bool]:
-        """One argument's value, as JSON; whether it is complete."""
-        reader, collected = self._reader, ""
+        """One argument's value, as JSON; whether it is complete. A closer within a string of it is part of that."""
+        reader, collected, value = self._reader, "", JsonEnd()
         if bare:
             self._emit("call", '"')
         while True:
@@ -255,6 +255,11 @@ class Channels:
                 self._emit("call", json.dumps(text.translate(_NO_MARKS), ensure_ascii=False)[1:-1])
             else:
                 collected += text
+                value.feed(text)
+            if closer is not None and not bare and value.in_string and collected.lstrip()[:1] in '"[{':
+                collected += reader.take(1)
+                value.feed(closer[:1])
+                continue
             if closer is not None:
                 reader.take(len(closer))
                 self._emit("call", '"' if bare else _as_json(collected))

@@ -124,6 +124,11 @@ class JsonEnd:
         self._in_string = self._escaped = False
         self.complete = False
 
+    @property
+    def in_string(self) -> bool:
+        """Whether what was fed ends within a string."""
+        return self._in_string
+
     def feed(self, text: str) -> int:
         """How many characters of `text` belong to the value."""
         for count, character in enumerate(text, start=1):

@@ -123,6 +123,16 @@ RECORDED: list[tuple[str, str | None, bool, str, str, str, list[tuple[str, Any]]
         "",
         [("get_weather", {"city": '  two\n"lines" </p>\n'})],
     ),
+    (
+        "qwen_coder",
+        None,
+        False,
+        '<tool_call>\n<function=add>\n<parameter=b>\n["a</parameter>b", "\\"</parameter>"]\n</parameter>\n</function>\n'
+        "</tool_call>",
+        "",
+        "",
+        [("add", {"b": ["a</parameter>b", '"</parameter>']})],
+    ),
     ("qwen_coder", None, False, "<tool_call>\n<function=now>\n</function>\n</tool_call>", "", "", [("now", {})]),
     (
         "seed",

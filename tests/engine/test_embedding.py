@@ -360,7 +360,7 @@ def test_an_input_that_is_given_up_halfway_leaves_its_cells_to_others(models: di
     parted = Running(models["decoder"], batch_tokens=4, sequences=2)
     expected = vectors(parted.embed("the cat"))
     for number in range(40):
-        parted.embedder.handle(wire.Ask(question=embed(*["x" * 60] * 300, name=f"gone{number}")))
+        parted.embedder.handle(wire.Ask(question=embed(*["x" * 60] * 30, name=f"gone{number}")))
         parted.embedder.handle(wire.Ask(question=embed("ab", name=f"kept{number}")))
         assert parted.replies.get(timeout=20)[0] == f"kept{number}"
         parted.embedder.handle(wire.Cancel(request_id=f"gone{number}"))
