@@ -8,6 +8,8 @@ from typing import Any
 import openai
 import pytest
 
+from tests.e2e.alike import NOISE
+
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 
 
@@ -31,7 +33,7 @@ def test_an_answer_scores_as_an_echo_what_it_scored_when_it_was_generated(client
     count = len(said.logprobs.tokens)
     assert listed.tokens[-count:] == said.logprobs.tokens
     # Another chunking of the prompt rounds otherwise in a quantised model.
-    assert listed.token_logprobs[-count:] == pytest.approx(said.logprobs.token_logprobs, abs=0.2)
+    assert listed.token_logprobs[-count:] == pytest.approx(said.logprobs.token_logprobs, abs=NOISE)
     for token, chances in zip(listed.tokens[1:], listed.top_logprobs[1:], strict=True):
         assert token in chances
         assert len(chances) in (2, 3)
@@ -45,7 +47,7 @@ def test_a_scoring_client_reads_its_continuation_whether_the_answer_ends_or_not(
         answer = complete(client, max_tokens=1, logprobs=1, echo=True, seed=1234, **biased)
         listed = answer.choices[0].logprobs
         assert len(listed.tokens) == len(listed.token_logprobs) == len(listed.top_logprobs) == length + 1
-        assert listed.token_logprobs[1:-1] == pytest.approx(ids.choices[0].logprobs.token_logprobs[1:], abs=0.2)
+        assert listed.token_logprobs[1:-1] == pytest.approx(ids.choices[0].logprobs.token_logprobs[1:], abs=NOISE)
 
 
 def test_several_prompts_answer_as_each_alone(client: openai.OpenAI) -> None:
@@ -76,7 +78,7 @@ def test_the_best_of_several_is_the_likeliest(client: openai.OpenAI) -> None:
         chances = choice.logprobs.token_logprobs
         return float(sum(chances) / len(chances)) if chances else float("-inf")
 
-    assert mean(best.choices[0]) == pytest.approx(max(map(mean, all_of_them.choices)), abs=0.2)
+    assert mean(best.choices[0]) == pytest.approx(max(map(mean, all_of_them.choices)), abs=NOISE)
     assert best.usage.completion_tokens >= all_of_them.usage.completion_tokens - 4
 
 

