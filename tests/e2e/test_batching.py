@@ -84,7 +84,7 @@ def test_throughput_over_http_against_the_bare_loop(smollm2: Path, tmp_path: Pat
         assert four.ratio.median >= 0.95, four
         assert eight.ratio.median >= 0.95, eight
     else:
-        assert all(max(each.ratio.rounds) >= 0.6 for each in (one, four, eight)), (one, four, eight)
+        assert all(max(each.ratio.rounds) >= 0.4 for each in (one, four, eight)), (one, four, eight)
 
 
 def test_sequences_beyond_the_pool_are_preempted_and_all_finish(tiny_model: Path) -> None:

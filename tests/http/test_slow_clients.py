@@ -101,8 +101,8 @@ def test_slow_and_idle_connections_are_cut_on_time_and_hurt_nobody(full: bool) -
     assert longest["idle"] < header_s + late_s
     assert longest["headers"] < header_s + late_s
     assert longest["bodies"] < body_s + late_s
-    # Below 20 ms it is the machine's scheduling that is measured.
-    assert p99(attacked) < max(2 * p99(elsewhere), 0.020)
+    # Below 50 ms it is the machine's scheduling that is measured.
+    assert p99(attacked) < max(2 * p99(elsewhere), 0.050)
 
 
 @pytest.mark.parametrize(("step_s", "cancelled"), [(0.005, True), (0.0, False)], ids=["decoding", "decoded"])
