@@ -166,5 +166,5 @@ async def test_every_returned_call_is_valid_and_required_ones_are_made(
         print(f"\n{len(outcomes)} answers, {calls} calls, {cut} of {len(required)} required ones cut", flush=True)
     assert all(outcome.calls for outcome in required if outcome.reason != "length")
     assert all(not outcome.content.strip() for outcome in required if outcome.reason != "length")
-    # Of twelve questions two may be of the kind at which a model of 135M rambles; of 300 a tenth.
+    # Of twelve questions four may be of the kind at which a model of 135M rambles; of 300 a tenth.
     assert cut <= (0.1 if full else 0.34) * len(required)
