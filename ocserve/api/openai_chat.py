@@ -83,7 +83,10 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         request=request,
         model=model,
         stream=values.get("stream", bool) or False,
-        ignored=(*values.ignored, *options.ignored, *reader.ignored, *unread_tools, *unread, *wish.ignored),
+        ignored=(
+            *(*values.ignored, *options.ignored, *reader.ignored, *unread_tools, *unread, *wish.ignored),
+            *(("prediction",) if request.prediction is not None and not _is_drafted(request) else ()),
+        ),
         include_usage=options.get("include_usage", bool),
         show_reasoning=wish.shown,
         paths=paths,
@@ -114,6 +117,12 @@ def _logprobs(values: Values) -> int | None:
     if top:
         raise InvalidRequest("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
     return None
+
+
+def _is_drafted(request: GenerateRequest) -> bool:
+    """Whether the engine may draft at all: not with a seed, since batches round otherwise, nor where masks hold."""
+    tools = isinstance(request.prompt, ChatPrompt) and request.prompt.tools and request.tool_choice.mode != "none"
+    return request.sampling.seed is None and request.constraint is None and not tools
 
 
 def _prediction(values: Values, *, refuse_unknown: bool) -> str | None:

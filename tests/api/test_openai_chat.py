@@ -395,3 +395,16 @@ def test_what_computes_the_answer_has_a_name_that_stays() -> None:
     assert answers[0]["system_fingerprint"].startswith("fp_")
     assert answers[0]["service_tier"] == "default"
     assert fingerprint(MODEL) != fingerprint(replace(MODEL, quantisation="Q8_0"))
+
+
+def test_a_prediction_that_nothing_is_drafted_from_is_named() -> None:
+    def ignored(**extra: Any) -> tuple[str, ...]:
+        said = {"type": "content", "content": "red, blue"}
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "prediction": said, **extra}
+        return openai_chat.parse(json.dumps(body).encode(), lambda name: MODEL, refuse_unknown=True).ignored
+
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert ignored() == ()
+    assert ignored(tools=[tool], tool_choice="none") == ()
+    for extra in ({"seed": 1}, {"response_format": {"type": "json_object"}}, {"tools": [tool]}):
+        assert ignored(**extra) == ("prediction",)
