@@ -6,10 +6,9 @@ import base64
 import hashlib
 from collections.abc import Sequence
 
-import msgspec
-
 from ocserve.api import blocks
 from ocserve.api.dialect import Frame, Framing, Reply
+from ocserve.api.json_body import dumps as dumps
 from ocserve.errors import ErrorInfo
 from ocserve.generation import (
     Failed,
@@ -44,11 +43,6 @@ _ERROR_TYPES = {
 _PING = b'{"type":"ping"}'
 # A ping where other dialects send a comment: the vendor's clients know it, and some take silence for a dead stream.
 FRAMING = Framing(keep_alive=b"event: ping\ndata: %b\n\n" % _PING)
-
-
-def dumps(value: object) -> bytes:
-    """JSON as it goes out: compact, UTF-8."""
-    return msgspec.json.encode(value)
 
 
 def error_body(info: ErrorInfo) -> bytes:

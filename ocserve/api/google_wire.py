@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from ocserve.api import blocks
 from ocserve.api.blocks import Block
 from ocserve.api.dialect import Frame, Framing, Reply
+from ocserve.api.json_body import dumps as dumps
 from ocserve.errors import ErrorInfo
 from ocserve.generation import (
     Failed,
@@ -58,11 +57,6 @@ ARRAY = Framing(
 )
 
 Part = dict[str, object]
-
-
-def dumps(value: object) -> bytes:
-    """JSON as it goes out: compact, UTF-8."""
-    return msgspec.json.encode(value)
 
 
 def error_body(info: ErrorInfo) -> bytes:

@@ -1,4 +1,4 @@
-"""Request bytes to a JSON object, strictly: what a lenient decoder would let pass is refused here.
+"""JSON of requests and answers. Requests are read strictly: what a lenient decoder would let pass is refused here.
 
 Refused are invalid UTF-8, a byte-order mark, NaN and Infinity, duplicate keys, lone surrogates and integers of absurd
 length. The nesting depth is known from a scan of the bytes before any decoder sees them. Knows nothing of fields.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 from itertools import accumulate
+
+import msgspec
 
 from ocserve.errors import InvalidRequest
 
@@ -107,3 +109,8 @@ def _refuse_surrogates(value: object, path: str) -> None:
         for name, item in value.items():
             _refuse_surrogates(name, path)
             _refuse_surrogates(item, f"{path}.{name}" if path else name)
+
+
+def dumps(value: object) -> bytes:
+    """JSON as it goes out: compact, UTF-8."""
+    return msgspec.json.encode(value)

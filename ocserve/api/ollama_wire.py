@@ -11,10 +11,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from ocserve.api.blocks import Block, blocks
 from ocserve.api.dialect import Frame, Framing, Reply
+from ocserve.api.json_body import dumps as dumps
 from ocserve.errors import ErrorInfo
 from ocserve.generation import (
     Failed,
@@ -40,11 +39,6 @@ DONE_REASONS: dict[FinishReason, str] = {
     "cancelled": "stop",
 }
 Clock = Callable[[], int]
-
-
-def dumps(value: object) -> bytes:
-    """JSON as it goes out: compact, UTF-8."""
-    return msgspec.json.encode(value)
 
 
 def error_body(info: ErrorInfo) -> bytes:

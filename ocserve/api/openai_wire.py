@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import msgspec
-
 from ocserve import __version__
 from ocserve.api.dialect import Frame, Reply
+from ocserve.api.json_body import dumps as dumps
 from ocserve.errors import ErrorInfo
 from ocserve.generation import (
     Failed,
@@ -37,11 +36,6 @@ FINISH_REASONS: dict[FinishReason, str] = {
 }
 
 DONE = b"[DONE]"
-
-
-def dumps(value: object) -> bytes:
-    """JSON as it goes out: compact, UTF-8."""
-    return msgspec.json.encode(value)
 
 
 def error_body(info: ErrorInfo) -> bytes:
