@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,10 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,  # they hold the schema and the output
 )
 _ANY_OBJECT = '{"type":"object"}'
+# Of one request, seconds of this thread's own time: below what the front takes for a hang even where both the parts
+# alone and all of them together take it, on a machine that is several times slower or busy.
+_MOST_COMPILING_S = 3.0
+_KEPT_PARTS = 4096  # of what parts took alone; a number each
 _KEPT_GRAMMARS = 32
 _KEPT_BYTES = 256 * 1024  # of schema text; a compiled grammar takes up to 300 times as much
 # Longer forced runs are found token by token under the mask: a tokenizer that recurses per character must not run on
@@ -148,6 +153,7 @@ class GrammarCompiler:
         self._encode = encode
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[bytes, tuple[LLMatcher, int]] = OrderedDict()
+        self._took: OrderedDict[bytes, float] = OrderedDict()
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="mask")
 
     def build(self) -> None:
@@ -170,37 +176,48 @@ class GrammarCompiler:
         try:
             return Guide(self._matcher(wanted).deep_copy(), self._compute, vocabulary=self._vocab.size)
         except GuideError:
-            raise self._blamed(wanted, "too complex") from None
+            raise _refused(wanted.parts, "too complex") from None
 
     def _matcher(self, answer: AnswerGrammar) -> LLMatcher:
         """The compiled grammar, at its start; not to be moved."""
         grammar = _grammar(answer)
-        digest = hashlib.sha256(grammar.encode()).digest()
+        digest = _digest(grammar)
         if digest in self._compiled:
             self._compiled.move_to_end(digest)
             return self._compiled[digest][0]
+        if len(answer.parts) > 1:
+            self._rehearse(answer.parts)
         matcher = self._compile(grammar)
         if matcher.is_error():
-            raise self._blamed(answer, matcher.get_error())
+            raise _refused(answer.parts, matcher.get_error())
         self._compiled[digest] = matcher, len(grammar)
         while len(self._compiled) > _KEPT_GRAMMARS or sum(size for _, size in self._compiled.values()) > _KEPT_BYTES:
             self._compiled.popitem(last=False)
         return matcher
 
+    def _rehearse(self, parts: Sequence[GrammarPart]) -> None:
+        """Compile each part alone, once: so it is known which to refuse, and there are moments at which to stop."""
+        spent = 0.0
+        for part in parts:
+            grammar = _grammar(alone(part.constraint))
+            digest = _digest(grammar)
+            if digest not in self._took:
+                begun = time.thread_time()
+                matcher = self._compile(grammar)
+                if matcher.is_error():
+                    raise _refused((part,), matcher.get_error())
+                self._took[digest] = time.thread_time() - begun
+                if len(self._took) > _KEPT_PARTS:
+                    self._took.popitem(last=False)
+            self._took.move_to_end(digest)
+            spent += self._took[digest]
+            if spent > _MOST_COMPILING_S:
+                raise _too_complex_together()
+
     def _compile(self, grammar: str) -> LLMatcher:
         self.build()
         assert self._tokenizer is not None
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
-
-    def _blamed(self, answer: AnswerGrammar, error: str) -> InvalidRequest:
-        """The refusal of a grammar, by the part that is refused alone, if there is one."""
-        for part in answer.parts:
-            if len(answer.parts) == 1:
-                return _refusal(part, error)
-            matcher = self._compile(_grammar(alone(part.constraint)))
-            if matcher.is_error():
-                return _refusal(part, matcher.get_error())
-        return InvalidRequest("The schemas of the tools are too complex together.", param="tools")
 
 
 def alone(constraint: Constraint) -> AnswerGrammar:
@@ -211,22 +228,31 @@ def alone(constraint: Constraint) -> AnswerGrammar:
 def _grammar(answer: AnswerGrammar) -> str:
     """In llguidance's own form: a list of grammars that refer to each other by name."""
     grammars: list[dict[str, object]] = [{"lark_grammar": answer.lark}] if answer.lark else []
-    grammars += [{"name": part.name, **_part_grammar(part)} for part in answer.parts]
+    multiples = 0
+    for part in answer.parts:
+        compiled, states = _part_grammar(part)
+        grammars.append({"name": part.name, **compiled})
+        multiples += states
+    if multiples > schema.MAX_MULTIPLES:
+        raise _too_complex_together()
     return json.dumps({"grammars": grammars}, ensure_ascii=False)
 
 
-def _part_grammar(part: GrammarPart) -> dict[str, object]:
+def _part_grammar(part: GrammarPart) -> tuple[dict[str, object], int]:
+    """A part in the compiler's form, and how many states its `multipleOf` take."""
     constraint = part.constraint
     if isinstance(constraint, JsonConstraint):
-        text = _ANY_OBJECT if constraint.schema is None else schema.checked(constraint.schema, _field(part))
-        return {"json_schema": {**json.loads(text), schema.OPTIONS: {"whitespace_flexible": False}}}
+        text = _ANY_OBJECT if constraint.schema is None else constraint.schema
+        checked = schema.checked(text, _field(part))
+        options = {"whitespace_flexible": False}
+        return {"json_schema": {**json.loads(checked.text), schema.OPTIONS: options}}, checked.multiples
     if len(constraint.text.encode()) > schema.MAX_BYTES:
         raise InvalidRequest(f"The grammar is larger than {schema.MAX_BYTES} bytes.", param=_field(part))
     if constraint.syntax == "regex":
-        return {"lark_grammar": "start: /" + constraint.text.replace("/", r"\/") + "/\n"}
+        return {"lark_grammar": "start: /" + constraint.text.replace("/", r"\/") + "/\n"}, 0
     if any(option in constraint.text for option in ("%llguidance", schema.OPTIONS)):
         raise InvalidRequest("The grammar sets options of its compiler, which are ours to set.", param=_field(part))
-    return {"lark_grammar": constraint.text}
+    return {"lark_grammar": constraint.text}, 0
 
 
 def _field(part: GrammarPart) -> str:
@@ -236,7 +262,19 @@ def _field(part: GrammarPart) -> str:
     return schema.FIELD if isinstance(part.constraint, JsonConstraint) else "response_format.grammar"
 
 
-def _refusal(part: GrammarPart, error: str) -> InvalidRequest:
+def _digest(grammar: str) -> bytes:
+    return hashlib.sha256(grammar.encode()).digest()
+
+
+def _too_complex_together() -> InvalidRequest:
+    return InvalidRequest("The schemas of the tools are too complex together.", param="tools")
+
+
+def _refused(parts: Sequence[GrammarPart], error: str) -> InvalidRequest:
+    """The refusal of a grammar of these parts, of which none is refused alone if they are several."""
+    if len(parts) != 1:
+        return _too_complex_together()
+    (part,) = parts
     if isinstance(part.constraint, GrammarConstraint):
         reason = "is too complex" if schema.is_too_complex(error) else "cannot be compiled"
         return InvalidRequest(f"The grammar {reason}.", param=_field(part), code="invalid_grammar")

@@ -89,9 +89,9 @@ class DraftModel:
             raise _NoDraft
         return token
 
-    def release(self, slot: int) -> None:
-        """Free a closed drafter's cells and its sequence id."""
-        if not self._broken:
+    def release(self, slot: int, *, begun: bool) -> None:
+        """Free a closed drafter's cells, if it has begun to have any, and its sequence id."""
+        if begun and not self._broken:
             self.context.forget(slot)
         self._free.append(slot)
 
@@ -109,6 +109,7 @@ class ModelDrafter:
         self._tokens: list[int] = []
         self._computed = 0  # leading true tokens whose cells exist
         self._guessed: list[int] = []  # the tokens of the cells behind them
+        self._begun = False  # whether there were ever any cells
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append true tokens; they are computed by the next `draft`."""
@@ -126,6 +127,7 @@ class ModelDrafter:
         """
         if self._slot is None or not self._tokens:
             return []
+        self._begun = True
         try:
             return self._draft(self._slot, most)
         except LlamaError:
@@ -133,9 +135,9 @@ class ModelDrafter:
             return []
 
     def close(self) -> None:
-        """Give the cells back and draft no more."""
+        """Give the cells back and draft no more; one that never drafted may be closed on any thread."""
         if self._slot is not None:
-            self._model.release(self._slot)
+            self._model.release(self._slot, begun=self._begun)
             self._slot = None
             self._tokens, self._guessed = [], []
 

@@ -6,18 +6,18 @@ waits here until `Start` or `Cancel`. The lock guards two small dictionaries, no
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import SimpleQueue
 
 from ocserve.engine.answers import AnswerPlan
 from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import Vocab
 from ocserve.engine.prediction import Prediction
-from ocserve.engine.sampler import Dry, DrySamplers, SamplerChain
+from ocserve.engine.sampler import DrySamplers, SamplerChain
 from ocserve.engine.slots import Group, Sequence
 from ocserve.engine.speculation import Drafter, Speculator
 from ocserve.engine.tokens import PromptEncoder
@@ -32,17 +32,6 @@ _EARLY_GRAMMARS = 160_000
 _PREDICTED_CHARS = 8  # for each token of the context
 # Tokens and alternatives of a prompt, all in one message: some tens of megabytes.
 _MOST_CHANCES = 1 << 18
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    request: GenerateRequest
-    prompt: tuple[int, ...]
-    max_tokens: int
-    plan: AnswerPlan
-    guide: Guide | None
-    dry: Dry | None
-    prediction: tuple[int, ...]
 
 
 class Preparer:
@@ -69,7 +58,7 @@ class Preparer:
         self._queue: SimpleQueue[GenerateRequest | Question] = SimpleQueue()
         self._lock = threading.Lock()
         self._wanted: set[str] = set()
-        self._ready: dict[str, _Ready] = {}
+        self._ready: dict[str, Group] = {}
         self._busy: tuple[str, float] | None = None  # request in work and when it was begun, monotonic seconds
 
     def submit(self, request: GenerateRequest | Question) -> None:
@@ -82,49 +71,19 @@ class Preparer:
         """Forget a request that has not been started."""
         with self._lock:
             self._wanted.discard(request_id)
-            self._ready.pop(request_id, None)
+            group = self._ready.pop(request_id, None)
+        if group is not None:
+            _close(group)
 
     def take(self, request_id: str) -> Group | None:
-        """A prepared request as choices that can be scheduled; None if it was cancelled."""
+        """A prepared request as choices that can be scheduled from now on; None if it was cancelled."""
         with self._lock:
-            ready = self._ready.pop(request_id, None)
-        if ready is None:
-            return None
-        request = ready.request
-        seed = request.sampling.seed
-        first_seed = secrets.randbits(_SEED_BITS) if seed is None else seed
-        group = Group(request)
-        now = time.monotonic()
-        for index in range(request.choices):
-            sampler = SamplerChain(
-                self._vocab,
-                request.sampling,
-                seed=(first_seed + index) % (1 << _SEED_BITS),
-                window=self._context,
-                prompt=ready.prompt,
-                dry=ready.dry,
-            )
-            Sequence(
-                group,
-                ready.prompt,
-                max_tokens=ready.max_tokens,
-                sampler=sampler,
-                deadline=now + request.deadline_s,
-                arrived=now,
-                guide=ready.guide.copy() if ready.guide is not None else None,
-                speculator=self._drafts(ready),
-                plan=ready.plan,
-            )
+            group = self._ready.pop(request_id, None)
+        if group is not None:
+            now = time.monotonic()
+            for sequence in group.members:
+                sequence.arrived, sequence.deadline = now, now + group.request.deadline_s
         return group
-
-    def _drafts(self, ready: _Ready) -> Speculator | None:
-        """What drafts for a choice. Not for one with a seed: when to draft follows from measured times, and a batch of
-        another size may round otherwise, so that its answer would not be the same each time."""
-        seeded = ready.request.sampling.seed is not None
-        if self._drafter is None or ready.guide is not None or seeded:
-            return None
-        drafter = self._drafter(ready.prompt)
-        return Speculator(Prediction(ready.prediction, drafter) if ready.prediction else drafter)
 
     def busy(self) -> tuple[str | None, float]:
         """The request in work and for how many seconds; called by the heartbeat thread."""
@@ -170,20 +129,70 @@ class Preparer:
             )
         plan = self._encoder.plan(request, prompt)
         guide = self._grammars.guide(plan.grammar) if plan.grammar is not None else None
-        dry = self._dry.get(request.sampling)
-        # Of more characters than that, few could come true before the context ends.
-        predicted = self._encoder.content((request.prediction or "")[: _PREDICTED_CHARS * self._context])
         max_tokens = min(request.max_tokens, self._context - len(prompt))
+        group = self._group(request, tuple(prompt), max_tokens, plan, guide)
         with self._lock:
-            if request.request_id not in self._wanted:
-                return
+            wanted = request.request_id in self._wanted
             self._wanted.discard(request.request_id)
-            self._ready[request.request_id] = _Ready(request, prompt, max_tokens, plan, guide, dry, tuple(predicted))
+            if wanted:
+                self._ready[request.request_id] = group
+        if not wanted:
+            _close(group)
+            return
         self._emit(
             Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens, ignored=ignored)
         )
+
+    def _group(
+        self, request: GenerateRequest, prompt: tuple[int, ...], max_tokens: int, plan: AnswerPlan, guide: Guide | None
+    ) -> Group:
+        """All choices with what they draw from."""
+        dry = self._dry.get(request.sampling)
+        seed = request.sampling.seed
+        first_seed = secrets.randbits(_SEED_BITS) if seed is None else seed
+        group = Group(request)
+        try:
+            for index in range(request.choices):
+                sampler = SamplerChain(
+                    self._vocab,
+                    request.sampling,
+                    seed=(first_seed + index) % (1 << _SEED_BITS),
+                    window=self._context,
+                    prompt=prompt,
+                    dry=dry,
+                )
+                Sequence(
+                    group,
+                    prompt,
+                    max_tokens=max_tokens,
+                    sampler=sampler,
+                    deadline=math.inf,  # until it is taken
+                    guide=guide.copy() if guide is not None else None,
+                    speculator=self._drafts(request, prompt) if guide is None else None,
+                    plan=plan,
+                )
+        except BaseException:
+            _close(group)
+            raise
+        return group
+
+    def _drafts(self, request: GenerateRequest, prompt: tuple[int, ...]) -> Speculator | None:
+        """What drafts for a choice. Not for one with a seed: when to draft follows from measured times, and a batch of
+        another size may round otherwise, so that its answer would not be the same each time."""
+        if self._drafter is None or request.sampling.seed is not None:
+            return None
+        drafter = self._drafter(prompt)
+        # Of more characters than that, few could come true before the context ends.
+        predicted = self._encoder.content((request.prediction or "")[: _PREDICTED_CHARS * self._context])
+        return Speculator(Prediction(tuple(predicted), drafter) if predicted else drafter)
 
     def _refuse(self, request: GenerateRequest | Question, error: ApiError) -> None:
         with self._lock:
             self._wanted.discard(request.request_id)
         self._emit(Refused(request_id=request.request_id, error=error.info))
+
+
+def _close(group: Group) -> None:
+    """Free what the choices of a request that does not run own outside of Python."""
+    for sequence in group.members:
+        sequence.close()

@@ -10,20 +10,22 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from fractions import Fraction
+from dataclasses import dataclass
+from decimal import Decimal
 
+from ocserve.engine.rewriting import NoSchema, simplified
 from ocserve.errors import InvalidRequest
 
 # Where the schema of a response stands in a request; a tool's is elsewhere.
 FIELD = "response_format.json_schema.schema"
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 64
-MAX_MULTIPLE = 10_000  # the automaton for "divisible by n" has n states, and building it consumes no fuel
+MAX_MULTIPLES = 10_000  # the automaton for "divisible by n" has n states, and building it consumes no fuel
 MAX_JOINED_PATTERNS = 3  # whether several patterns have a string in common is searched for, about a second at worst
 
 # The grammar's own options travel in this key; from a client it would switch our limits and our strictness off.
 OPTIONS = "x-guidance"
-_QUOTED = re.compile(r'"([^"]*)"')
+_QUOTED = re.compile(r"""["']([^"']*)["']""")
 # Of drafts 4 to 2020-12, what the compiler does not implement.
 _UNSUPPORTED = frozenset(
     {
@@ -32,24 +34,42 @@ _UNSUPPORTED = frozenset(
         *("unevaluatedItems", "unevaluatedProperties", "uniqueItems"),
     }
 )
-# Keywords whose value is a schema or a list of them, and those whose value has schemas by name.
-_SCHEMAS = frozenset({"items", "prefixItems", "additionalItems", "additionalProperties", "allOf", "anyOf", "oneOf"})
-_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
-_NO_LEAP_SECOND = r":[0-5][0-9](\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
-# How the compiler's words begin or what they hold, and the keyword that they are about.
+# How the compiler's words begin, and the keywords that they are about.
 _BLAMED = (
-    ("regex parse error", "pattern"),
-    ("patternProperty", "patternProperties"),
-    ("oneOf constraints", "oneOf"),
-    ("Unknown format", "format"),
-    ("Invalid type", "type"),
-    ("Pointer ", "$ref"),
-    ("Resource ", "$ref"),
+    ("regex parse error", "'pattern' or 'patternProperties'"),
+    ("lookarounds not supported", "'pattern' or 'patternProperties'"),
+    ("patternProperty", "'patternProperties'"),
+    ("oneOf constraints", "'oneOf'"),
+    ("Unknown format", "'format'"),
+    ("Invalid type", "'type'"),
+    ("Pointer ", "'$ref'"),
+    ("Anchor ", "'$ref'"),
+    ("Resource ", "'$ref' or '$schema'"),
+    ("circular references", "'$ref'"),
+    ("min/maxProperties", "'minProperties' or 'maxProperties'"),
+    ("Failed to generate regex for", "'minimum', 'maximum', 'exclusiveMinimum' or 'exclusiveMaximum'"),
+)
+# Keywords that the compiler begins with, or quotes, where it has nothing better to say.
+_NAMEABLE = frozenset(
+    {
+        *("type", "enum", "const", "properties", "patternProperties", "additionalProperties", "required", "items"),
+        *("prefixItems", "additionalItems", "minItems", "maxItems", "minLength", "maxLength", "minProperties"),
+        *("maxProperties", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "pattern"),
+        *("format", "allOf", "anyOf", "oneOf", "$ref", "$defs", "definitions", "$id", "$anchor", "$schema"),
+    }
 )
 _TOO_COMPLEX = ("fuel", "too large", "too complex", "limit", "Unable to determine")
 
 
-def checked(text: str, field: str = FIELD) -> str:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A schema to compile. `multiples` is how many states its `multipleOf` take, which bounds all that is compiled."""
+
+    text: str
+    multiples: int
+
+
+def checked(text: str, field: str = FIELD) -> Checked:
     """`text` as the schema to compile; raises `InvalidRequest` for what is no schema or beyond the bounds.
 
     `field` is the schema's place in the request.
@@ -60,7 +80,7 @@ def checked(text: str, field: str = FIELD) -> str:
         raise _invalid(str(refusal), field) from None
 
 
-def _checked(text: str) -> str:
+def _checked(text: str) -> Checked:
     if len(text.encode()) > MAX_BYTES:
         raise _Refusal(f"the schema is larger than {MAX_BYTES} bytes.")
     try:
@@ -69,64 +89,26 @@ def _checked(text: str) -> str:
     except (ValueError, RecursionError):
         raise _Refusal("the schema is not JSON.") from None
     if isinstance(schema, bool):
-        return "{}" if schema else '{"enum":[]}'
+        return Checked("{}" if schema else '{"enum":[]}', 0)
     if not isinstance(schema, dict):
         raise _Refusal("a JSON Schema is an object or a boolean.")
-    multiples = []
+    multiples: list[tuple[Decimal, bool]] = []
     joined_patterns = 0
     for keyword, value, joined in _entries(schema):
         if keyword == OPTIONS:
             raise _Refusal(f"the keyword '{OPTIONS}' is not supported.")
-        if keyword == "multipleOf" and isinstance(value, int | float) and math.isfinite(value) and value > 0:
-            multiples.append(Fraction(str(value)))
+        if keyword == "multipleOf" and _is_positive(value):
+            multiples.append((Decimal(str(value)), joined))
         joined_patterns += joined and keyword == "pattern"
     if joined_patterns > MAX_JOINED_PATTERNS:
         raise _Refusal(f"more than {MAX_JOINED_PATTERNS} 'pattern' under 'allOf' or beside '$ref' are not supported.")
-    if _joint_multiple(multiples) > MAX_MULTIPLE:
-        raise _Refusal(f"the least common multiple of all 'multipleOf' must not be above {MAX_MULTIPLE} units.")
-    return json.dumps(_simplified(schema), ensure_ascii=False)
-
-
-def _simplified(schema: object) -> object:
-    """The schema as it can be compiled.
-
-    Keywords that forbid nothing as they stand are left out: the compiler refuses them by their name. Times are without
-    leap seconds, which it would write at any minute.
-    """
-    if not isinstance(schema, dict):
-        return schema
-    found: dict[str, object] = {}
-    for keyword, value in schema.items():
-        if _forbids_nothing(keyword, value, schema):
-            continue
-        if keyword in _MAPS and isinstance(value, dict):
-            found[keyword] = {name: _simplified(each) for name, each in value.items()}
-        elif keyword in _SCHEMAS and isinstance(value, list):
-            found[keyword] = [_simplified(each) for each in value]
-        else:
-            found[keyword] = _simplified(value) if keyword in _SCHEMAS else value
-    if schema.get("format") in ("date-time", "time"):
-        found.setdefault("pattern", _NO_LEAP_SECOND)
-    return found
-
-
-def _forbids_nothing(keyword: str, value: object, schema: dict[str, object]) -> bool:
-    match keyword:
-        case "propertyNames":
-            return value in (True, {}, {"type": "string"})
-        case "uniqueItems":
-            return value is False or schema.get("maxItems") in (0, 1)
-        case "if":
-            return "then" not in schema and "else" not in schema
-        case "then" | "else":
-            return "if" not in schema
-        case "minContains" | "maxContains":
-            return "contains" not in schema
-        case "dependencies" | "dependentRequired" | "dependentSchemas":
-            return value == {}
-        case "unevaluatedProperties" | "unevaluatedItems":
-            return value in (True, {})
-    return keyword == "not" and value is False
+    states = _states(multiples)
+    if states > MAX_MULTIPLES:
+        raise _Refusal(f"all 'multipleOf' together, or their least common multiple, are above {MAX_MULTIPLES} units.")
+    try:
+        return Checked(json.dumps(simplified(schema), ensure_ascii=False), states)
+    except NoSchema as error:
+        raise _Refusal(f"what '{error.keyword}' holds is no schema.") from None
 
 
 def refusal(error: str, field: str = FIELD) -> InvalidRequest:
@@ -140,16 +122,19 @@ def is_too_complex(error: str) -> bool:
 
 
 def _reason(error: str) -> str:
-    named = sorted(_UNSUPPORTED & set(_QUOTED.findall(error))) if error.startswith("Unimplemented keys") else []
-    if named:
-        return f"not supported: {', '.join(repr(keyword) for keyword in named)}."
+    lacking = sorted(_UNSUPPORTED & set(_QUOTED.findall(error))) if error.startswith("Unimplemented keys") else []
+    if lacking:
+        return f"not supported: {', '.join(repr(keyword) for keyword in lacking)}."
     if error.startswith("Unsatisfiable schema"):
         return "no value satisfies the schema."
-    for words, keyword in _BLAMED:
+    for words, keywords in _BLAMED:
         if error.startswith(words):
-            return f"this use of '{keyword}' is not supported."
+            return f"this use of {keywords} is not supported."
     if is_too_complex(error):
         return "the schema is too complex."
+    named = [word for word in (error.partition(" ")[0], *_QUOTED.findall(error)) if word in _NAMEABLE]
+    if named:
+        return f"this use of '{named[0]}' is not supported."
     return "the schema cannot be turned into a grammar."
 
 
@@ -177,12 +162,24 @@ def _entries(schema: object) -> Iterator[tuple[str, object, bool]]:
             pending.extend((item, depth + 1, joined) for item in value)
             continue
         joined = joined or "$ref" in value
+        beside = "multipleOf" in value or "pattern" in value
         for keyword, item in value.items():
             yield keyword, item, joined
-            pending.append((item, depth + 1, joined or keyword == "allOf"))
+            under = keyword == "allOf" or (beside and keyword in ("anyOf", "oneOf"))
+            pending.append((item, depth + 1, joined or under))
 
 
-def _joint_multiple(multiples: list[Fraction]) -> int:
-    """The least common multiple, counted in units of the finest decimal among them."""
-    unit = math.lcm(*(fraction.denominator for fraction in multiples))
-    return math.lcm(*(int(fraction * unit) for fraction in multiples))
+def _is_positive(value: object) -> bool:
+    """Whether this is a number of which there are multiples; of anything else the compiler knows what is wrong."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _states(multiples: list[tuple[Decimal, bool]]) -> int:
+    """Of the automata of all these: each counts in units of its last decimal place.
+
+    Where some may hold jointly with others, one automaton may be of all of them.
+    """
+    places = [max(0, -int(multiple.as_tuple().exponent)) for multiple, _ in multiples]
+    if not any(joined for _, joined in multiples):
+        return sum(int(multiple.scaleb(own)) for (multiple, _), own in zip(multiples, places, strict=True))
+    return math.lcm(*(int(multiple.scaleb(max(places))) for multiple, _ in multiples))

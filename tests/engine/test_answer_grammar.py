@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ocserve.chat.grammar import MOST_CALLS, answer_grammar, offered
 from ocserve.chat.reasoning import ReasoningFormat
 from ocserve.chat.speech import Speech
 from ocserve.chat.tool_formats import FORMATS, GENERIC, ToolFormat
-from ocserve.engine import llama
+from ocserve.engine import constraint, llama
 from ocserve.engine.constraint import GrammarCompiler
 from ocserve.errors import InvalidRequest
 from ocserve.generation import GrammarConstraint, JsonConstraint, Tool, ToolChoice
@@ -294,3 +295,56 @@ def test_without_tools_to_call_or_a_value_nothing_is_constrained(vocab: llama.Vo
     speech = speech_of(vocab, GENERIC)
     assert answer_grammar(speech, TOOLS, ToolChoice(mode="none"), None) is None
     assert answer_grammar(speech, (), ToolChoice(), None) is None
+
+
+def multiples(*numbers: int) -> tuple[Tool, ...]:
+    schema = '{{"type": "object", "properties": {{"n": {{"type": "integer", "multipleOf": {}}}}}, "required": ["n"]}}'
+    return tuple(Tool(name=f"tool_{number}", parameters=schema.format(number)) for number in numbers)
+
+
+def test_many_tools_are_bounded_together(
+    compiler: GrammarCompiler, vocab: llama.Vocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what their schemas are known to take, and by the time that each of them took alone."""
+    speech = speech_of(vocab, GENERIC)
+    small = answer_grammar(speech, multiples(*range(5, 25)), ToolChoice(), None)
+    large = answer_grammar(speech, multiples(*range(9_001, 9_161)), ToolChoice(), None)
+    assert small is not None
+    assert large is not None
+    begun = time.thread_time()
+    with pytest.raises(InvalidRequest, match="together") as refusal:
+        compiler.guide(large)
+    assert refusal.value.param == "tools"
+    assert time.thread_time() - begun < 1
+    with monkeypatch.context() as impatient:
+        impatient.setattr(constraint, "_MOST_COMPILING_S", 1e-5)
+        with pytest.raises(InvalidRequest, match="together") as refusal:
+            compiler.guide(small)
+    assert refusal.value.param == "tools"
+    compiler.guide(small)
+
+
+def test_a_tool_is_compiled_alone_once(
+    compiler: GrammarCompiler, vocab: llama.Vocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    compile_grammar = compiler._compile
+
+    def counted(grammar: str) -> Any:
+        compiled.append(grammar)
+        return compile_grammar(grammar)
+
+    monkeypatch.setattr(compiler, "_compile", counted)
+    speech, tools = speech_of(vocab, GENERIC), multiples(*range(31, 41))
+    bad = Tool(name="bad", parameters='{"not": {"type": "null"}}')
+    for offered_tools, times in ((tools[:8], 8 + 1), (tools, 2 + 1), ((*tools, bad), 1), ((*tools[:9],), 1)):
+        grammar = answer_grammar(speech, offered_tools, ToolChoice(), None)
+        assert grammar is not None
+        compiled.clear()
+        if bad in offered_tools:
+            with pytest.raises(InvalidRequest, match="'not'") as refusal:
+                compiler.guide(grammar)
+            assert refusal.value.param == "tools[10].function.parameters"
+        else:
+            compiler.guide(grammar)
+        assert len(compiled) == times

@@ -1,0 +1,116 @@
+"""What is prepared beside the loop: all that can fail fails there, as a refusal, and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from ocserve.engine import prepare
+from ocserve.engine.bindings import LlamaError
+from ocserve.engine.constraint import GrammarCompiler
+from ocserve.engine.llama import LoadLog, Model
+from ocserve.engine.prepare import Preparer
+from ocserve.engine.sampler import SamplerChain
+from ocserve.engine.speculation import PromptLookup
+from ocserve.engine.tokens import PromptEncoder
+from ocserve.engine.turns import Turns
+from ocserve.engine.wire import Prepared, Refused
+from ocserve.generation import GenerateRequest, Sampling, TextPrompt
+
+CONTEXT = 64
+
+
+class Chain(SamplerChain):
+    """A real chain that tells when it is freed. `fail` says which of them llama.cpp is to refuse."""
+
+    open = 0
+    fail: Callable[[int], bool] = staticmethod(lambda seed: False)
+
+    def __init__(self, *args: Any, seed: int, **kwargs: Any) -> None:
+        if Chain.fail(seed):
+            raise LlamaError("llama.cpp refused a sampler")
+        super().__init__(*args, seed=seed, **kwargs)
+        Chain.open += 1
+
+    def close(self) -> None:
+        Chain.open -= self._chain is not None
+        super().close()
+
+
+class Drafts(PromptLookup):
+    open = 0
+
+    def __init__(self, prompt: tuple[int, ...]) -> None:
+        super().__init__(prompt)
+        Drafts.open += 1
+
+    def close(self) -> None:
+        Drafts.open -= 1
+
+
+@pytest.fixture
+def replies(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Preparer, SimpleQueue[Any]]:
+    log = LoadLog()
+    vocab = Model(str(tiny_model), gpu_layers=0, log=log).vocab
+    log.close()
+    encoder = PromptEncoder(vocab, None, context=CONTEXT, turns=Turns())
+    told: SimpleQueue[Any] = SimpleQueue()
+    grammars = GrammarCompiler(vocab, encoder.plain)
+    preparer = Preparer(encoder, vocab, grammars, context=CONTEXT, drafter=Drafts, emit=told.put)
+    monkeypatch.setattr(prepare, "SamplerChain", Chain)
+    Chain.open = Drafts.open = 0
+    threading.Thread(target=preparer.run, daemon=True).start()
+    return preparer, told
+
+
+def request(name: str) -> GenerateRequest:
+    return GenerateRequest(
+        request_id=name,
+        model="m",
+        prompt=TextPrompt(text="one two"),
+        sampling=Sampling(temperature=1.0),
+        max_tokens=5,
+        choices=3,
+    )
+
+
+def test_a_prepared_request_is_taken_whole_and_once(replies: tuple[Preparer, SimpleQueue[Any]]) -> None:
+    preparer, told = replies
+    preparer.submit(request("a"))
+    assert isinstance(told.get(timeout=10), Prepared)
+    assert (Chain.open, Drafts.open) == (3, 3)
+    group = preparer.take("a")
+    assert group is not None
+    assert [sequence.index for sequence in group.members] == [0, 1, 2]
+    assert all(sequence.deadline - sequence.arrived == group.request.deadline_s for sequence in group.members)
+    assert preparer.take("a") is None
+
+
+def test_what_is_cancelled_before_it_starts_is_freed(replies: tuple[Preparer, SimpleQueue[Any]]) -> None:
+    preparer, told = replies
+    preparer.submit(request("a"))
+    assert isinstance(told.get(timeout=10), Prepared)
+    preparer.cancel("a")
+    assert (Chain.open, Drafts.open) == (0, 0)
+    assert preparer.take("a") is None
+
+
+def test_a_sampler_that_cannot_be_made_refuses_its_request_alone(
+    replies: tuple[Preparer, SimpleQueue[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preparer, told = replies
+    made: list[int] = []
+    monkeypatch.setattr(Chain, "fail", lambda seed: made.append(seed) or len(made) == 3)
+    preparer.submit(request("a"))
+    refused = told.get(timeout=10)
+    assert isinstance(refused, Refused)
+    assert refused.error.status == 500
+    assert (Chain.open, Drafts.open) == (0, 0)
+    preparer.submit(request("b"))
+    assert isinstance(told.get(timeout=10), Prepared)
+    assert Chain.open == 3
