@@ -136,7 +136,7 @@ def told(question: Question) -> Answer:
             sizes = [len(text.encode()) for text in documents]
             return Scored(scores=tuple(1 / (1 + size) for size in sizes), tokens=tuple(sizes))
         case EncodeRequest(prompt=TokenPrompt(tokens=tokens)):
-            data = bytes(tokens)
+            data = bytes(token % 256 for token in tokens)
         case EncodeRequest(prompt=ChatPrompt(messages=messages)):
             data = "".join(f"<{message.role}>{message.content}" for message in messages).encode()
         case EncodeRequest(prompt=TextPrompt(text=text)):

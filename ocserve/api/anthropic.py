@@ -33,6 +33,7 @@ PARAMETERS: tuple[Field, ...] = (
     Field("thread", "unsupported"),
 )
 _TABLE = fields.table(*PARAMETERS)
+_LABELS = {"tool_call_id": "messages[].content[].tool_use_id"}
 
 
 def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
@@ -67,6 +68,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         show_reasoning=reader.thoughts_shown,
         framing=anthropic_wire.FRAMING,
         paths=reader.paths,
+        labels=_LABELS,
     )
 
 

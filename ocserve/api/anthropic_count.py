@@ -23,7 +23,7 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Asked:
     reader.choice(prompt.tools)
     reader.constraint()
     question = EncodeRequest(request_id="", model=reader.model.id, prompt=prompt, count_only=True)
-    return Asked(question=question, model=reader.model, reply=_reply, ignored=tuple(reader.ignored))
+    return Asked(question=question, model=reader.model, reply=_reply, ignored=tuple(reader.ignored), paths=reader.paths)
 
 
 def _reply(answer: Answer) -> bytes:

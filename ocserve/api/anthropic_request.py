@@ -52,7 +52,7 @@ _MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 PROMPT: tuple[Field, ...] = (
     Field("model", "effective", fields.string(256, empty=False), required=True),
-    Field("messages", "effective", fields.items(MAX_MESSAGES), required=True),
+    Field("messages", "effective", fields.items(MAX_MESSAGES, least=1), required=True),
     Field("system", "effective", shape={"anyOf": [{"type": "string"}, {"type": "array"}]}),
     Field("tools", "effective", fields.items(tools.MAX_TOOLS), of=TOOL),
     Field("tool_choice", "effective", fields.pairs(8), of=CHOICE),

@@ -43,8 +43,9 @@ class Parsed:
     `framing` is how a streamed answer is framed, `show_reasoning` whether the client wants to see the model think.
     `more` are further prompts of the same request, all of one model: their choices are numbered on from those of
     `request`. `encoder` makes the reply's encoder where it depends on more than `Reply` tells. `paths` are what the
-    engine calls parts of a request and what this client called them, for refusals. `include_usage` is None where the
-    client did not say.
+    engine calls parts of a request and what this client called them, for refusals. `labels` are the fields of a turn
+    that this client sent and the engine may have no use for, by the engine's names; None: the engine's paths are the
+    client's. `include_usage` is None where the client did not say.
     """
 
     request: GenerateRequest
@@ -57,11 +58,19 @@ class Parsed:
     more: tuple[GenerateRequest, ...] = ()
     encoder: Callable[[Reply], Encoder] | None = None
     paths: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] | None = None
 
     @property
     def requests(self) -> tuple[GenerateRequest, ...]:
         """Every prompt of the request, in order."""
         return self.request, *self.more
+
+    def named(self, unread: Sequence[str]) -> tuple[str, ...]:
+        """What the engine had no use for, in the client's words."""
+        if self.labels is None:
+            return tuple(unread)
+        names = (self.labels.get(path.rpartition(".")[2]) for path in unread)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,21 @@ from collections.abc import Mapping
 from ocserve.api.fields import Field, Reader, Schema
 from ocserve.api.glossary import MEANINGS, SAMPLING
 
-_ANYTHING: Schema = {}
-
 
 def of_table(declared: Mapping[str, Field], overrides: Mapping[str, Schema] | None = None, *, path: str = "") -> Schema:
-    """An object with these parameters, which stand in `path`; `overrides` are narrower schemas of some of them."""
-    properties = {name: of_field(field, path + name, (overrides or {}).get(name)) for name, field in declared.items()}
-    required = [name for name, field in declared.items() if field.required and name == field.name]
+    """An object with these parameters, which stand in `path`; `overrides` are narrower schemas of some of them.
+
+    Each stands there once, by its own name: two spellings of one parameter exclude each other.
+    """
+    properties = {
+        name: of_field(field, path + name, (overrides or {}).get(name))
+        for name, field in declared.items()
+        if name == field.name
+    }
+    for name, field in declared.items():
+        if name != field.name:
+            properties[field.name].setdefault("x-ocserve-spellings", []).append(name)
+    required = [name for name in properties if declared[name].required]
     found: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**found, "required": required} if required else found
 
@@ -25,6 +33,11 @@ def of_field(field: Field, path: str, narrower: Schema | None = None) -> Schema:
         schema = nullable(schema)
     meaning = MEANINGS.get(path.removeprefix(SAMPLING)) or MEANINGS.get(field.name if "." not in path else "")
     return {**schema, "x-ocserve-class": field.kind, **({"description": meaning} if meaning else {})}
+
+
+def in_text(field: Field) -> Schema:
+    """One parameter of a query, which cannot be null."""
+    return _neutral(field) if field.neutral else values(field)
 
 
 def nullable(schema: Schema) -> Schema:
@@ -47,8 +60,7 @@ def _neutral(field: Field) -> Schema:
 
 def values(field: Field, path: str = "") -> Schema:
     """The values that a parameter may have, null aside."""
-    schema = dict(field.reader.schema) if isinstance(field.reader, Reader) else {}
-    schema = schema or dict(field.shape or _ANYTHING)
+    schema = {**(field.reader.schema if isinstance(field.reader, Reader) else {}), **(field.shape or {})}
     if field.of is None:
         return schema
     inner = of_table(field.of, path=f"{path}.")

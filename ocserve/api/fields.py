@@ -28,6 +28,10 @@ MAX_STOP_BYTES = 256
 MAX_BIASES = 1024
 MAX_TOKEN_ID = 2**24  # the largest vocabularies known have 262,144 entries; the engine checks against its own
 _INT64 = 2**63
+# The decimal digits of what is below MAX_TOKEN_ID = 16777216.
+_ID_DIGITS = (
+    r"^(0|[1-9]\d{0,6}|1[0-5]\d{6}|16[0-6]\d{5}|167[0-6]\d{4}|1677[0-6]\d{3}|16777[01]\d{2}|1677720\d|1677721[0-5])$"
+)
 _JSON_TYPES = {
     bool: "a boolean",
     int: "an integer",
@@ -273,7 +277,12 @@ def array(value: object, where: str, low: int, high: int) -> list[object]:
     return value
 
 
-_token_id = integer(0, MAX_TOKEN_ID - 1)
+TOKEN_ID = integer(0, MAX_TOKEN_ID - 1)
+
+
+def lists_of_ids(most: int) -> Schema:
+    """One to `most` token ids, as JSON Schema."""
+    return {"type": "array", "items": TOKEN_ID.schema, "minItems": 1, "maxItems": most}
 
 
 def token_ids(values: list[object], where: str) -> tuple[int, ...]:
@@ -282,7 +291,7 @@ def token_ids(values: list[object], where: str) -> tuple[int, ...]:
     ids = tuple(value for value in values if type(value) is int and 0 <= value < MAX_TOKEN_ID)
     if len(ids) == len(values):
         return ids
-    return tuple(_token_id(value, f"{where}[{index}]") for index, value in enumerate(values))
+    return tuple(TOKEN_ID(value, f"{where}[{index}]") for index, value in enumerate(values))
 
 
 def mapping(value: object, where: str) -> dict[str, object]:
@@ -292,13 +301,13 @@ def mapping(value: object, where: str) -> dict[str, object]:
     return value
 
 
-def items(max_items: int) -> Reader[list[object]]:
+def items(most: int, *, least: int = 0) -> Reader[list[object]]:
     """An array whose elements are not looked at."""
 
     def reader(value: object, where: str) -> list[object]:
-        return array(value, where, 0, max_items)
+        return array(value, where, least, most)
 
-    return Reader(reader, {"type": "array", "maxItems": max_items})
+    return Reader(reader, {"type": "array", **({"minItems": least} if least else {}), "maxItems": most})
 
 
 def pairs(max_pairs: int) -> Reader[dict[str, object]]:
@@ -359,6 +368,6 @@ def logit_biases() -> Reader[dict[int, float]]:
             found[int(key)] = bias(item, f"{where}.{key}")
         return found
 
-    ids = {"pattern": "^(0|[1-9][0-9]{0,7})$"}
+    ids = {"pattern": _ID_DIGITS}
     schema = {"propertyNames": ids, "additionalProperties": bias.schema, "maxProperties": MAX_BIASES}
     return Reader(reader, {"type": "object", **schema})

@@ -5,6 +5,7 @@ The path names the model and says whether the answer streams, so a dialect is ma
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ocserve.api import fields, google_wire, json_body, protojson, sampling, tools
@@ -24,7 +25,7 @@ __all__ = ["COUNTED", "PARAMETERS", "CountTokens", "GenerateContent", "error_bod
 _VENDOR = "gemini-"
 
 _PROMPT: tuple[Field, ...] = (
-    Field("contents", "effective", fields.items(MAX_CONTENTS), required=True, of=CONTENT),
+    Field("contents", "effective", fields.items(MAX_CONTENTS, least=1), required=True, of=CONTENT),
     Field("systemInstruction", "effective", fields.pairs(8), of=TEXT),
     Field("tools", "effective", fields.items(tools.MAX_TOOLS), of=TOOL),
     Field("toolConfig", "effective", fields.pairs(8), of=TOOL_CONFIG),
@@ -40,7 +41,7 @@ PARAMETERS: tuple[Field, ...] = (
 )
 # A count takes contents, or the whole request that is to be counted.
 COUNTED: tuple[Field, ...] = (
-    Field("contents", "effective", fields.items(MAX_CONTENTS), of=CONTENT),
+    Field("contents", "effective", fields.items(MAX_CONTENTS, least=1), of=CONTENT),
     Field("generateContentRequest", "effective", fields.pairs(64), of=protojson.table(*PARAMETERS)),
 )
 _TABLE = protojson.table(*PARAMETERS)
@@ -57,6 +58,7 @@ class _Prompt:
     config: Values
     reader: ConfigReader
     ignored: tuple[str, ...]
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class GenerateContent:
             show_reasoning=prompt.show_reasoning,
             framing=self.framing or google_wire.EVENTS,
             paths=reader.paths,
+            labels=prompt.labels,
         )
 
     def encoder(self, reply: Reply) -> ContentEncoder:
@@ -129,7 +132,7 @@ class CountTokens:
         question = EncodeRequest(request_id="", model=model.id, prompt=prompt.chat, count_only=True)
         named = outer.ignored if whole is None else (*outer.ignored, *values.ignored)
         ignored = (*ignored, *named, *prompt.ignored, *prompt.reader.ignored)
-        return Asked(question=question, model=model, reply=_count, ignored=ignored)
+        return Asked(question=question, model=model, reply=_count, ignored=ignored, paths=prompt.reader.paths)
 
     def error_body(self, info: ErrorInfo) -> bytes:
         """The body of an error answer."""
@@ -149,7 +152,7 @@ def _prompt(values: Values, model: ServedModel, path: str, *, refuse_unknown: bo
     reasoning, shown = reader.thinking(config)
     messages = (*turns.system(values.get("systemInstruction", dict)), *turns.contents(values.get("contents", list)))
     chat = ChatPrompt(messages=messages, tools=reader.tools(values.get("tools", list)), reasoning=reasoning)
-    return _Prompt(chat, shown, config, reader, tuple(turns.ignored))
+    return _Prompt(chat, shown, config, reader, tuple(turns.ignored), turns.labels)
 
 
 def _model(name: str, models: Models) -> tuple[ServedModel, tuple[str, ...]]:

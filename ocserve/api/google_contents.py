@@ -80,6 +80,7 @@ class ContentReader:
         self._calls = 0
         self._unanswered: list[ToolCall] = []
         self.ignored: list[str] = []
+        self.labels: dict[str, str] = {}  # fields that the engine may have no use for, and what they are here
 
     def system(self, value: dict[str, object] | None) -> tuple[Message, ...]:
         """The turn that `systemInstruction` makes; none without text."""
@@ -175,6 +176,8 @@ class ContentReader:
     def _answer(self, value: object, where: str) -> Message:
         values = self._read(value, RESPONSE, where)
         name, given = values.get("name", str), values.get("id", str)
+        if given:
+            self.labels["tool_call_id"] = f"{self._at}contents[].parts[].functionResponse.id"
         for call in self._unanswered:
             if call.id == given if given else call.name == name:
                 self._unanswered.remove(call)

@@ -26,7 +26,9 @@ REQUEST: tuple[Field, ...] = (
     Field("autoTruncate", "unsupported", fields.boolean(), neutral=(False,)),
 )
 _TABLE = protojson.table(*REQUEST, Field("model", "advisory", fields.string(256)))
-BATCH: tuple[Field, ...] = (Field("requests", "effective", fields.items(_MAX_REQUESTS), required=True, of=_TABLE),)
+BATCH: tuple[Field, ...] = (
+    Field("requests", "effective", fields.items(_MAX_REQUESTS, least=1), required=True, of=_TABLE),
+)
 _BATCH_TABLE = protojson.table(*BATCH)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from ocserve.api import fields, json_body, openai_sampling
+from ocserve.api import fields, json_body, openai_format, openai_sampling
 from ocserve.api.dialect import Frame, Models, Parsed, Reply
 from ocserve.api.fields import Field, Reader, Values
 from ocserve.api.llama_server import MODEL, model_of
@@ -36,7 +36,6 @@ __all__ = ["PARAMETERS", "encoder", "error_body", "parse"]
 _MAX_INT = 2**31 - 1
 _MAX_TOKENS = 2**20  # above any context; the engine knows the real limit
 _TEXT = fields.string(64 * 1024 * 1024)  # the body's own limit is far below
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": _MAX_TOKENS}
 
 
 def _prompt() -> Reader[Prompt]:
@@ -47,12 +46,12 @@ def _prompt() -> Reader[Prompt]:
             raise fields.wrong_type(where, "a string or an array of token ids", value)
         return TokenPrompt(tokens=fields.token_ids(fields.array(value, where, 1, _MAX_TOKENS), where))
 
-    return Reader(reader, {"anyOf": [{"type": "string"}, _IDS]})
+    return Reader(reader, {"anyOf": [{"type": "string"}, fields.lists_of_ids(_MAX_TOKENS)]})
 
 
 def _biases() -> Reader[dict[int, float]]:
     """As OpenAI writes it, or as pairs of a token id and a bias or `false`, which is never to be drawn."""
-    mapping, token, bias = fields.logit_biases(), fields.integer(0, fields.MAX_TOKEN_ID - 1), fields.number(-100, 100)
+    mapping, token, bias = fields.logit_biases(), fields.TOKEN_ID, fields.number(-100, 100)
 
     def reader(value: object, where: str) -> dict[int, float]:
         if isinstance(value, dict):
@@ -147,6 +146,7 @@ def parsed(values: Values, model: ServedModel, prompt: Prompt) -> Parsed:
         model=model,
         stream=values.get("stream", bool) or False,
         ignored=values.ignored,
+        paths={openai_format.SCHEMA: "json_schema"},
     )
 
 

@@ -34,7 +34,7 @@ DETOKENIZE: tuple[Field, ...] = (
         "effective",
         fields.items(_MAX_TOKENS),
         required=True,
-        shape={"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": _MAX_TOKENS},
+        shape={"items": fields.TOKEN_ID.schema},
     ),
     MODEL,
 )

@@ -62,7 +62,9 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
     tools = reader.tools(values.get("tools", list) or [])
     prompt = ChatPrompt(messages=turns, tools=tools, reasoning=ollama_request.reasoning(values))
     ignored = (*messages.ignored, *reader.ignored)
-    return ollama_request.parsed(values, model, prompt, refuse_unknown=refuse_unknown, ignored=ignored)
+    return ollama_request.parsed(
+        values, model, prompt, refuse_unknown=refuse_unknown, ignored=ignored, labels=messages.labels
+    )
 
 
 class _Messages:
@@ -74,6 +76,7 @@ class _Messages:
         self._count = 0
         self._open: list[ToolCall] = []
         self.ignored: list[str] = []
+        self.labels: dict[str, str] = {}  # fields that the engine may have no use for, and what they are here
 
     def read(self, given: Sequence[object]) -> tuple[Message, ...]:
         """The turns of `given`, the request's `messages`."""
@@ -123,6 +126,8 @@ class _Messages:
     def _result(self, message: Message, values: Values) -> Message:
         """A tool's result, joined to the call that it answers: by id, by name, else the first that is still open."""
         given, name = values.get("tool_call_id", str), values.get("tool_name", str) or values.get("name", str)
+        if given:
+            self.labels["tool_call_id"] = "messages[].tool_call_id"
         for call in self._open:
             if (given or call.id) == call.id and (name or call.name) == call.name:
                 self._open.remove(call)

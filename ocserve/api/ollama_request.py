@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ocserve.api import fields, json_body
+from ocserve.api import fields, json_body, openai_format
 from ocserve.api.dialect import Models, Parsed
 from ocserve.api.fields import Field, Reader, Values
 from ocserve.api.ollama_wire import LINES
@@ -156,6 +156,7 @@ def parsed(
     *,
     refuse_unknown: bool,
     ignored: tuple[str, ...] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> Parsed:
     """The request that a prompt and the shared parameters make."""
     options = _options(values, refuse_unknown=refuse_unknown)
@@ -182,6 +183,8 @@ def parsed(
         ignored=(*values.ignored, *options.ignored, *unmet, *ignored),
         show_reasoning=wish is not False,
         framing=LINES,
+        paths={openai_format.SCHEMA: "format"},
+        labels=labels,
     )
 
 

@@ -30,7 +30,7 @@ PREDICTION = fields.table(
     Field("content", "effective", required=True, shape={"anyOf": [{"type": "string"}, {"type": "array"}]}),
 )
 PARAMETERS: tuple[Field, ...] = (
-    Field("messages", "effective", fields.items(MAX_MESSAGES), required=True, of=MESSAGE),
+    Field("messages", "effective", fields.items(MAX_MESSAGES, least=1), required=True, of=MESSAGE),
     *openai_sampling.SHARED,
     Field("max_tokens", "effective", fields.integer(1, _MAX_INT)),
     Field("max_completion_tokens", "effective", fields.integer(1, _MAX_INT)),

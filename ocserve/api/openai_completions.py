@@ -22,10 +22,12 @@ MAX_PROMPTS = 256
 _MAX_BEST_OF = 20
 _TEXT = 64 * 1024 * 1024  # the body's own limit is far below
 
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_SEVERAL = {"type": "array", "items": {"anyOf": [{"type": "string"}, _IDS]}, "minItems": 1, "maxItems": MAX_PROMPTS}
+_IDS = fields.lists_of_ids(_MAX_PROMPT_TOKENS)
+_SEVERAL = [
+    {"type": "array", "items": each, "minItems": 1, "maxItems": MAX_PROMPTS} for each in ({"type": "string"}, _IDS)
+]
 PARAMETERS: tuple[Field, ...] = (
-    Field("prompt", "effective", required=True, shape={"anyOf": [{"type": "string"}, _IDS, _SEVERAL]}),
+    Field("prompt", "effective", required=True, shape={"anyOf": [{"type": "string"}, _IDS, *_SEVERAL]}),
     *openai_sampling.SHARED,
     Field("max_tokens", "effective", fields.integer(0, _MAX_INT)),  # 0 scores the prompt
     Field("logprobs", "effective", fields.integer(0, 5)),

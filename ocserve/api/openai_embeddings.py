@@ -47,7 +47,7 @@ def inputs() -> Reader[tuple[Input, ...]]:
         found = fields.array(value, where, 1, MAX_INPUTS)
         return tuple(one(item, f"{where}[{index}]") for index, item in enumerate(found))
 
-    ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": _MAX_TOKENS}
+    ids = fields.lists_of_ids(_MAX_TOKENS)
     several = [{"type": "array", "items": item, "minItems": 1, "maxItems": MAX_INPUTS} for item in (_text.schema, ids)]
     return Reader(reader, {"anyOf": [_text.schema, ids, *several]})
 

@@ -33,7 +33,7 @@ CALL = fields.table(
     Field("index", "advisory", fields.integer(0, _MAX_CALLS)),
 )
 MESSAGE = fields.table(
-    Field("role", "effective", fields.string(64), required=True),
+    Field("role", "effective", fields.string(64), required=True, shape={"enum": list(_ROLES)}),
     Field("content", "effective", shape={"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1}]}),
     Field("name", "effective", fields.string(_MAX_NAME, empty=False)),
     Field("tool_call_id", "effective", fields.string(_MAX_NAME, empty=False)),

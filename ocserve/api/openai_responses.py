@@ -20,6 +20,7 @@ from ocserve.generation import ChatPrompt, GenerateRequest
 from ocserve.modelcard import ServedModel
 
 # What the engine calls parts of a request, and what they are called here.
+_LABELS = {"tool_call_id": "input[].call_id"}
 _PATHS = {
     "messages": "input",
     "response_format.json_schema.schema": "text.format.schema",
@@ -104,6 +105,7 @@ class ResponseDialect:
             stream=wishes.values.get("stream", bool) or False,
             ignored=(*wishes.ignored, *reader.ignored),
             paths={**_PATHS, **wishes.paths},
+            labels=_LABELS,
         )
 
     def encoder(self, reply: Reply) -> Encoder:

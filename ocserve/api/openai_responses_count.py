@@ -30,7 +30,7 @@ class InputTokensDialect:
         fields.read(json_body.decode(body), _TABLE, refuse_unknown=refuse_unknown)
         parsed = self._responses.parse(body, models, refuse_unknown=refuse_unknown)
         question = EncodeRequest(request_id="", model=parsed.model.id, prompt=parsed.request.prompt, count_only=True)
-        return Asked(question=question, model=parsed.model, reply=_reply, ignored=parsed.ignored)
+        return Asked(question=question, model=parsed.model, reply=_reply, ignored=parsed.ignored, paths=parsed.paths)
 
     def error_body(self, info: ErrorInfo) -> bytes:
         """The error object of all of OpenAI's dialects."""

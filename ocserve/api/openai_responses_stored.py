@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 
-from ocserve.api import fields, openai_wire
-from ocserve.api.fields import Field, Reader, Values
+from ocserve.api import fields, openai_wire, queries
+from ocserve.api.fields import Field, Values
 from ocserve.api.openai_responses import StoredResponse
 from ocserve.errors import InvalidRequest
 
@@ -15,37 +13,22 @@ _MAX_PAGE = 100
 _PAGE = 20
 
 
-def _digits(low: int, high: int) -> Reader[int]:
-    """An integer within bounds, written in decimal digits."""
-    number = fields.integer(low, high)
-
-    def reader(value: object, where: str) -> int:
-        if not isinstance(value, str) or not value.isascii() or not value.isdigit() or len(value) > 9:
-            raise InvalidRequest(f"Invalid '{where}': expected an integer.", param=where, code="invalid_type")
-        return number(int(value), where)
-
-    return Reader(reader, number.schema)
-
-
 _INCLUDE = (Field("include", "advisory", fields.string(256)), Field("include[]", "advisory", fields.string(256)))
 # A response that is stored has ended, and its events are not kept.
 RETRIEVE: tuple[Field, ...] = (
+    *queries.OPENAI,
     *_INCLUDE,
     Field("include_obfuscation", "advisory", fields.word("true", "false")),
     Field("stream", "unsupported", fields.word("true", "false"), neutral=("false",)),
     Field("starting_after", "unsupported", fields.string(32)),
 )
 INPUT_ITEMS: tuple[Field, ...] = (
+    *queries.OPENAI,
     *_INCLUDE,
-    Field("limit", "effective", _digits(1, _MAX_PAGE)),
+    Field("limit", "effective", queries.digits(1, _MAX_PAGE)),
     Field("order", "effective", fields.word("asc", "desc")),
     Field("after", "effective", fields.string(256, empty=False)),
 )
-
-
-def query(pairs: Iterable[tuple[str, str]], parameters: tuple[Field, ...], *, refuse_unknown: bool) -> Values:
-    """The parameters of a query."""
-    return fields.read(dict(pairs), fields.table(*parameters), refuse_unknown=refuse_unknown)
 
 
 def input_items(stored: StoredResponse, asked: Values) -> bytes:

@@ -29,7 +29,7 @@ _REFUSALS: dict[str, str] = {
     "500": "A mistake of the server, or the engine failed.",
     "503": "No engine is ready.",
 }
-_OF_BODIES = ("400", "408", "413", "415")
+_OF_BODIES = ("408", "413", "415")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -72,18 +72,35 @@ def _operation(operation: Operation, models: tuple[ServedModel, ...]) -> dict[st
     }
     if operation.public:
         found["security"] = [{}]
-    places = [_place(name, "path", {"type": "string", "minLength": 1}) for name in _PARAMETER.findall(operation.path)]
-    places += [_place(name, "query", field_schema.values(field)) for name, field in (operation.query or {}).items()]
+    places = [_place(name, "path", _in_path(operation, models)) for name in _PARAMETER.findall(operation.path)]
+    places += [
+        _place(field.name, "query", field_schema.in_text(field))
+        for field in operation.query
+        if field.kind != "unsupported" or field.neutral
+    ]
     if places:
         found["parameters"] = places
     if operation.reads is not None:
         schema = field_schema.of_table(operation.reads, _narrower(operation.reads, models))
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        body = {"schema": schema, **({"example": operation.example} if operation.example is not None else {})}
+        found["requestBody"] = {"required": True, "content": {"application/json": body}}
     return found
 
 
 def _place(name: str, where: str, schema: Schema) -> dict[str, object]:
     return {"name": name, "in": where, "required": where == "path", "schema": schema}
+
+
+def _in_path(operation: Operation, models: tuple[ServedModel, ...]) -> Schema:
+    """What a path may name: a model, or something that only its client knows."""
+    if models and "/models/" in operation.path:
+        return {"type": "string", "enum": _names(models)}
+    return {"type": "string", "minLength": 1}
+
+
+def _names(models: Iterable[ServedModel]) -> list[str]:
+    """Everything that the models answer to."""
+    return list(dict.fromkeys(name for model in models for name in (model.id, *model.aliases)))
 
 
 def _identifier(operation: Operation) -> str:
@@ -97,8 +114,7 @@ def _narrower(declared: Mapping[str, Field], models: tuple[ServedModel, ...]) ->
         return {}
     found: dict[str, Schema] = {}
     if "model" in declared:
-        names = dict.fromkeys(name for model in models for name in (model.id, *model.aliases))
-        found["model"] = {"type": "string", "enum": list(names)}
+        found["model"] = {"type": "string", "enum": _names(models)}
     most = max(model.max_output_tokens for model in models)
     for name in _LIMITS:
         field = declared.get(name)
@@ -117,6 +133,10 @@ def _responses(operation: Operation) -> dict[str, object]:
     refusals = {
         status: {"description": reason, "content": {"application/json": {"schema": ref(operation.error)}}}
         for status, reason in _REFUSALS.items()
-        if operation.reads is not None or status not in _OF_BODIES
+        if operation.method == "POST" or status not in _OF_BODIES
     }
-    return {"200": {"description": "The answer.", "content": bodies}, **refusals}
+    answer: dict[str, object] = {"description": "The answer.", "content": bodies}
+    if operation.links:
+        going_on = {"parameters": {"id": "$response.body#/id"}}
+        answer["links"] = {name: {"operationId": name, **going_on} for name in operation.links}
+    return {"200": answer, **refusals}

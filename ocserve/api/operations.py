@@ -29,6 +29,7 @@ from ocserve.api import (
     openai_responses_count,
     openai_responses_parameters,
     protojson,
+    queries,
     rerank,
 )
 from ocserve.api.fields import Field
@@ -40,7 +41,11 @@ LINES = "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation. `streamed` is the media type and the name of a record's shape, where a stream can be asked for."""
+    """One operation. `streamed` is the media type and the name of a record's shape, where a stream can be asked for.
+
+    `example` is a request that every server answers if a model can do what it asks for; `links` are operations that go
+    on from an answer's `id`.
+    """
 
     method: str
     path: str
@@ -48,17 +53,28 @@ class Operation:
     summary: str
     answer: str
     reads: Mapping[str, Field] | None = None
-    query: Mapping[str, Field] | None = None
+    query: tuple[Field, ...] = ()
     streamed: tuple[str, str] | None = None
     error: str = "Error"
     media_type: str = "application/json"
     public: bool = False
+    example: Mapping[str, object] | None = None
+    links: tuple[str, ...] = ()
     served_by: str | None = None  # the path of the route, where it is not this operation's
 
     @property
     def route(self) -> tuple[str, str]:
         """The method and path of the line in the route list."""
         return self.method, self.served_by or self.path
+
+
+# The default model answers to this name everywhere.
+_MODEL = {"model": "default"}
+_HELLO = {"role": "user", "content": "Hello"}
+_CHAT_EXAMPLE = {**_MODEL, "messages": [_HELLO], "max_tokens": 16}
+_PROMPT_EXAMPLE = {**_MODEL, "prompt": "Once upon a time", "max_tokens": 16}
+_INPUT_EXAMPLE = {**_MODEL, "input": "Hello"}
+_CONTENT = {"parts": [{"text": "Hello"}]}
 
 
 def _reads(*parameters: Field) -> Mapping[str, Field]:
@@ -81,7 +97,7 @@ def _get(
         tag=tag,
         summary=summary,
         answer=answer,
-        query=_reads(*query),
+        query=query,
         public=public,
         error=error,
     )
@@ -94,7 +110,9 @@ def _chat(path: str, tag: str) -> Operation:
         tag=tag,
         summary="The next turn of a conversation.",
         reads=_reads(*openai_chat.PARAMETERS),
+        example=_CHAT_EXAMPLE,
         answer="ChatCompletion",
+        query=queries.OPENAI,
         streamed=(SSE, "ChatCompletionChunk"),
     )
 
@@ -106,7 +124,9 @@ def _completion(path: str, tag: str) -> Operation:
         tag=tag,
         summary="The continuation of a prompt, without a chat template.",
         reads=_reads(*openai_completions.PARAMETERS),
+        example=_PROMPT_EXAMPLE,
         answer="Completion",
+        query=queries.OPENAI,
         streamed=(SSE, "Completion"),
     )
 
@@ -118,7 +138,9 @@ def _embeddings(path: str, tag: str) -> Operation:
         tag=tag,
         summary="A vector for each text.",
         reads=_reads(*openai_embeddings.PARAMETERS),
+        example=_INPUT_EXAMPLE,
         answer="Embeddings",
+        query=queries.OPENAI,
     )
 
 
@@ -129,7 +151,9 @@ def _rerank(path: str) -> Operation:
         tag="Cohere and Jina",
         summary="How well each document answers the query, best first.",
         reads=_reads(*rerank.PARAMETERS),
+        example={**_MODEL, "query": "Which is a fruit?", "documents": ["An apple", "A car"]},
         answer="Ranking",
+        query=queries.OPENAI,
     )
 
 
@@ -139,8 +163,20 @@ _OPENAI: tuple[Operation, ...] = (
     _embeddings("/v1/embeddings", "OpenAI"),
     _rerank("/v1/rerank"),
     _rerank("/v2/rerank"),
-    _get("/v1/models", "OpenAI", "ModelList", "The models that are served, with limits, parameters and prices."),
-    _get("/v1/models/{id:path}", "OpenAI", "Model", "One model, by its id or an alias; both may contain slashes."),
+    _get(
+        "/v1/models",
+        "OpenAI",
+        "ModelList",
+        "The models that are served, with limits, parameters and prices.",
+        query=(*queries.OPENAI, *queries.ANTHROPIC_LISTING, *queries.GOOGLE_LISTING),
+    ),
+    _get(
+        "/v1/models/{id:path}",
+        "OpenAI",
+        "Model",
+        "One model, by its id or an alias; both may contain slashes.",
+        query=(*queries.OPENAI, *queries.ANTHROPIC, *queries.GOOGLE),
+    ),
 )
 _RESPONSES: tuple[Operation, ...] = (
     Operation(
@@ -149,8 +185,16 @@ _RESPONSES: tuple[Operation, ...] = (
         tag="OpenAI responses",
         summary="The next turn of a conversation, as items; kept in memory for a while unless `store` is false.",
         reads=_reads(*openai_responses_parameters.PARAMETERS),
+        example=_INPUT_EXAMPLE,
         answer="Response",
+        query=queries.OPENAI,
         streamed=(SSE, "ResponseEvent"),
+        links=(
+            "get_v1_responses_by_id",
+            "get_v1_responses_by_id_input_items",
+            "post_v1_responses_by_id_cancel",
+            "delete_v1_responses_by_id",
+        ),
     ),
     Operation(
         method="POST",
@@ -158,7 +202,9 @@ _RESPONSES: tuple[Operation, ...] = (
         tag="OpenAI responses",
         summary="How many tokens a response's input is.",
         reads=_reads(*openai_responses_count.PARAMETERS),
+        example=_INPUT_EXAMPLE,
         answer="InputTokens",
+        query=queries.OPENAI,
     ),
     _get("/v1/responses/{id}", "OpenAI responses", "Response", "A response that is kept.", query=RETRIEVE),
     Operation(
@@ -167,6 +213,7 @@ _RESPONSES: tuple[Operation, ...] = (
         tag="OpenAI responses",
         summary="Forget a response.",
         answer="DeletedResponse",
+        query=queries.OPENAI,
     ),
     _get(
         "/v1/responses/{id}/input_items",
@@ -181,6 +228,7 @@ _RESPONSES: tuple[Operation, ...] = (
         tag="OpenAI responses",
         summary="Refused: only responses in the background can be cancelled, and there are none.",
         answer="Response",
+        query=queries.OPENAI,
     ),
 )
 _ANTHROPIC: tuple[Operation, ...] = (
@@ -190,7 +238,9 @@ _ANTHROPIC: tuple[Operation, ...] = (
         tag="Anthropic",
         summary="The next turn of a conversation.",
         reads=_reads(*anthropic.PARAMETERS),
+        example=_CHAT_EXAMPLE,
         answer="AnthropicMessage",
+        query=queries.ANTHROPIC,
         streamed=(SSE, "AnthropicEvent"),
         error="AnthropicError",
     ),
@@ -200,13 +250,18 @@ _ANTHROPIC: tuple[Operation, ...] = (
         tag="Anthropic",
         summary="How many tokens a conversation is.",
         reads=_reads(*anthropic_count.PARAMETERS),
+        example={**_MODEL, "messages": [_HELLO]},
         answer="AnthropicCount",
+        query=queries.ANTHROPIC,
         error="AnthropicError",
     ),
 )
 
 
-_ALT = Field("alt", "effective", fields.word("sse", "json"))
+_GOOGLE_EXAMPLES: Mapping[str, Mapping[str, object]] = {
+    "embedContent": {"content": _CONTENT},
+    "batchEmbedContents": {"requests": [{"content": _CONTENT}]},
+}
 
 
 def _google(method: str, summary: str, answer: str, reads: tuple[Field, ...], *, version: str) -> Operation:
@@ -216,9 +271,10 @@ def _google(method: str, summary: str, answer: str, reads: tuple[Field, ...], *,
         tag="Google",
         summary=summary,
         reads=protojson.table(*reads),
+        example=_GOOGLE_EXAMPLES.get(method, {"contents": [_CONTENT]}),
         answer=answer,
         streamed=(SSE, "GoogleContent") if method.startswith("stream") else None,
-        query=_reads(_ALT) if method.startswith("stream") else None,
+        query=queries.GOOGLE_STREAM if method.startswith("stream") else queries.GOOGLE,
         error="GoogleError",
         served_by=f"/{version}/models/{{call:path}}",
     )
@@ -230,7 +286,7 @@ def _google_calls(version: str) -> tuple[Operation, ...]:
     counted = "How many tokens a conversation is."
     return (
         _google("generateContent", f"{turn}.", "GoogleContent", google.PARAMETERS, version=version),
-        _google("streamGenerateContent", streamed, "GoogleContent", google.PARAMETERS, version=version),
+        _google("streamGenerateContent", streamed, "GoogleContents", google.PARAMETERS, version=version),
         _google("countTokens", counted, "GoogleCount", google.COUNTED, version=version),
         _google("embedContent", "A text's vector.", "GoogleEmbedding", google_embed.REQUEST, version=version),
         _google(
@@ -242,8 +298,15 @@ def _google_calls(version: str) -> tuple[Operation, ...]:
 _GOOGLE: tuple[Operation, ...] = (
     *_google_calls("v1beta"),
     *_google_calls("v1"),
-    _get("/v1beta/models", "Google", "GoogleModelList", "The models that are served.", error="GoogleError"),
-    _get("/v1beta/models/{id:path}", "Google", "GoogleModel", "One model.", error="GoogleError"),
+    _get(
+        "/v1beta/models",
+        "Google",
+        "GoogleModelList",
+        "The models that are served.",
+        query=queries.GOOGLE_LISTING,
+        error="GoogleError",
+    ),
+    _get("/v1beta/models/{id:path}", "Google", "GoogleModel", "One model.", query=queries.GOOGLE, error="GoogleError"),
 )
 _OLLAMA: tuple[Operation, ...] = (
     Operation(
@@ -252,6 +315,7 @@ _OLLAMA: tuple[Operation, ...] = (
         tag="Ollama",
         summary="The next turn of a conversation, streamed unless `stream` is false. Without messages: load the model.",
         reads=_reads(*ollama_chat.PARAMETERS),
+        example={**_MODEL, "messages": [_HELLO], "stream": False},
         answer="OllamaChat",
         streamed=(LINES, "OllamaChat"),
         error="OllamaError",
@@ -262,6 +326,7 @@ _OLLAMA: tuple[Operation, ...] = (
         tag="Ollama",
         summary="The answer to a prompt, streamed unless `stream` is false. Without a prompt: load the model.",
         reads=_reads(*ollama_generate.PARAMETERS),
+        example={**_MODEL, "prompt": "Once upon a time", "stream": False},
         answer="OllamaGenerate",
         streamed=(LINES, "OllamaGenerate"),
         error="OllamaError",
@@ -272,6 +337,7 @@ _OLLAMA: tuple[Operation, ...] = (
         tag="Ollama",
         summary="A vector for each text.",
         reads=_reads(*ollama_embed.PARAMETERS),
+        example=_INPUT_EXAMPLE,
         answer="OllamaEmbeddings",
         error="OllamaError",
     ),
@@ -281,6 +347,7 @@ _OLLAMA: tuple[Operation, ...] = (
         tag="Ollama",
         summary="One model: its context, capabilities and defaults.",
         reads=_reads(*ollama_models.SHOW),
+        example=_MODEL,
         answer="OllamaShow",
         error="OllamaError",
     ),
@@ -297,8 +364,18 @@ _LM_STUDIO: tuple[Operation, ...] = (
 )
 
 
-def _question(path: str, summary: str, answer: str, reads: tuple[Field, ...]) -> Operation:
-    return Operation(method="POST", path=path, tag="llama-server", summary=summary, answer=answer, reads=_reads(*reads))
+def _question(
+    path: str, summary: str, answer: str, reads: tuple[Field, ...], example: Mapping[str, object]
+) -> Operation:
+    return Operation(
+        method="POST",
+        path=path,
+        tag="llama-server",
+        summary=summary,
+        answer=answer,
+        reads=_reads(*reads),
+        example=example,
+    )
 
 
 _LLAMA_SERVER: tuple[Operation, ...] = (
@@ -308,6 +385,7 @@ _LLAMA_SERVER: tuple[Operation, ...] = (
         tag="llama-server",
         summary="The continuation of a prompt.",
         reads=llama_completion.table(llama_completion.PARAMETERS),
+        example={"prompt": "Once upon a time", "n_predict": 16},
         answer="LlamaCompletion",
         streamed=(SSE, "LlamaCompletion"),
     ),
@@ -317,18 +395,18 @@ _LLAMA_SERVER: tuple[Operation, ...] = (
         tag="llama-server",
         summary="What belongs into a gap, by the vocabulary's own tokens for that.",
         reads=llama_completion.table(llama_infill.PARAMETERS),
+        example={"input_prefix": "def add(a, b):\n", "input_suffix": "\n", "n_predict": 16},
         answer="LlamaCompletion",
         streamed=(SSE, "LlamaCompletion"),
     ),
-    _question("/tokenize", "A text as token ids.", "Tokens", llama_tokens.TOKENIZE),
-    _question("/detokenize", "The text of token ids.", "Detokenized", llama_tokens.DETOKENIZE),
-    Operation(
-        method="POST",
-        path="/apply-template",
-        tag="llama-server",
-        summary="The prompt that the chat template makes of a conversation.",
-        reads=_reads(*llama_tokens.APPLY_TEMPLATE),
-        answer="RenderedPrompt",
+    _question("/tokenize", "A text as token ids.", "Tokens", llama_tokens.TOKENIZE, {"content": "Hello"}),
+    _question("/detokenize", "The text of token ids.", "Detokenized", llama_tokens.DETOKENIZE, {"tokens": [1, 2, 3]}),
+    _question(
+        "/apply-template",
+        "The prompt that the chat template makes of a conversation.",
+        "RenderedPrompt",
+        llama_tokens.APPLY_TEMPLATE,
+        {"messages": [_HELLO]},
     ),
     _get("/props", "llama-server", "Props", "A model's context, template and defaults.", query=(llama_server.MODEL,)),
 )
@@ -357,3 +435,14 @@ OPERATIONS: tuple[Operation, ...] = (
     *_LLAMA_SERVER,
     *_SERVER,
 )
+
+
+def _queries() -> dict[tuple[str, str], Mapping[str, Field]]:
+    """What may stand in a query, by the route's method and path: all that one of its operations takes."""
+    found: dict[tuple[str, str], Mapping[str, Field]] = {}
+    for operation in sorted(OPERATIONS, key=lambda each: each.streamed is not None):
+        found[operation.route] = {**found.get(operation.route, {}), **_reads(*operation.query)}
+    return found
+
+
+QUERIES = _queries()

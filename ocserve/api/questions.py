@@ -5,8 +5,8 @@ As dialects of generations they are pure codecs; a module fulfils `QuestionDiale
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ocserve.api import fields
@@ -23,12 +23,16 @@ _NOT_CAPABLE: dict[Capability, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A question understood. `reply` writes the body of the answer; `ignored` names parameters without effect."""
+    """A question understood. `reply` writes the body of the answer; `ignored` names parameters without effect.
+
+    `paths` are what the engine calls parts of a request and what this client called them, for refusals.
+    """
 
     question: Question
     model: ServedModel
     reply: Callable[[Answer], bytes]
     ignored: tuple[str, ...] = ()
+    paths: Mapping[str, str] = field(default_factory=dict)
 
 
 class QuestionDialect(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from ocserve.api import fields, json_body, openai_wire
+from ocserve.api import field_schema, fields, json_body, openai_wire
 from ocserve.api.dialect import Models
 from ocserve.api.fields import Field
 from ocserve.api.openai_wire import error_body
@@ -22,7 +22,7 @@ MAX_DOCUMENTS = 2048
 _text = fields.string(64 * 1024 * 1024)
 DOCUMENT = fields.table(Field("text", "effective", _text, required=True))
 
-_document = {"anyOf": [_text.schema, {"type": "object", "properties": {"text": _text.schema}, "required": ["text"]}]}
+_document = {"anyOf": [_text.schema, field_schema.of_table(DOCUMENT)]}
 PARAMETERS: tuple[Field, ...] = (
     Field("model", "effective", fields.string(256, empty=False), required=True),
     Field("query", "effective", fields.string(64 * 1024 * 1024, empty=False), required=True),

@@ -145,6 +145,7 @@ SCHEMAS: dict[str, Schema] = {
     "AnthropicEvent": shape(type=STRING),
     "AnthropicCount": shape(input_tokens=COUNT),
     "GoogleContent": shape({"candidates": some(ANY_OBJECT), "usageMetadata": ANY_OBJECT}, modelVersion=STRING),
+    "GoogleContents": some(ref("GoogleContent")),
     "GoogleCount": shape(totalTokens=COUNT),
     "GoogleEmbedding": shape(embedding=shape(values=some(NUMBER)), usageMetadata=ANY_OBJECT),
     "GoogleEmbeddings": shape(embeddings=some(shape(values=some(NUMBER))), usageMetadata=ANY_OBJECT),

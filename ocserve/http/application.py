@@ -18,10 +18,11 @@ from ocserve.http.edge.host import HostAllowlist
 from ocserve.http.edge.json_depth import JsonDepth
 from ocserve.http.edge.origin import OriginAllowlist
 from ocserve.http.edge.proxy import ProxyGuard
+from ocserve.http.edge.query import Query
 from ocserve.http.edge.routing import RouteExists
 from ocserve.http.exchange import Exchange
 from ocserve.http.route_table import RouteTable
-from ocserve.http.routes import routes
+from ocserve.http.routes import VENDORS, routes
 from ocserve.service import Service
 
 App: TypeAlias = ASGIApp
@@ -30,7 +31,7 @@ Guard = Callable[[ASGIApp], ASGIApp]
 
 def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
     """The whole server as a value."""
-    table = RouteTable(routes(service, settings))
+    table = RouteTable(routes(service, settings), VENDORS)
     guards: tuple[Guard, ...] = (
         lambda app: Access(app, table),
         Framing,
@@ -39,6 +40,7 @@ def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
         lambda app: ProxyGuard(app, settings, has_key=keys.has_key),
         lambda app: Auth(app, keys),
         RouteExists,
+        lambda app: Query(app, settings),
         JsonOnly,
         lambda app: BodyLimits(app, settings.max_body_bytes, settings.body_timeout_s),
         lambda app: JsonDepth(app, settings.max_json_depth),

@@ -12,6 +12,7 @@ from ocserve.api.questions import Asked, QuestionDialect
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange, attempt
 from ocserve.http.presence import unless_gone
+from ocserve.http.words import in_clients_words
 from ocserve.service import Service
 
 
@@ -33,7 +34,8 @@ class Ask:
     async def _answer(self, exchange: Exchange, asked: Asked, send: Send, tries: int | None) -> None:
         assert exchange.caller is not None
         try:
-            answer = await self._service.ask(asked.question, exchange.caller, exchange.trace, attempt=tries)
+            with in_clients_words(asked.paths):
+                answer = await self._service.ask(asked.question, exchange.caller, exchange.trace, attempt=tries)
         finally:
             exchange.tell_limits(self._service.limiter)
         await answers.json(send, 200, asked.reply(answer))

@@ -6,9 +6,12 @@ has been looked at when a bad key is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocserve.accounts.keys import KeyRing
+from ocserve.api import queries
 from ocserve.errors import AuthenticationFailed
 from ocserve.http.exchange import Exchange, header_values
 
@@ -26,7 +29,8 @@ class Auth:
         exchange = Exchange.of(scope)
         route = exchange.match.route
         try:
-            exchange.caller = self._keys.identify(credential(scope), exchange.local)
+            given = credential(scope, queries.key(scope["query_string"], exchange.takes))
+            exchange.caller = self._keys.identify(given, exchange.local)
             exchange.trace.key_id = exchange.caller.key_id
         except AuthenticationFailed:
             if route is None or not route.public:
@@ -34,10 +38,12 @@ class Auth:
         await self._app(scope, receive, send)
 
 
-def credential(scope: Scope) -> str | None:
-    """The credential that the request carries; None if it carries none. Two different ones are an attack on the order
-    in which they are read, and so is one header sent twice."""
-    found: set[str] = set()
+def credential(scope: Scope, in_query: Iterable[str] = ()) -> str | None:
+    """The credential that the request carries in a header or `in_query`; None if it carries none.
+
+    Two different ones are an attack on the order in which they are read, and so is one header sent twice.
+    """
+    found = set(in_query)
     for name in _HEADERS:
         values = header_values(scope, name)
         if len(values) > 1:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from typing import Protocol
-from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 
@@ -145,8 +144,7 @@ class LlamaServerProps:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        named = parse_qs(scope["query_string"].decode("latin-1")).get("model", [llama_server.DEFAULT])
-        model = self._service.model(named[0])
+        model = llama_server.model_of(Exchange.of(scope).query, self._service.model)
         facts = self._service.fleet.engines[model.id].facts
         known = Properties()
         if facts is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from starlette.types import Scope
@@ -11,7 +11,9 @@ from starlette.types import Scope
 from ocserve.accounts import limits
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Limiter
-from ocserve.api import openai_wire
+from ocserve.api.fields import Field, Values
+from ocserve.api.operations import QUERIES
+from ocserve.errors import ErrorInfo
 from ocserve.http.answers import Header
 from ocserve.http.route_table import Match
 from ocserve.service import Trace
@@ -29,11 +31,11 @@ class Exchange:
     """Made by the access record, filled in by the guards.
 
     `local` starts as: the socket's peer is this machine. Guards may take it away (forwarding header, proxy in the
-    settings, public Host) and never give it. `headers` are sent with whatever answer this request gets, a refusal
-    included.
+    settings, public Host) and never give it. `query` is what was read of the path's query. `headers` are sent with
+    whatever answer this request gets, a refusal included.
     """
 
-    def __init__(self, trace: Trace, match: Match, *, local: bool) -> None:
+    def __init__(self, trace: Trace, match: Match, *, local: bool, error_body: Callable[[ErrorInfo], bytes]) -> None:
         self.trace = trace
         self.match = match
         self.local = local
@@ -41,7 +43,14 @@ class Exchange:
         self.headers: list[Header] = []
         self.body = b""
         self.body_complete = False
-        self.error_body = match.route.error_body if match.route else openai_wire.error_body
+        self.error_body = error_body
+        self.query = Values({}, ())
+
+    @property
+    def takes(self) -> Mapping[str, Field]:
+        """What may stand in the query of this request's route."""
+        route = self.match.route
+        return {} if route is None else QUERIES[route.method, route.path]
 
     @staticmethod
     def of(scope: Scope) -> Exchange:
@@ -54,7 +63,7 @@ class Exchange:
 
     def name_ignored(self, names: Iterable[str]) -> None:
         """Say which parameters have no effect on the answer."""
-        distinct = list(dict.fromkeys(names))
+        distinct = list(dict.fromkeys((*self.query.ignored, *names)))
         if len(distinct) > _MAX_IGNORED:
             distinct[_MAX_IGNORED:] = [f"and {len(distinct) - _MAX_IGNORED} more"]
         if distinct:
@@ -74,6 +83,13 @@ class Exchange:
 def header_values(scope: Scope, name: bytes) -> list[bytes]:
     """All values of one request header; `name` is lower-case."""
     return [value for key, value in scope["headers"] if key == name]
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether a body follows the headers."""
+    return bool(header_values(scope, b"transfer-encoding")) or any(
+        value.strip(b"0") for value in header_values(scope, b"content-length")
+    )
 
 
 def attempt(scope: Scope) -> int | None:

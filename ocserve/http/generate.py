@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +19,7 @@ from ocserve.generation import Failed
 from ocserve.http import answers, sse
 from ocserve.http.exchange import Exchange, attempt
 from ocserve.http.presence import unless_gone
+from ocserve.http.words import in_clients_words
 from ocserve.service import Generation, Service, Trace
 
 
@@ -41,20 +42,20 @@ class Generate:
     async def _answer(self, exchange: Exchange, parsed: Parsed, send: Send, tries: int | None) -> None:
         assert exchange.caller is not None
         try:
-            async with self._service.generation(
-                parsed.request, exchange.caller, exchange.trace, attempt=tries, more=parsed.more
-            ) as generation:
-                exchange.tell_limits(self._service.limiter)
-                exchange.name_ignored((*parsed.ignored, *generation.ignored))
-                encoder = (parsed.encoder or self._dialect.encoder)(_reply(parsed, exchange.trace))
-                if parsed.stream:
-                    frames = _frames(encoder, generation, exchange.trace)
-                    await sse.respond(send, frames, parsed.framing, heartbeat_s=self._heartbeat_s)
-                    return
-                events = [event async for event in generation]
-        except ApiError as error:
+            with in_clients_words(parsed.paths):
+                async with self._service.generation(
+                    parsed.request, exchange.caller, exchange.trace, attempt=tries, more=parsed.more
+                ) as generation:
+                    exchange.tell_limits(self._service.limiter)
+                    exchange.name_ignored((*parsed.ignored, *parsed.named(generation.ignored)))
+                    encoder = (parsed.encoder or self._dialect.encoder)(_reply(parsed, exchange.trace))
+                    if parsed.stream:
+                        frames = _frames(encoder, generation, exchange.trace)
+                        await sse.respond(send, frames, parsed.framing, heartbeat_s=self._heartbeat_s)
+                        return
+                    events = [event async for event in generation]
+        except ApiError:
             exchange.tell_limits(self._service.limiter)
-            _put_in_clients_words(error, parsed.paths)
             raise
         if isinstance(events[-1], Failed):
             raise ApiError.from_info(events[-1].error)
@@ -71,14 +72,6 @@ def _reply(parsed: Parsed, trace: Trace) -> Reply:
         show_reasoning=parsed.show_reasoning,
         prompt=trace.usage,
     )
-
-
-def _put_in_clients_words(error: ApiError, paths: Mapping[str, str]) -> None:
-    """Give the engine's refusal the names that the client used for what is refused."""
-    for ours, theirs in paths.items():
-        if error.param and ours in error.param:
-            error.param = error.param.replace(ours, theirs)
-            error.message = error.message.replace(ours, theirs)
 
 
 async def _frames(encoder: Encoder, generation: Generation, trace: Trace) -> AsyncIterator[Sequence[Frame]]:

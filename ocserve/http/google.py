@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs
-
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocserve import config
 from ocserve.api import google, google_embed, google_wire
-from ocserve.api.dialect import Framing
-from ocserve.errors import InvalidRequest, NotFound
+from ocserve.api.fields import unsupported
+from ocserve.errors import NotFound
 from ocserve.http.ask import Ask
 from ocserve.http.exchange import Exchange
 from ocserve.http.generate import Generate
@@ -27,14 +25,17 @@ class ModelCall:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         model, _, method = Exchange.of(scope).match.params["call"].rpartition(":")
-        await self._endpoint(scope, model, method)(scope, receive, send)
+        await self._endpoint(Exchange.of(scope).query.get("alt", str), model, method)(scope, receive, send)
 
-    def _endpoint(self, scope: Scope, model: str, method: str) -> ASGIApp:
+    def _endpoint(self, alt: str | None, model: str, method: str) -> ASGIApp:
+        """`alt` is how the client wants a stream, as events or as one JSON array; all else is JSON."""
+        if method != "streamGenerateContent" and alt == "sse":
+            raise unsupported("alt", "only 'streamGenerateContent' answers with events.")
         match method:
             case "generateContent":
                 return Generate(self._service, google.GenerateContent(model), self._settings)
             case "streamGenerateContent":
-                dialect = google.GenerateContent(model, _framing(scope))
+                dialect = google.GenerateContent(model, _FRAMINGS[alt or "json"])
                 return Generate(self._service, dialect, self._settings)
             case "countTokens":
                 return Ask(self._service, google.CountTokens(model), self._settings)
@@ -42,11 +43,3 @@ class ModelCall:
                 embed = google_embed.EmbedContent(model, batch=method == "batchEmbedContents")
                 return Ask(self._service, embed, self._settings)
         raise NotFound("There is no such method of a model.")
-
-
-def _framing(scope: Scope) -> Framing:
-    """How the client wants the stream, by `?alt=`: events, or one JSON array."""
-    given = parse_qs(scope["query_string"].decode("latin-1")).get("alt", ["json"])
-    if len(given) != 1 or given[0] not in _FRAMINGS:
-        raise InvalidRequest("Invalid 'alt': supported are 'sse' and 'json'.", param="alt")
-    return _FRAMINGS[given[0]]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
 
 from ocserve import config
 from ocserve.api import openai_responses_stored as stored_responses
-from ocserve.api.fields import Field, Values
 from ocserve.api.openai_responses import ResponseDialect, StoredResponse
 from ocserve.api.openai_responses_count import InputTokensDialect
 from ocserve.errors import InvalidRequest, NotFound
@@ -50,12 +48,10 @@ class CountInputTokens:
 class RetrieveResponse:
     """`GET /v1/responses/{id}`."""
 
-    def __init__(self, store: ResponseStore, settings: config.Server) -> None:
+    def __init__(self, store: ResponseStore) -> None:
         self._store = store
-        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        _query(scope, stored_responses.RETRIEVE, self._settings)
         await answers.json(send, 200, _found(self._store, scope).body)
 
 
@@ -74,12 +70,11 @@ class DeleteResponse:
 class InputItems:
     """`GET /v1/responses/{id}/input_items`."""
 
-    def __init__(self, store: ResponseStore, settings: config.Server) -> None:
+    def __init__(self, store: ResponseStore) -> None:
         self._store = store
-        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = _query(scope, stored_responses.INPUT_ITEMS, self._settings)
+        asked = Exchange.of(scope).query
         await answers.json(send, 200, stored_responses.input_items(_found(self._store, scope), asked))
 
 
@@ -119,8 +114,3 @@ def _found(store: ResponseStore, scope: Scope) -> StoredResponse:
             "No response with this id is stored here: it has expired, was deleted or never was.", param="response_id"
         )
     return found
-
-
-def _query(scope: Scope, parameters: tuple[Field, ...], settings: config.Server) -> Values:
-    pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-    return stored_responses.query(pairs, parameters, refuse_unknown=settings.unknown_parameters == "refuse")

@@ -17,34 +17,44 @@ from starlette.types import ASGIApp
 from ocserve.api import openai_wire
 from ocserve.errors import ErrorInfo
 
+ErrorBody = Callable[[ErrorInfo], bytes]
+
 _SLASHES = re.compile(r"/{2,}")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. `{id:path}` matches the rest of the path, `error_body` writes what is refused here."""
+    """One method of one path. `{id:path}` matches the rest of the path.
+
+    `error_body` writes what is refused here; None: whose client asks decides.
+    """
 
     method: str
     path: str
     endpoint: ASGIApp
     public: bool = False
-    error_body: Callable[[ErrorInfo], bytes] = openai_wire.error_body
+    error_body: ErrorBody | None = openai_wire.error_body
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Where a request goes. Without a route, `allowed` are the methods that the path has; an unknown path has none."""
+    """Where a request goes. Without a route, `allowed` are the methods that the path has; an unknown path has none.
+
+    `error_body` is the route's, or that of the vendor whose paths begin so.
+    """
 
     route: Route | None = None
     params: dict[str, Any] = field(default_factory=dict)
     allowed: tuple[str, ...] = ()
+    error_body: ErrorBody | None = None
 
 
 class RouteTable:
-    """Finds the route of a method and a path."""
+    """Finds the route of a method and a path. `vendors` say whose all paths below a prefix are; the first counts."""
 
-    def __init__(self, listed: tuple[Route, ...]) -> None:
+    def __init__(self, listed: tuple[Route, ...], vendors: tuple[tuple[str, ErrorBody], ...] = ()) -> None:
         self.routes = listed
+        self._vendors = vendors
         self._compiled = [(compile_path(route.path), route) for route in listed]
 
     def match(self, method: str, path: str) -> Match:
@@ -59,8 +69,14 @@ class RouteTable:
                     continue
                 if route.method == wanted:
                     params = {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
-                    return Match(route, params)
+                    return Match(route, params, error_body=route.error_body)
                 allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
             if allowed:
-                return Match(allowed=(*allowed, "OPTIONS"))
-        return Match()
+                return Match(allowed=(*allowed, "OPTIONS"), error_body=self._vendor(trimmed))
+        return Match(error_body=self._vendor(trimmed))
+
+    def _vendor(self, path: str) -> ErrorBody | None:
+        for prefix, error_body in self._vendors:
+            if any(f"{candidate}/".startswith(f"{prefix}/") for candidate in (path, f"/v1{path}")):
+                return error_body
+        return None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.types import ASGIApp
 
 from ocserve import config
 from ocserve.api import (
     anthropic,
     anthropic_count,
+    anthropic_wire,
     google,
     google_models,
+    google_wire,
     llama_completion,
     llama_infill,
     llama_tokens,
@@ -20,9 +24,10 @@ from ocserve.api import (
     openai_chat,
     openai_completions,
     openai_embeddings,
+    openai_wire,
     rerank,
 )
-from ocserve.api.dialect import Dialect
+from ocserve.api.dialect import Catalogue, Dialect
 from ocserve.api.questions import QuestionDialect
 from ocserve.http import reference
 from ocserve.http.ask import Ask
@@ -47,7 +52,7 @@ from ocserve.http.responses import (
     InputItems,
     RetrieveResponse,
 )
-from ocserve.http.route_table import Route
+from ocserve.http.route_table import ErrorBody, Route
 from ocserve.http.vendor import by_vendor
 from ocserve.service import Service
 
@@ -68,9 +73,9 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         generates("/v1/completions", openai_completions),
         Route("POST", "/v1/responses", made),
         Route("POST", "/v1/responses/input_tokens", CountInputTokens(service, stored, settings)),
-        Route("GET", "/v1/responses/{id}", RetrieveResponse(stored, settings)),
+        Route("GET", "/v1/responses/{id}", RetrieveResponse(stored)),
         Route("DELETE", "/v1/responses/{id}", DeleteResponse(stored)),
-        Route("GET", "/v1/responses/{id}/input_items", InputItems(stored, settings)),
+        Route("GET", "/v1/responses/{id}/input_items", InputItems(stored)),
         Route("POST", "/v1/responses/{id}/cancel", CancelResponse(stored)),
         generates("/v1/messages", anthropic),
         answers("/v1/messages/count_tokens", anthropic_count),
@@ -81,8 +86,8 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         Route("POST", "/v1beta/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),
         Route("GET", "/v1beta/models", ModelList(service, google_models), error_body=google.error_body),
         Route("GET", "/v1beta/models/{id:path}", ModelEntry(service, google_models), error_body=google.error_body),
-        Route("GET", "/v1/models", by_vendor(lambda catalogue: ModelList(service, catalogue))),
-        Route("GET", "/v1/models/{id:path}", by_vendor(lambda catalogue: ModelEntry(service, catalogue))),
+        _shared("/v1/models", lambda catalogue: ModelList(service, catalogue)),
+        _shared("/v1/models/{id:path}", lambda catalogue: ModelEntry(service, catalogue)),
         _ollama("POST", "/api/chat", OllamaGenerate(service, ollama_chat, settings)),
         _ollama("POST", "/api/generate", OllamaGenerate(service, ollama_generate, settings)),
         answers("/api/embed", ollama_embed),
@@ -107,6 +112,19 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         Route("GET", "/health", Health(service), public=True),
         Route("GET", "/ready", Ready(service), public=True),
     )
+
+
+# Whose the paths below these are, those without a route too.
+VENDORS: tuple[tuple[str, ErrorBody], ...] = (
+    ("/v1/messages", anthropic_wire.error_body),
+    ("/v1beta", google_wire.error_body),
+    ("/api/v0", openai_wire.error_body),
+    ("/api", ollama_wire.error_body),
+)
+
+
+def _shared(path: str, make: Callable[[Catalogue], ASGIApp]) -> Route:
+    return Route("GET", path, by_vendor(make), error_body=None)
 
 
 def _ollama(method: str, path: str, endpoint: ASGIApp) -> Route:

@@ -1,4 +1,4 @@
-"""A path that several vendors have: a header that only one vendor's clients send says whose client asks."""
+"""Paths that several vendors have, or none: a header that only one vendor's clients send says whose client asks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ocserve.api import anthropic_models, anthropic_wire, google_models, google_wire, openai_models
+from ocserve.api import anthropic_models, anthropic_wire, google_models, google_wire, openai_models, openai_wire
 from ocserve.api.dialect import Catalogue
 from ocserve.errors import ErrorInfo
-from ocserve.http.exchange import Exchange, header_values
+from ocserve.http.exchange import header_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,17 @@ def by_vendor(make: Callable[[Catalogue], ASGIApp]) -> ASGIApp:
     endpoints = {vendor: make(vendor.catalogue) for vendor in _VENDORS}
 
     async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
-        for vendor, own in endpoints.items():
-            if header_values(scope, vendor.header):
-                Exchange.of(scope).error_body = vendor.error_body
-                await own(scope, receive, send)
-                return
-        await others(scope, receive, send)
+        vendor = _asking(scope)
+        await (others if vendor is None else endpoints[vendor])(scope, receive, send)
 
     return endpoint
+
+
+def error_body(scope: Scope) -> Callable[[ErrorInfo], bytes]:
+    """How errors are written for whose client asks."""
+    vendor = _asking(scope)
+    return openai_wire.error_body if vendor is None else vendor.error_body
+
+
+def _asking(scope: Scope) -> _Vendor | None:
+    return next((vendor for vendor in _VENDORS if header_values(scope, vendor.header)), None)

@@ -85,8 +85,9 @@ def _rows(schema: Json, prefix: str) -> Iterator[str]:
         if "x-ocserve-class" not in described:
             continue
         kind, mark = described["x-ocserve-class"], " *" if name in required else ""
+        names = [name, *described.get("x-ocserve-spellings", ())]
         cells = (
-            f"<code>{escape(prefix + name)}</code>{mark}",
+            ", ".join(f"<code>{escape(prefix + each)}</code>" for each in names) + mark,
             escape(_values(described)),
             kind,
             _prose(described.get("description", "")),

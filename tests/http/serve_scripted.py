@@ -1,6 +1,6 @@
 """A server over a scripted engine as a process of its own: `python -m tests.http.serve_scripted '<json>'`.
 
-Prints its port. The JSON may have `server` settings, `script` fields, and `key`.
+Prints its port. The JSON may have `server` settings, `script` fields, `model` fields, and `key`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import json
 import sys
 from typing import Any
 
+from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.keys import KeyRing
 from ocserve.http.application import build
 from ocserve.http.server import serve
+from ocserve.modelcard import ServedModel
 from ocserve.telemetry import logs
 from tests.http.harness import MODEL
 from tests.scripted import Script, ScriptedEngine, alone
@@ -25,8 +27,9 @@ async def main(options: dict[str, Any]) -> None:
     script = options.get("script", {})
     engine = ScriptedEngine(Script(**{**script, "tokens": tuple(script.get("tokens", ["Hello", "!"]))}))
     limits = config.Limits()
-    service = alone(engine, MODEL, limits)
-    settings = replace(config.Server(), port=0, **options.get("server", {}))
+    model = convert({**to_builtins(MODEL), **options.get("model", {})}, ServedModel)
+    service = alone(engine, model, limits)
+    settings = replace(config.Server(), **{"port": 0, **options.get("server", {})})
     app = build(service, KeyRing(options.get("key"), config.Auth()), settings)
     await serve(app, settings, lambda url: print(url.rpartition(":")[2], flush=True), service.drain)
 

@@ -175,7 +175,7 @@ def test_what_agents_send_beside_the_request_is_tolerated(served: Served) -> Non
     answer = served.request("POST", "/v1/messages?beta=true", body, headers)
     assert answer.status == 200
     assert answer.json["model"] == "tiny"
-    assert answer.headers["x-ocserve-ignored"] == "context_management, model"
+    assert answer.headers["x-ocserve-ignored"] == "beta, context_management, model"
 
 
 def test_the_models_in_the_vendors_shape(served: Served) -> None:

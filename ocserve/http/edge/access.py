@@ -7,8 +7,8 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocserve.errors import ApiError, EngineUnavailable, ErrorInfo, InternalError
-from ocserve.http import answers
-from ocserve.http.exchange import ClientGone, Exchange, header_values, peer_address
+from ocserve.http import answers, vendor
+from ocserve.http.exchange import ClientGone, Exchange, has_body, header_values, peer_address
 from ocserve.http.route_table import RouteTable
 from ocserve.service import Trace
 from ocserve.telemetry import logs
@@ -31,7 +31,12 @@ class Access:
         request_id = logs.request_id(given[0].decode("latin-1") if len(given) == 1 else None)
         trace = Trace(request_id, match.route.path if match.route else "-")
         peer = peer_address(scope)  # no header has a say in it
-        exchange = Exchange(trace, match, local=peer is not None and peer.is_loopback)
+        exchange = Exchange(
+            trace,
+            match,
+            local=peer is not None and peer.is_loopback,
+            error_body=match.error_body or vendor.error_body(scope),
+        )
         exchange.bind(scope)
         answer = _Answer(exchange, scope, send)
         try:
@@ -72,7 +77,7 @@ class _Answer:
                 (b"x-request-id", request_id),
                 (b"request-id", request_id),
             ]  # Anthropic's clients read the other
-            if _has_body(self._scope) and not self._exchange.body_complete:
+            if has_body(self._scope) and not self._exchange.body_complete:
                 headers.append((b"connection", b"close"))  # the rest of the body is not wanted
             message = {**message, "headers": headers}
         await self._send(message)
@@ -82,9 +87,3 @@ class _Answer:
         self._exchange.trace.error_code = info.code
         if self.status == _CLIENT_GONE:
             await answers.error(self.send, info, self._exchange.error_body)
-
-
-def _has_body(scope: Scope) -> bool:
-    return bool(header_values(scope, b"transfer-encoding")) or any(
-        value.strip(b"0") for value in header_values(scope, b"content-length")
-    )

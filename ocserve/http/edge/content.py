@@ -1,11 +1,11 @@
-"""Requires JSON: a form or text body is what a web page can send without asking first."""
+"""Requires JSON: a form or text body is what a web page can send without asking first. No body needs no type."""
 
 from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocserve.errors import UnsupportedMediaType
-from ocserve.http.exchange import header_values
+from ocserve.http.exchange import has_body, header_values
 
 
 class JsonOnly:
@@ -20,7 +20,7 @@ class JsonOnly:
             if any(value.strip().lower() != b"identity" for value in encodings):
                 raise UnsupportedMediaType("Compressed request bodies are not accepted.", param="content-encoding")
             types = header_values(scope, b"content-type")
-            if len(types) != 1 or not _is_json(types[0]):
+            if (types or has_body(scope)) and (len(types) != 1 or not _is_json(types[0])):
                 raise UnsupportedMediaType("Content-Type must be application/json.", param="content-type")
         await self._app(scope, receive, send)
 
