@@ -193,6 +193,7 @@ def engine_spec(
         chat_template=installed.card.chat_template,
         model_digest=_content_digest(installed),
         kv_type=engine.kv_type,
+        flash_attention=plan.flash_attention,
         prefill_order=engine.prefill_order,
         prefix_cache=engine.prefix_cache,
         fast_forward=engine.fast_forward,

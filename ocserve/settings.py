@@ -119,6 +119,13 @@ class Engine(_Branch, frozen=True):
     kv_type: Annotated[
         Literal["f16", "bf16", "q8_0", "q4_0", "f32"], Meta(description="how the KV cache stores numbers")
     ] = "f16"
+    flash_attention: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="flash attention; auto: on with a GPU, off on a processor where the scores of a batch fit "
+            "into memory, which makes prompts beside running streams and long conversations faster there"
+        ),
+    ] = "auto"
     prefill_order: Annotated[
         Literal["serial", "joint"],
         Meta(description="prompts one after another, or all waiting prompts in equal shares (for comparison)"),

@@ -8,7 +8,7 @@ with a few merges and ChatML's special tokens.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -17,6 +17,8 @@ Family = Literal["attention", "sliding", "recurrent"]
 FAMILIES: tuple[Family, ...] = ("attention", "sliding", "recurrent")
 
 CONTEXT = 512
+# How a context computes the same logits whatever else is in a batch, up to the order of additions.
+EXACT: dict[str, Any] = {"kv_type": "f32", "flash_attention": False}
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
     "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -35,8 +35,13 @@ _PROMPT_TOKENS = 64
 CHUNKS = (16, 64, 256)  # tokens in a batch of the bare loop's prefill
 # As engine processes have it: with OpenMP's default, threads that wait for one another spin.
 _WAITING = {"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"}
-# What an own server leaves out here: batches of drafts, and files that are written on when an answer has ended.
-_PLAIN = {"OCSERVE_ENGINE_SPECULATION": "off", "OCSERVE_CACHE_DISK_BYTES": "0"}
+# What an own server leaves out here: batches of drafts, and files that are written on when an answer has ended. Its
+# attention is computed as that of the bare loop.
+_PLAIN = {
+    "OCSERVE_ENGINE_SPECULATION": "off",
+    "OCSERVE_ENGINE_FLASH_ATTENTION": "off",
+    "OCSERVE_CACHE_DISK_BYTES": "0",
+}
 
 
 class CeilingFailed(Exception):

@@ -39,7 +39,8 @@ class Plan:
 
     `pool_tokens` are the cells that all sequences share. `gpu_layers` counts as llama.cpp does: from the last layer
     backwards, the output being one more; -1 is all. `sequences` and `outputs` are the context's `n_seq_max` and
-    `n_outputs_max`; 0 is `parallel`. `full_window` lets layers that slide keep every cell. `host_cache_bytes` is main
+    `n_outputs_max`; 0 is `parallel`. Without `flash_attention` the scores of every row with every cell are kept for the
+    time of a layer. `full_window` lets layers that slide keep every cell. `host_cache_bytes` is main
     memory that stored prefixes may take.
     """
 
@@ -48,6 +49,7 @@ class Plan:
     pool_tokens: int
     gpu_layers: int = -1
     kv_type: KvType = "f16"
+    flash_attention: bool = True
     batch_tokens: int = 256
     sequences: int = 0
     outputs: int = 0
@@ -182,6 +184,12 @@ def _cache_bytes(header: GgufHeader, plan: Plan) -> list[int]:
     ]
 
 
+def score_bytes(header: GgufHeader, plan: Plan) -> int:
+    """The scores of a batch's rows with all cells, of one layer, in F32, and its masks in the same format."""
+    rows = max(plan.batch_tokens, plan.parallel)
+    return rows * cells(plan.pool_tokens) * (header.head_count + 2) * 4
+
+
 def compute_bytes(header: GgufHeader, plan: Plan) -> int:
     """llama.cpp's graph and output buffers on one device, estimated upward.
 
@@ -197,6 +205,7 @@ def compute_bytes(header: GgufHeader, plan: Plan) -> int:
     hidden = rows * 4 * (4 * header.embedding_length + widest)
     attending = {layer.slides for layer in header.layers if layer.keys}
     masks = rows * 2 * sum(sliding_cells(header, plan) if slides else cells(plan.pool_tokens) for slides in attending)
+    hidden += 0 if plan.flash_attention else score_bytes(header, plan)
     outputs = plan.outputs or plan.sequences or plan.parallel
     logits = outputs * header.vocabulary_size * 4
     remembers = any(layer.keys or layer.state for layer in header.layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ocserve import config
-from ocserve.catalog.fit import Fit, Lowerable, Machine, Wanted, fit
+from ocserve.catalog.fit import Choice, Fit, Machine, Wanted, fit
 from ocserve.catalog.gguf_header import GgufHeader
 from ocserve.catalog.need import Plan
 from ocserve.catalog.store import Installed
@@ -42,12 +42,14 @@ def wanted(engine: config.Engine, cache: config.Cache, defaults: Defaults, heade
         pool_tokens=context if pools else max(pool, context),
         gpu_layers=engine.gpu_layers,
         kv_type=engine.kv_type,
+        flash_attention=engine.flash_attention != "off",
         batch_tokens=batch_tokens,
         sequences=sequences,
         outputs=min(batch_tokens, max(sequences, parallel * _ROWS_WITH_DRAFTS)),
         host_cache_bytes=cache.host_bytes if engine.prefix_cache and not pools else 0,
     )
-    set_by_user: dict[Lowerable, bool] = {
+    set_by_user: dict[Choice, bool] = {
+        "flash_attention": engine.flash_attention != "auto",
         "context": engine.context is not None,
         "pool_tokens": engine.pool_tokens is not None,
         "gpu_layers": engine.gpu_layers >= 0,

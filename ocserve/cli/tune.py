@@ -11,7 +11,7 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -191,12 +191,21 @@ def _relative(timings: Mapping[tuple[int, int, int], float], default: Mapping[tu
 
 
 def _best(timings: Mapping[tuple[int, int, int], float]) -> dict[int, float]:
-    """Seconds of the best thread count for each batch size that was timed with an empty memory."""
+    """Seconds of the best thread count for each batch size, with an empty memory."""
+    empty = _fewest_cells((rows, cells) for _, rows, cells in timings)
     best: dict[int, float] = {}
     for (_, rows, cells), seconds in timings.items():
-        if cells <= rows * rows:
+        if cells == empty[rows]:
             best[rows] = min(seconds, best.get(rows, math.inf))
     return best
+
+
+def _fewest_cells(timed: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Of (rows, cells): the fewest cells for each number of rows, which are what an empty memory gives them."""
+    fewest: dict[int, int] = {}
+    for rows, cells in timed:
+        fewest[rows] = min(cells, fewest.get(rows, cells))
+    return fewest
 
 
 def _keep(spec: Mapping[str, object], tree: Config, result: Result) -> None:
@@ -254,7 +263,8 @@ def show(result: Result) -> None:
     """A table of rows × threads, the best of each size marked, and what follows from it."""
     from ocserve.cli.model_output import print_table
 
-    shallow = [timing for timing in result.timings if timing.cells <= timing.rows**2]
+    empty = _fewest_cells((timing.rows, timing.cells) for timing in result.timings)
+    shallow = [timing for timing in result.timings if timing.cells == empty[timing.rows]]
     seconds = {(timing.rows, timing.threads): timing.seconds for timing in shallow}
     counts = sorted({timing.threads for timing in shallow})
     table = []

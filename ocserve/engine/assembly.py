@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from ocserve.chat.sandbox import TemplateUnusable
 from ocserve.engine import encodings, llama, wire
+from ocserve.engine.attention import Attention
 from ocserve.engine.bindings import LlamaError
 from ocserve.engine.composer import Composer
 from ocserve.engine.constraint import GrammarCompiler
@@ -24,7 +25,7 @@ from ocserve.engine.embedding_assembly import embedder
 from ocserve.engine.embedding_context import Pooling, pooling_of
 from ocserve.engine.emission import Emitter
 from ocserve.engine.encodings import PlainTokenizer
-from ocserve.engine.facts import model_facts
+from ocserve.engine.facts import layers_on_gpus, model_facts
 from ocserve.engine.kv import KvMemory, Reuse
 from ocserve.engine.loop import EngineLoop
 from ocserve.engine.measure import stored_or_measured
@@ -112,6 +113,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
         most_rows=context.batch_tokens,
         decode_threads=spec.threads_decode,
         prefill_threads=spec.threads_prefill,
+        dense=not spec.flash_attention,
     )
     log.close()
     turns = Turns()
@@ -127,7 +129,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
         recompute_s=lambda tokens, position: costs.seconds(tokens, tokens * (position + tokens // 2), prefill=True),
         window=model.window,
         sharing=spec.prefix_cache,
-        most_idle=None if spec.gpu_layers else lambda: costs.passed_over(_PASSED_OVER),
+        most_idle=None if layers_on_gpus(model) else lambda: costs.passed_over(_PASSED_OVER),
     )
     loop = _loop(spec, context, kv, costs, Emitter(model.vocab, turns, send))
     preparer = Preparer(
@@ -152,6 +154,7 @@ def _loop(spec: wire.EngineSpec, context: Context, kv: KvMemory, costs: CostMode
             batch_tokens=context.batch_tokens,
             outputs=context.outputs,
             slots=spec.parallel,
+            attention=Attention(None if spec.flash_attention else lambda: kv.cells),
             order=spec.prefill_order,
             fast_forward=spec.fast_forward,
         ),
@@ -177,6 +180,7 @@ def _speculation(
         sequences=spec.parallel,
         batch_tokens=max(spec.batch_tokens, spec.parallel),
         threads=usable_cores(),
+        flash_attention=spec.flash_attention,
     )
     log.close()
 
@@ -198,12 +202,15 @@ def _context(model: llama.Model, spec: wire.EngineSpec, pool_tokens: int) -> Con
         threads=usable_cores(),
         outputs=spec.outputs,
         kv_type=spec.kv_type,
+        flash_attention=spec.flash_attention,
     )
 
 
 def _identity(spec: wire.EngineSpec) -> bytes:
     """What stored prefixes are valid for: this file, build and layout of the cache."""
-    return "\n".join((spec.model_digest, llama.build(), spec.kv_type, str(spec.gpu_layers))).encode()
+    return "\n".join(
+        (spec.model_digest, llama.build(), spec.kv_type, str(spec.gpu_layers), str(spec.flash_attention))
+    ).encode()
 
 
 def _tiers(spec: wire.EngineSpec, identity: bytes) -> Tiers | None:

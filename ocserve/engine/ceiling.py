@@ -51,6 +51,7 @@ class Bare:
             sequences=most_sequences,
             batch_tokens=max(most_batch, most_sequences, prompt_tokens),
             threads=threads,
+            flash_attention=False,  # which is slower on a processor
         )
         self.facts = Facts(tuple(token for token in range(model.vocab.size) if model.vocab.is_end(token)))
         self._sampling = Sampling(temperature=0, logit_bias=dict.fromkeys(self.facts.end_tokens, -100.0))

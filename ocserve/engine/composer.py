@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
 
+from ocserve.engine.attention import Attention, Span
 from ocserve.engine.costs import TILE_ROWS
 from ocserve.engine.fastforward import worth_batching
 from ocserve.engine.slots import Sequence
@@ -64,14 +65,8 @@ class Chunk:
         return self.count + len(self.drafts)
 
     @property
-    def cells(self) -> int:
-        """Cells that the rows attend, in sum: each row those of all positions up to its own."""
-        return cells_attended(self.sequence.computed, self.rows)
-
-
-def cells_attended(computed: int, rows: int) -> int:
-    """Cells that `rows` rows attend in sum, behind `computed` tokens."""
-    return rows * computed + rows * (rows + 1) // 2
+    def span(self) -> Span:
+        return Span(self.sequence.computed, self.rows)
 
 
 def bound_s(decode_s: float) -> float:
@@ -98,6 +93,7 @@ class Composer:
         batch_tokens: int,
         outputs: int,
         slots: int,
+        attention: Attention | None = None,
         order: Literal["serial", "joint"] = "serial",
         fast_forward: bool = True,
     ) -> None:
@@ -107,6 +103,7 @@ class Composer:
         self._batch_tokens = batch_tokens
         self._outputs = outputs
         self._slots = slots
+        self._attention = attention or Attention()
         self._order = order
         self._fast_forward = fast_forward
         self._prompts_turn = False  # whether the last of alternating steps was the prompts'
@@ -120,6 +117,10 @@ class Composer:
     def most_rows(self) -> int:
         """Rows of a batch."""
         return self._batch_tokens
+
+    def cells(self, chunks: Iterable[Chunk]) -> int:
+        """Cells that the rows of a batch attend in sum."""
+        return self._attention.cells([chunk.span for chunk in chunks])
 
     def compose(
         self, sequences: Ordered[Sequence], prompts: Ordered[Sequence], free: int
@@ -152,22 +153,23 @@ class Composer:
         if most <= 0:
             return _Share(0, False, 0.0)
         # One row for each is what decoding alone takes: forced and drafted ones must not stretch the bound.
-        cells = sum(cells_attended(sequence.computed, 1) for sequence in sequences)
-        alone_s = self._costs.seconds(rows, cells)
+        others = [Span(sequence.computed, 1) for sequence in sequences]
+        alone_s = self._costs.seconds(rows, self._attention.cells(others))
         target_s = bound_s(alone_s)
+        each = self._attention.cells_per_row(position)
         fitting = (
-            self._costs.rows_within(target_s, rows=rows, cells_per_row=position, most=most),
-            self._costs.rows_within(target_s - alone_s, rows=0, cells_per_row=position, most=most),
+            self._costs.rows_within(target_s, rows=rows, cells_per_row=each, most=most),
+            self._costs.rows_within(target_s - alone_s, rows=0, cells_per_row=each, most=most),
         )
         sizes = {min(size, most) for size in (*fitting, *_SIZES, LEAST_CHUNK) if size >= LEAST_CHUNK or size == most}
-        return _least_miss([self._priced(size, rows, cells, position, alone_s) for size in sorted(sizes)], target_s)
+        return _least_miss([self._priced(Span(position, size), others, alone_s) for size in sorted(sizes)], target_s)
 
-    def _priced(self, size: int, rows: int, cells: int, position: int, alone_s: float) -> _Share:
-        own = cells_attended(position, size)
-        mixed_s = self._costs.seconds(rows + size, cells + own, prefill=True)
-        apart_s = alone_s + self._costs.seconds(size, own, prefill=True)
+    def _priced(self, prompt: Span, others: list[Span], alone_s: float) -> _Share:
+        rows, cells = len(others) + prompt.rows, self._attention.cells([*others, prompt])
+        mixed_s = self._costs.seconds(rows, cells, prefill=True)
+        apart_s = alone_s + self._costs.seconds(prompt.rows, self._attention.cells([prompt]), prefill=True)
         mixes = mixed_s <= MIXES_BELOW * apart_s
-        return _Share(size, not mixes, mixed_s if mixes else apart_s)
+        return _Share(prompt.rows, not mixes, mixed_s if mixes else apart_s)
 
     def _decode(self, sequences: Ordered[Sequence], free: int) -> list[Chunk]:
         """One row for each of `sequences`, and forced or drafted tokens where that pays and there is room."""
@@ -175,7 +177,7 @@ class Composer:
         rows, tokens = len(sequences), float(len(sequences))  # as planned so far, and what that is expected to yield
         chunks = []
         for sequence in sequences:
-            forced = self._forced(min(sequence.remaining - 1, spare), rows)
+            forced = self._forced(sequence, min(sequence.remaining - 1, spare), rows)
             most = min(sequence.room - 1, spare, free, self._drafts_each(len(sequences)))
             drafts, expected = self._drafts(sequence, most, rows, tokens)
             tokens += expected
@@ -195,7 +197,7 @@ class Composer:
             return (), 0.0
         if sequence.guide is not None and sequence.wants_logprobs:
             run = sequence.guide.forced()[:most]
-            certain = run[: self._forced(len(run), rows)]
+            certain = run[: self._forced(sequence, len(run), rows)]
             return certain, float(len(certain))
         if sequence.speculator is None:
             return (), 0.0
@@ -204,16 +206,18 @@ class Composer:
         return drafts, sequence.speculator.expected if drafts else 0.0
 
     def _decode_s(self, length: int, rows: int) -> float:
-        """Predicted seconds of a step of `rows` rows that each attend `length` cells."""
-        return self._costs.seconds(rows, rows * length)
+        """Predicted seconds of a step of `rows` rows, each behind `length` tokens of its sequence."""
+        return self._costs.seconds(rows, rows * self._attention.cells_per_row(length))
 
     def _drafts_each(self, sequences: int) -> int:
         """How many drafted tokens each of so many decoding sequences may verify in one batch."""
         return min(MOST_DRAFTED, (self._outputs - self._slots) // sequences)
 
-    def _forced(self, run: int, rows: int) -> int:
-        """How many of a `run` of known tokens to compute in a step that has `rows` rows without them."""
-        return worth_batching(run, self._costs.seconds, rows) if self._fast_forward and run > 0 else 0
+    def _forced(self, sequence: Sequence, run: int, rows: int) -> int:
+        """How many of a `run` of its known tokens to compute in a step that has `rows` rows without them."""
+        if not self._fast_forward or run <= 0:
+            return 0
+        return worth_batching(run, partial(self._decode_s, sequence.length), rows)
 
     def _prefill(self, prompts: Ordered[Sequence], budget: int, beside: int, drafted: int = 0) -> tuple[Chunk, ...]:
         """Chunks of `prompts` with at most `budget` rows, in a batch that has `beside` others, `drafted` among them."""
@@ -222,7 +226,7 @@ class Composer:
             return _shared_out(prompts, budget, spare)
         chunks: list[Chunk] = []
         for sequence in prompts:
-            count = _chunk(sequence, budget, beside, spare)
+            count = _chunk(sequence, budget, spare, beside=None if self._attention.dense else beside)
             if count == 0 or (chunks and not self._joins(beside, count)):
                 break
             chunks.append(Chunk(sequence, count))
@@ -253,11 +257,11 @@ def _least_miss(shares: Iterable[_Share], target_s: float) -> _Share:
     )
 
 
-def _chunk(sequence: Sequence, budget: int, beside: int, spare: int) -> int:
+def _chunk(sequence: Sequence, budget: int, spare: int, *, beside: int | None = None) -> int:
     """How much of a prompt's rest to compute, up to where its state is to be kept if it is.
 
-    What takes a few steps is divided equally, unless that would divide a tile. Where each of its tokens asks for a
-    distribution, `spare` are to be had beside that of its newest token.
+    What takes a few steps is divided equally, unless that would divide a tile in a batch with `beside` other
+    rows. Where each of its tokens asks for a distribution, `spare` are to be had beside that of its newest token.
     """
     rest = sequence.remaining
     for stop in sequence.stops:
@@ -269,7 +273,7 @@ def _chunk(sequence: Sequence, budget: int, beside: int, spare: int) -> int:
         return 0
     parts = -(-rest // most)
     equal, full = -(-rest // parts), min(rest, most)
-    divides_tile = beside + equal < TILE_ROWS <= beside + full
+    divides_tile = beside is not None and beside + equal < TILE_ROWS <= beside + full
     return full if parts > _FEW_PARTS or divides_tile else equal
 
 
@@ -280,7 +284,7 @@ def _shared_out(prompts: Ordered[Sequence], budget: int, spare: int) -> tuple[Ch
     while left and budget > 0:
         share = max(1, budget // len(left))
         sequence = left.pop(0)
-        count = _chunk(sequence, min(share, budget), budget - share, spare)
+        count = _chunk(sequence, min(share, budget), spare)
         chunks.append(Chunk(sequence, count))
         budget -= count
         spare -= count - 1 if sequence.unscored else 0

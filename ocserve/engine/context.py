@@ -71,14 +71,13 @@ class Context:
         outputs: int | None = None,
         kv_type: str = "f16",
         full_window: bool = False,
-        exact: bool = False,
+        flash_attention: bool = True,
     ) -> None:
         """`outputs` is how many rows of a batch may ask for a distribution: `sequences` at least, which is the default.
 
-        `full_window` lets sliding-window layers keep all cells instead of those in the window. `exact` computes
-        attention in F32 with an F32 cache and without flash attention. It is for comparing schedules: with flash
-        attention, one row alone and the same row in a batch differ by up to 0.06 in the logits of a small F32 model;
-        without, by less than 1e-5.
+        `full_window` lets sliding-window layers keep all cells instead of those in the window. Without
+        `flash_attention`, one row alone and the same row in a batch differ by less than 1e-5 in the logits of a small
+        F32 model with an F32 cache; with it by up to 0.06 on a CPU.
         """
         outputs = max(outputs or 0, sequences)
         assert sequences <= outputs <= batch_tokens, "llama.cpp aborts"
@@ -92,8 +91,8 @@ class Context:
         parameters.kv_unified = True
         parameters.swa_full = full_window
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.type_k = parameters.type_v = KV_TYPES["f32" if exact else kv_type]
-        if exact:
+        parameters.type_k = parameters.type_v = KV_TYPES[kv_type]
+        if not flash_attention:
             parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.no_perf = True
         self._pointer: ctypes.c_void_p = api.llama_init_from_model(model.pointer, parameters)

@@ -43,6 +43,7 @@ _FEWEST_CELL_SHARE = 1e-6
 # On a CPU, llama.cpp computes attention in tiles from so many rows on (GGML_FA_TILE_Q) and row by row below. In tiles a
 # cell costs about this share (135M model: 2 to 3 µs against 6 to 13).
 TILE_ROWS = 64
+_NO_TILES = 1 << 30
 _PASSED_SHARE = 0.05  # and this much a cell that is not the row's own (same model: 0.6 µs against 12)
 _TILED_SHARE = 0.35
 
@@ -108,14 +109,17 @@ class _Curve:
         return left, (rows - self.knots[left]) / (self.knots[left + 1] - self.knots[left])
 
 
-def _knots(most_rows: int) -> tuple[int, ...]:
-    """Powers of two, the last size before tiles, and `most_rows`; two at least."""
+def _knots(most_rows: int, tiles: int) -> tuple[int, ...]:
+    """Powers of two, the last size before `tiles`, and `most_rows`; two at least."""
     powers = {1 << exponent for exponent in range(max(1, most_rows - 1).bit_length())}
-    return tuple(sorted({*powers, max(2, most_rows), *({TILE_ROWS - 1} if most_rows > TILE_ROWS else ())}))
+    return tuple(sorted({*powers, max(2, most_rows), *({tiles - 1} if most_rows > tiles else ())}))
 
 
-def _fit(timings: Sequence[Timing], knots: Sequence[int]) -> _Curve:
-    """The curve through timings of one thread count; what was not measured is extended from what was."""
+def _fit(timings: Sequence[Timing], knots: Sequence[int], tiles: int) -> _Curve:
+    """The curve through timings of one thread count; what was not measured is extended from what was.
+
+    From so many rows on, attention is computed in `tiles`.
+    """
     by_rows: dict[int, list[Timing]] = {}
     for timing in sorted(timings, key=lambda timing: (timing.rows, timing.cells)):
         by_rows.setdefault(timing.rows, []).append(timing)
@@ -128,9 +132,9 @@ def _fit(timings: Sequence[Timing], knots: Sequence[int]) -> _Curve:
     } or {1: per_step / _CELLS_OF_STEP}
 
     def cell_cost(rows: int) -> float:
-        tiled = rows >= TILE_ROWS
-        near = min(cell_costs, key=lambda known: ((known >= TILE_ROWS) != tiled, abs(math.log(known / rows))))
-        if (near >= TILE_ROWS) == tiled:
+        tiled = rows >= tiles
+        near = min(cell_costs, key=lambda known: ((known >= tiles) != tiled, abs(math.log(known / rows))))
+        if (near >= tiles) == tiled:
             return cell_costs[near]
         return max(floor, cell_costs[near] * (_TILED_SHARE if tiled else 1 / _TILED_SHARE))
 
@@ -207,7 +211,9 @@ class CostModel:
         most_rows: int,
         decode_threads: int | None = None,
         prefill_threads: int | None = None,
+        dense: bool = False,
     ) -> None:
+        """`dense`: attention is computed without flash attention, so that there are no tiles."""
         by_threads: dict[int, list[Timing]] = {}
         for timing in timings:
             by_threads.setdefault(timing.threads, []).append(timing)
@@ -215,8 +221,10 @@ class CostModel:
             raise ValueError("no timings of a thread count that is to be used")
         self._most_rows = most_rows
         self._fixed = {False: decode_threads, True: prefill_threads}
-        knots = _knots(most_rows)
-        self._curves = {threads: _fit(by_threads[threads], knots) for threads in sorted(by_threads)}
+        self._dense = dense
+        tiles = _NO_TILES if dense else TILE_ROWS
+        knots = _knots(most_rows, tiles)
+        self._curves = {threads: _fit(by_threads[threads], knots, tiles) for threads in sorted(by_threads)}
         self._bands = [_Band(0, {threads: _Arm() for threads in self._curves}) for _ in range(len(_BANDS) + 1)]
         for band, rows in zip(self._bands, (1, 8, most_rows), strict=True):
             costs = self._costs(band, min(rows, most_rows), 0)
@@ -234,13 +242,14 @@ class CostModel:
         return self._curves[threads].seconds(rows, cells) * self._band(rows).arms[threads].load
 
     def passed_over(self, share: float) -> int:
-        """How many cells of others add so much (0.1: a tenth) to a step of one row, which does not attend them.
+        """How many cells of others add so much (0.1: a tenth) to a step of one row, which does not need them.
 
-        Only where llama.cpp computes on a CPU: there a row looks at the mask of every cell in use.
+        Only where llama.cpp computes on a CPU: there a row looks at the mask of every cell in use or, without flash
+        attention, computes with it.
         """
         step_s = self.seconds(1)
         attended_s = (self.seconds(1, _CELLS_OF_STEP) - step_s) / _CELLS_OF_STEP
-        return round(share * step_s / (_PASSED_SHARE * attended_s))
+        return round(share * step_s / (attended_s if self._dense else _PASSED_SHARE * attended_s))
 
     def rows_within(self, seconds: float, *, rows: int, cells_per_row: int, most: int) -> int:
         """How many prompt rows, `most` at most, a step of `rows` other rows can take on within `seconds`; 0 if none.

@@ -50,14 +50,27 @@ class DraftModel:
     """A loaded draft model and its KV cells, shared by the sequences that it drafts for."""
 
     def __init__(
-        self, model: Model, target: Vocab, *, pool_tokens: int, sequences: int, batch_tokens: int, threads: int
+        self,
+        model: Model,
+        target: Vocab,
+        *,
+        pool_tokens: int,
+        sequences: int,
+        batch_tokens: int,
+        threads: int,
+        flash_attention: bool = True,
     ) -> None:
         """Raise `VocabularyMismatch`, or `LlamaError` for a memory that cannot take back rejected drafts."""
         check_vocabulary(target, model.vocab)
         if model.recurrent or model.hybrid:
             raise LlamaError("a recurrent or hybrid model cannot draft: its memory does not roll back")
         self.context = Context(
-            model, pool_tokens=pool_tokens, sequences=sequences, batch_tokens=batch_tokens, threads=threads
+            model,
+            pool_tokens=pool_tokens,
+            sequences=sequences,
+            batch_tokens=batch_tokens,
+            threads=threads,
+            flash_attention=flash_attention,
         )
         self.batch_tokens = batch_tokens
         self._vocabulary = min(target.size, model.vocab.size)  # ids that both know

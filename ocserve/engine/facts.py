@@ -6,6 +6,12 @@ from ocserve.engine import llama, wire
 from ocserve.engine.process import gpu_makers
 
 
+def layers_on_gpus(model: llama.Model) -> int:
+    """How many layers GPUs compute, the output being one more."""
+    gpu_visible = any(device.is_gpu for device in llama.devices())
+    return min(model.gpu_layers_asked, model.layers + 1) if gpu_visible else 0
+
+
 def model_facts(
     spec: wire.EngineSpec,
     model: llama.Model,
@@ -16,9 +22,7 @@ def model_facts(
     load_s: float,
 ) -> wire.EngineFacts:
     """The facts of a model that does not chat; who knows more replaces what they know."""
-    devices = llama.devices()
-    gpu_visible = any(device.is_gpu for device in devices)
-    gpu_layers = min(model.gpu_layers_asked, model.layers + 1) if gpu_visible else 0
+    gpu_layers = layers_on_gpus(model)
     return wire.EngineFacts(
         architecture=model.metadata("general.architecture") or "unknown",
         description=model.description,
@@ -31,7 +35,7 @@ def model_facts(
         threads_decode=threads_decode,
         threads_prefill=threads_prefill,
         gpu_layers=gpu_layers,
-        devices=devices,
+        devices=llama.devices(),
         llama_cpp=llama.version(),
         has_chat_template=False,
         bos=model.vocab.text(model.vocab.bos),

@@ -279,7 +279,7 @@ class EngineLoop:
         if status is not DecodeStatus.OK:
             self._recover(status, chunks)
             return
-        cells = sum(chunk.cells for chunk in chunks)
+        cells = self._composer.cells(chunks)
         self._costs.observe(len(rows), cells, threads, max(time.perf_counter() - begun, 1e-6))
         self._account(decode, prefill)
         sampled = [(chunk, row) for chunk, row in zip(chunks, newest, strict=True) if row is not None]

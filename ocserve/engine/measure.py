@@ -19,6 +19,7 @@ from statistics import median
 import msgspec
 
 from ocserve.engine import llama, profile
+from ocserve.engine.attention import Attention, Span
 from ocserve.engine.bindings import LlamaError
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.costs import Timing, thread_candidates
@@ -32,6 +33,8 @@ _SIZES = (1, 8, 64, 2, 4, 16, 32, 128, 256, 512, 1024, 2048)  # most telling fir
 _FEW_ROWS = 8
 _HOPELESS = 1.3  # a count that takes this many times the best at `_FEW_ROWS` is not timed with more rows
 _DEPTHS = (1024, 256)  # cells in memory at which a single row is timed again: the deepest that the budget allows
+_COPIES = 8  # where rows attend all cells, so many copies of a short prompt make them
+_CHUNK = 32  # rows that are timed there too
 _STALL = 3.0  # a repeat that took this many times the fastest tells of another process, not of the step
 _MOST_REPEATS, _WORTH_REPEATING_S = 3, 0.15
 
@@ -61,6 +64,7 @@ def profile_key(spec: EngineSpec) -> profile.ProfileKey:
         cores=usable_cores(),
         gpu_layers=spec.gpu_layers,
         kv_type=spec.kv_type,
+        flash_attention=spec.flash_attention,
         batch_tokens=spec.batch_tokens,
         parallel=spec.parallel,
     )
@@ -102,6 +106,7 @@ def measure_spec(
         needed=[count for count in (spec.threads_decode, spec.threads_prefill) if count is not None],
         most_rows=max(spec.batch_tokens, spec.parallel),
         outputs=spec.parallel,
+        dense=not spec.flash_attention,
         budget_s=budget_s,
         on_progress=on_progress,
     )
@@ -115,17 +120,19 @@ def measure(
     needed: Collection[int] = (),
     most_rows: int,
     outputs: int,
+    dense: bool = False,
     budget_s: float = BUDGET_S,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Measurement:
     """Time steps of 1 … `most_rows` rows under each of `threads`, and under the `needed` ones at least once.
 
     As in a step that decodes, up to `outputs` rows ask for a distribution: with a large vocabulary that is a good part
-    of the work. The cells of sequence 0 are used and freed. `on_progress` gets the share of the budget that is spent.
+    of the work. `dense` contexts attend without flash attention. The context's cells are used and freed. `on_progress`
+    gets the share of the budget that is spent.
     Raises `LlamaError` if a step fails.
     """
     begun, busy_s = time.monotonic(), _busy_with_others_s()
-    stopwatch = _Stopwatch(context, vocab.size, outputs, budget_s, on_progress)
+    stopwatch = _Stopwatch(context, vocab.size, outputs, dense, budget_s, on_progress)
     descending = sorted({*threads, *needed}, reverse=True)
     most_rows = min(most_rows, context.pool_tokens)
     for rows in dict.fromkeys(min(size, most_rows) for size in (*_SIZES, most_rows)):
@@ -135,7 +142,7 @@ def measure(
             if must or not stopwatch.is_hopeless(count, rows):
                 stopwatch.time(rows, count, must=must)
     stopwatch.time_deep(most_rows)
-    context.forget(0)
+    stopwatch.forget()
     available_s = (time.monotonic() - begun) * len(_cores())
     others = max(0.0, _busy_with_others_s() - busy_s) / available_s
     return Measurement(timings=tuple(stopwatch.timings), spread=stopwatch.spread, others=others)
@@ -167,6 +174,7 @@ class _Stopwatch:
         context: Context,
         vocabulary: int,
         outputs: int,
+        dense: bool,
         budget_s: float,
         on_progress: Callable[[float], None],
     ) -> None:
@@ -178,6 +186,8 @@ class _Stopwatch:
         self._on_progress = on_progress
         self._spent_s = 0.0
         self._depth = 0  # cells that sequence 0 has
+        self._in_use, self._holders = 0, 1  # cells of all sequences, and how many sequences those are
+        self._attention = Attention(lambda: self._in_use) if dense else Attention()
         self._spreads: list[float] = []
 
     @property
@@ -198,9 +208,9 @@ class _Stopwatch:
         self._context.use_threads(threads)
         repeats: list[float] = []
         while not repeats or (len(repeats) < _MOST_REPEATS and self._is_worth(repeats[0])):
-            self._forget()
+            self.forget()
             repeats.append(self._step(rows))
-        self._note(threads, rows, rows * (rows + 1) // 2, repeats)
+        self._note(threads, Span(0, rows), repeats)
 
     def time_deep(self, chunk: int) -> None:
         """Time single rows after a long prompt: what attended cells cost."""
@@ -209,27 +219,47 @@ class _Stopwatch:
         room = self._context.pool_tokens - _MOST_REPEATS * len(known)
         per_row, repeats_s = best.seconds / best.rows, _MOST_REPEATS * sum(timing.seconds for timing in known)
         left_s = self._budget_s - self._spent_s - repeats_s
-        depth = next((depth for depth in _DEPTHS if depth <= room and depth * per_row <= left_s), None)
+        copies = min(_COPIES, self._context.sequences) if self._attention.dense else 1
+        computed = {depth: depth // copies for depth in _DEPTHS if depth <= room}
+        depth = next((depth for depth, tokens in computed.items() if tokens * per_row <= left_s), None)
         if depth is None:
             return
-        self._forget()
+        self.forget()
         self._context.use_threads(best.threads)
-        while self._depth < depth:
-            self._step(min(chunk, depth - self._depth))
+        while self._depth < computed[depth]:
+            self._step(min(chunk, computed[depth] - self._depth))
+        self._copy(copies)
         for timing in known:
             self._context.use_threads(timing.threads)
-            self._note(timing.threads, 1, self._depth, [self._step(1) for _ in range(_MOST_REPEATS)])
+            self._note(timing.threads, Span(self._depth, 1), [self._step(1) for _ in range(_MOST_REPEATS)])
+        chunks = [timing for timing in self.timings if timing.rows == _CHUNK]
+        if self._attention.dense and chunks and _CHUNK * per_row <= self._budget_s - self._spent_s:
+            fastest = min(chunks, key=lambda timing: timing.seconds)
+            self._context.use_threads(fastest.threads)
+            self._note(fastest.threads, Span(self._depth, _CHUNK), [self._step(_CHUNK)])
 
-    def _note(self, threads: int, rows: int, cells: int, repeats: Sequence[float]) -> None:
+    def _copy(self, copies: int) -> None:
+        """Let so many sequences in all have the cells that sequence 0 has."""
+        if copies > 1:
+            state, self._holders = self._context.save(0), copies
+            self._in_use += sum(self._depth for other in range(1, copies) if self._context.restore(other, state))
+
+    def _note(self, threads: int, span: Span, repeats: Sequence[float]) -> None:
+        """Timings of steps as they are computed now, of which `span` is the last."""
         fastest = min(repeats)
         usual = [seconds for seconds in repeats if seconds <= _STALL * fastest]
-        self.timings.append(Timing(threads=threads, rows=rows, cells=cells, seconds=median(usual)))
+        self._in_use -= span.rows
+        cells = self._attention.cells([span])
+        self._in_use += span.rows
+        self.timings.append(Timing(threads=threads, rows=span.rows, cells=cells, seconds=median(usual)))
         if len(repeats) == _MOST_REPEATS:
             self._spreads.append(median(repeats) / fastest - 1)
 
-    def _forget(self) -> None:
-        self._context.forget(0)
-        self._depth = 0
+    def forget(self) -> None:
+        """Free all cells."""
+        for sequence in range(self._holders):
+            self._context.forget(sequence)
+        self._depth, self._in_use, self._holders = 0, 0, 1
 
     def _is_worth(self, seconds: float) -> bool:
         return seconds <= _WORTH_REPEATING_S and self._spent_s + seconds <= self._budget_s
@@ -255,6 +285,7 @@ class _Stopwatch:
         if status is not DecodeStatus.OK:
             raise LlamaError(f"a step of {rows} rows could not be timed: {status.name}")
         self._depth += rows
+        self._in_use += rows
         self._spent_s += seconds
         self._on_progress(min(1.0, self._spent_s / self._budget_s))
         return seconds

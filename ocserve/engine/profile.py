@@ -37,6 +37,7 @@ class ProfileKey(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     gpu_layers: int
     kv_type: str
+    flash_attention: bool
     batch_tokens: int
     parallel: int
 

@@ -60,6 +60,7 @@ def measure(task: Measure) -> None:
         batch_tokens=max(spec.batch_tokens, spec.parallel),
         threads=cores,
         kv_type=spec.kv_type,
+        flash_attention=spec.flash_attention,
     )
     log.close()
     told = 0.0

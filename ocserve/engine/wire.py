@@ -43,6 +43,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     model_digest: str = ""
     kv_type: str = "f16"
+    flash_attention: bool = True
     prefill_order: Literal["serial", "joint"] = "serial"
     prefix_cache: bool = True
     fast_forward: bool = True

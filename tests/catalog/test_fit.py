@@ -115,6 +115,29 @@ def test_a_machine_without_gpus_is_asked_for_all_layers_all_the_same(headers: di
     assert fit(headers["llama3-8b"], Wanted(PLAN), machine(64)).plan.gpu_layers == -1
 
 
+def test_flash_attention_is_left_out_on_a_processor_where_the_scores_fit(headers: dict[str, GgufHeader]) -> None:
+    header = headers["llama3-8b"]
+    plan = Plan(context=8192, parallel=8, pool_tokens=8192)
+    assert not fit(header, Wanted(plan), machine(16)).plan.flash_attention
+    assert fit(header, Wanted(plan), machine(16, 16)).plan.flash_attention
+    assert not fit(header, Wanted(replace(plan, gpu_layers=0)), machine(16, 16)).plan.flash_attention
+    assert fit(header, Wanted(replace(plan, kv_type="q8_0")), machine(16)).plan.flash_attention
+    assert fit(header, Wanted(replace(plan, batch_tokens=2048)), machine(64)).plan.flash_attention, "1.2 GB of scores"
+    chosen = Wanted(plan, frozenset({"flash_attention"}))
+    assert fit(header, chosen, machine(16)).plan.flash_attention
+    off = replace(plan, flash_attention=False, kv_type="q8_0")
+    with pytest.raises(DoesNotFit, match="q8_0 can only be read by flash attention"):
+        fit(header, Wanted(off, frozenset({"flash_attention"})), machine(16))
+
+
+def test_where_memory_is_short_flash_attention_stays(headers: dict[str, GgufHeader]) -> None:
+    header, plan = headers["llama3-8b"], Plan(context=8192, parallel=8, pool_tokens=8192)
+    just_enough = need(header, plan).host_bytes / GB
+    found = fit(header, Wanted(plan), machine(just_enough + 0.01))
+    assert found.plan == plan
+    assert not found.notes
+
+
 def test_the_context_is_bounded_by_what_the_model_was_trained_for(headers: dict[str, GgufHeader]) -> None:
     found = fit(headers["llama3-8b"], Wanted(replace(PLAN, context=100_000, pool_tokens=100_000)), machine(64))
     assert (found.plan.context, found.plan.pool_tokens) == (8192, 100_000)

@@ -43,7 +43,8 @@ def test_a_tiny_model_is_tuned_and_an_engine_finds_the_profile(
     assert {timing["rows"] for timing in found["timings"]} == {1, 2, 4, 8, 16, 32, 64}
     assert {timing["threads"] for timing in found["timings"]} == set(range(1, min(8, usable_cores()) + 1))
     tree = config.load().config
-    spec = app.engine_spec(tree.engine, tree.cache, pull(str(tiny_model), tree.store, lambda progress: None))
+    installed = pull(str(tiny_model), tree.store, lambda progress: None)
+    spec = app.engine_spec(tree.engine, tree.cache, installed, app.plan_here(tree, installed))
     stored = profile.load(tmp_path / "cache", measure.profile_key(spec))
     assert stored is not None
     assert [*stored.timings] == msgspec.convert(found["timings"], list[Timing])
@@ -105,7 +106,8 @@ def test_what_a_busy_machine_showed_is_not_kept(
 
 def test_a_model_that_does_not_load_is_said_so(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = config.load().config
-    spec = app.engine_spec(tree.engine, tree.cache, pull(str(tiny_model), tree.store, lambda progress: None))
+    installed = pull(str(tiny_model), tree.store, lambda progress: None)
+    spec = app.engine_spec(tree.engine, tree.cache, installed, app.plan_here(tree, installed))
     broken = msgspec.to_builtins(msgspec.structs.replace(spec, path="/nowhere.gguf"))
     with pytest.raises(tune.TuningFailed, match="could not load the model"):
         tune.measure(broken, tree, quick=True, on_progress=lambda share: None)

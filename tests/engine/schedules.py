@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ocserve.engine import llama
+from ocserve.engine.attention import Attention
 from ocserve.engine.composer import Composer
 from ocserve.engine.constraint import Guide
 from ocserve.engine.context import Context, Row
@@ -83,6 +84,7 @@ class Engine:
         costs: FixedCosts | None = None,
         fast_forward: bool = True,
         exact: bool = True,
+        flash_attention: bool = False,
         most_idle: int | None = None,
         model: llama.Model | None = None,
     ) -> None:
@@ -97,7 +99,8 @@ class Engine:
             threads=1,
             outputs=outputs,
             full_window=full_window,
-            exact=exact,
+            kv_type="f32" if exact else "f16",
+            flash_attention=flash_attention,
         )
         self.reuse = Reuse.WHOLE_STATE if self.model.recurrent or self.model.window else Reuse.ANY_PREFIX
         self.tiers = tiers or Tiers(HostTier(1 << 22), None)
@@ -122,6 +125,7 @@ class Engine:
                 batch_tokens=batch_tokens,
                 outputs=outputs,
                 slots=parallel,
+                attention=Attention(None if flash_attention else lambda: self.kv.cells),
                 order=order,
                 fast_forward=fast_forward,
             ),
@@ -228,7 +232,14 @@ class Oracle:
         self._exact = exact
         self._barred = list(barred)
         self._context = Context(
-            model, pool_tokens=pool_tokens, sequences=2, batch_tokens=64, threads=1, outputs=64, exact=exact
+            model,
+            pool_tokens=pool_tokens,
+            sequences=2,
+            batch_tokens=64,
+            threads=1,
+            outputs=64,
+            kv_type="f32" if exact else "f16",
+            flash_attention=False,
         )
 
     def logits(self, tokens: Ordered[int], first: int, chunk: int, *, neighbour: bool = False) -> np.ndarray:

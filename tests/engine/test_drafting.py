@@ -38,7 +38,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> llama.Model:
 
 @pytest.fixture
 def context(target: llama.Model) -> Iterator[Context]:
-    made = Context(target, pool_tokens=512, sequences=1, batch_tokens=64, threads=1, outputs=16, exact=True)
+    made = Context(target, pool_tokens=512, sequences=1, batch_tokens=64, threads=1, outputs=16, **tiny.EXACT)
     yield made
     made.close()
 

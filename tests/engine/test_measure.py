@@ -76,6 +76,17 @@ def test_every_family_is_measured_and_nothing_stays(loaded: tuple[Context, llama
     assert found.spread >= 0
 
 
+def test_without_flash_attention_what_all_cells_cost_is_measured(tiny_model: Path) -> None:
+    log = llama.LoadLog()
+    model = llama.Model(str(tiny_model), gpu_layers=0, log=log)
+    log.close()
+    context = Context(model, pool_tokens=512, sequences=8, batch_tokens=BATCH, threads=1, flash_attention=False)
+    found = measure.measure(context, model.vocab, threads=(1,), most_rows=BATCH, outputs=4, dense=True, budget_s=30)
+    assert {timing.cells for timing in found.timings if timing.rows == 1} == {256, 512}
+    assert {timing.cells for timing in found.timings if timing.rows == 32} == {32 * 256, 32 * 512}
+    assert not any(context.occupied(sequence) for sequence in range(8))
+
+
 def test_a_batch_size_that_was_not_measured_is_predicted_within_a_factor_of_two(
     attention: tuple[Context, llama.Vocab],
 ) -> None:

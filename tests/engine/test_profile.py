@@ -21,6 +21,7 @@ KEY = ProfileKey(
     processor="a processor",
     cores=2,
     gpu_layers=-1,
+    flash_attention=True,
     kv_type="f16",
     batch_tokens=256,
     parallel=8,
@@ -35,6 +36,7 @@ OTHERS = {
     "cores": 4,
     "gpu_layers": 0,
     "kv_type": "q8_0",
+    "flash_attention": False,
     "batch_tokens": 512,
     "parallel": 4,
 }

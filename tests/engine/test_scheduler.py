@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocserve.engine import composer as composing
+from ocserve.engine.attention import Attention, Span
 from ocserve.engine.composer import Chunk, Composer
 from ocserve.engine.scheduler import admit, preempt
 from ocserve.engine.slots import Group, Move, Phase, Sequence
@@ -86,7 +87,7 @@ def two_steps(machine: Machine, sequences: list[Sequence], prompt: Sequence) -> 
         decoded += decode
         prefilled += prefill
         batch = (*decode, *prefill)
-        seconds += machine.seconds(sum(chunk.rows for chunk in batch), sum(chunk.cells for chunk in batch))
+        seconds += machine.seconds(sum(chunk.rows for chunk in batch), Attention().cells(chunk.span for chunk in batch))
     (chunk,) = prefilled
     return chunk, seconds
 
@@ -157,6 +158,34 @@ def test_deep_in_a_long_prompt_chunks_are_whole_tiles() -> None:
     assert seconds <= 2.5 * composing.bound_s(machine.seconds(4, 48))
     chunk, seconds = two_steps(machine, decoding(4), running("shallow", 8000))
     assert seconds <= composing.bound_s(machine.seconds(4, 48))
+
+
+class Dense(Machine):
+    """Every row attends every cell in use, at the same price in any batch, as on CPUs without flash attention."""
+
+    def seconds(self, rows: int, cells: int = 0, *, prefill: bool = False) -> float:
+        return 0.005 + 0.0045 * rows + cells * 2e-6
+
+    rows_within = Tiles.rows_within
+
+
+def test_where_rows_attend_all_cells_a_long_prompt_meets_both_aims() -> None:
+    """Behind 4,000 tokens of a prompt the others' steps stay within the bound, and the prompt keeps its pace."""
+    machine, deep = Dense(0, 0, 0), running("deep", 8000)
+    deep.computed = 4000
+    attention = Attention(lambda: 4000 + 4 * 12)
+    put_together = composer(machine, attention=attention)
+    steps = [put_together.compose(decoding(4), [deep], 0) for _ in range(2)]
+    seconds = sum(
+        machine.seconds(sum(chunk.rows for chunk in chunks), put_together.cells(chunks))
+        for chunks in ([*decode, *prefill] for decode, prefill in steps)
+    )
+    rows = sum(chunk.rows for _, prefill in steps for chunk in prefill)
+    rounds = sum(bool(decode) for decode, _ in steps)
+    alone = machine.seconds(4, attention.cells([Span(12, 1)] * 4))
+    assert seconds / rounds <= composing.bound_s(alone)
+    largest = machine.seconds(256, attention.cells([Span(4000, 256)])) / 256
+    assert seconds / rows <= 1.4 * largest
 
 
 def test_a_machine_that_is_too_slow_for_the_bound_still_advances_prompts() -> None:

@@ -307,7 +307,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def context(model: llama.Model) -> Iterator[Context]:
-    made = Context(model, pool_tokens=512, sequences=2, batch_tokens=64, threads=1, outputs=16, exact=True)
+    made = Context(model, pool_tokens=512, sequences=2, batch_tokens=64, threads=1, outputs=16, **tiny.EXACT)
     yield made
     made.close()
 
