@@ -23,6 +23,11 @@ _ROOT_KEYWORDS = frozenset(
     }
 )
 _TEXT_KEYWORDS = frozenset({"type", "title", "description", "default", "examples", "enum"})
+# Where a schema has schemas, lists of them, and schemas by name.
+_SCHEMAS = frozenset({"items", "prefixItems", "additionalItems", "additionalProperties", "allOf", "anyOf", "oneOf"})
+_NAMED_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_UPPER, _LOWER = frozenset({"maximum", "exclusiveMaximum"}), frozenset({"minimum", "exclusiveMinimum"})
+_MOST = 9_000_000_000_000_000_000  # llguidance counts in 64 bits itself and does not take their very last number
 _JSON_TYPES = frozenset({"integer", "number", "boolean", "object", "array", "null"})
 
 
@@ -41,7 +46,8 @@ def arguments_schema(tool: Tool) -> str:
     """The JSON Schema of a tool's arguments, as JSON text.
 
     They are an object even where it does not say so, and have no names but those that it lists unless it says what
-    others are like: a model that is held to a schema which allows anything makes arguments up.
+    others are like: a model that is held to a schema which allows anything makes arguments up. Integers without bounds
+    fit 64 bits: a small model that may go on writes zeros without end.
     """
     if tool.parameters is None:
         return NO_PARAMETERS
@@ -51,6 +57,7 @@ def arguments_schema(tool: Tool) -> str:
         return tool.parameters  # for the schema's own check to refuse
     if not isinstance(schema, dict):
         return tool.parameters if schema is not True else '{"type":"object"}'
+    _bound_integers(schema)
     if schema.get("type", "object") == "object":
         closed = {"additionalProperties": False} if _lists_all(schema) else {}
         return json.dumps({**schema, "type": "object", **closed}, ensure_ascii=False)
@@ -68,6 +75,29 @@ def _lists_all(schema: dict[str, object]) -> bool:
         and schema.keys() <= _ROOT_KEYWORDS - {"additionalProperties"}
         and all(isinstance(name, str) and name in listed for name in required)
     )
+
+
+def _bound_integers(schema: dict[str, object]) -> None:
+    """Give every integer of a schema that has no bound of its own one, in place."""
+    waiting: list[object] = [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        if not isinstance(part, dict):
+            continue
+        kind = part.get("type")
+        if kind == "integer" or (isinstance(kind, list) and "integer" in kind and "number" not in kind):
+            upper, lower = part.keys() & _UPPER, part.keys() & _LOWER
+            if all(_is_within(part[name]) for name in upper | lower):
+                part |= ({} if upper else {"maximum": _MOST}) | ({} if lower else {"minimum": -_MOST})
+        waiting += (part[key] for key in _SCHEMAS & part.keys())
+        for key in _NAMED_SCHEMAS & part.keys():
+            waiting += named.values() if isinstance(named := part[key], dict) else ()
+
+
+def _is_within(bound: object) -> bool:
+    return isinstance(bound, int | float) and abs(bound) < _MOST
 
 
 def separate(tool: Tool) -> tuple[Argument, ...] | None:

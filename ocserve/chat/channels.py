@@ -24,11 +24,13 @@ _NO_MARKS: Mapping[int, None] = dict.fromkeys(range(0xD800, 0xE000))
 class Part:
     """Some text of one channel; empty where only a mark was read. For a call, text is of its arguments' JSON.
 
+    `end` is how many characters of the answer, marks and dropped white space included, are read by the end of it.
     `name` is given with the first part of call number `call`.
     """
 
     channel: Channel
     text: str
+    end: int
     call: int = 0
     name: str | None = None
 
@@ -53,20 +55,17 @@ class Channels:
         self._parts: list[Part] = []
         self._tentative = ""  # read as part of a call that has not been announced
         self._trim = False  # white space at the beginning of what follows is not text
+        self._fed = 0  # characters
         self.thinking = thinking
         self.calls = 0  # how many have begun
         self._reader.rest = speech.tools.prompted
         self._reading = self._answer()
         next(self._reading)
 
-    @property
-    def withheld_bytes(self) -> int:
-        """How many of the last bytes that were fed are in no part yet."""
-        return len((self._tentative + self._reader.rest).translate(_NO_MARKS).encode())
-
     def feed(self, text: str) -> list[Part]:
         """What is certain now."""
         self._reader.rest += text
+        self._fed += len(text)
         return self._advance()
 
     def finish(self) -> list[Part]:
@@ -85,11 +84,15 @@ class Channels:
             text = text.lstrip()
         if text:
             self._trim = False
-            self._parts.append(Part(channel, text, self.calls - 1 if channel == "call" else 0))
+            self._add(channel, text)
 
     def _mark(self, channel: Channel) -> None:
         """A mark was read that belongs to this channel."""
-        self._parts.append(Part(channel, "", self.calls - 1 if channel == "call" else 0))
+        self._add(channel, "")
+
+    def _add(self, channel: Channel, text: str, name: str | None = None) -> None:
+        end = self._fed - len(self._reader.rest)
+        self._parts.append(Part(channel, text, end, self.calls - 1 if channel == "call" else 0, name))
 
     def _answer(self) -> Reading[None]:
         if self.thinking or (yield from self._thought_begins()):
@@ -193,8 +196,8 @@ class Channels:
             if not reader.rest.startswith("{"):
                 raise _NotACall
         assert name is not None
-        self._parts.append(Part("call", "", self.calls, name))
         self.calls += 1
+        self._add("call", "", name)
         self._tentative, self._trim = "", False
         if form.argument is not None:
             return (yield from self._tagged_arguments(form, form.argument, self._tools[name]))

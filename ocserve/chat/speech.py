@@ -33,6 +33,10 @@ class Speech:
         marks = Marks(controls, chain(*(form.texts() for form in forms), thoughts), ends)
         return cls(_marked_tools(tools, marks), _marked_reasoning(reasoning, marks), marks)
 
+    def continuing(self) -> Speech:
+        """The same in a turn that the prompt has begun: it ends with words, not with what new turns begin with."""
+        return replace(self, tools=replace(self.tools, prompted=""))
+
 
 def _marked_reasoning(form: ReasoningFormat | None, marks: Marks) -> ReasoningFormat | None:
     if form is None:

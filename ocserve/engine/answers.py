@@ -13,7 +13,7 @@ from ocserve.chat.arguments import bare_texts
 from ocserve.chat.channels import Channels, Part
 from ocserve.chat.grammar import AnswerGrammar, answer_grammar, offered
 from ocserve.chat.speech import Speech
-from ocserve.engine.text import TextStream
+from ocserve.engine.text import StopStrings
 from ocserve.generation import ChatPrompt, Constraint, GenerateRequest
 
 
@@ -39,6 +39,8 @@ class AnswerPlan:
         prompt = request.prompt
         if speech is None or not isinstance(prompt, ChatPrompt):
             return cls(grammar=request.constraint)
+        if prompt.messages and prompt.messages[-1].role == "assistant":
+            speech = speech.continuing()
         tools = {tool.name: bare_texts(tool) for _, tool in offered(prompt.tools, request.tool_choice)}
         if not tools and speech.reasoning is None and not any(speech.tools.say):
             return cls(grammar=request.constraint)
@@ -57,12 +59,18 @@ class AnswerPlan:
 
 
 class Answer:
-    """One answer under way."""
+    """One answer under way: bytes of tokens in, parts out, whatever the borders between the tokens are.
+
+    Bytes that are not UTF-8 become U+FFFD as Unicode recommends it (one for each maximal part of a character), an
+    incomplete character waits.
+    """
 
     def __init__(self, plan: AnswerPlan, stop: tuple[str, ...]) -> None:
-        self._words = TextStream(stop)
+        self._words = StopStrings(stop)
+        self._words_end = 0  # of the words, and marks among them, that were read
         self._plan = plan
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.decoded = 0  # characters so far; a mark is one, an incomplete one is none
         self._channels: Channels | None = None
         self._marks: Mapping[int, str] = {}
         if plan.speech is not None:
@@ -80,28 +88,17 @@ class Answer:
         """How many calls have begun."""
         return 0 if self._channels is None else self._channels.calls
 
-    @property
-    def withheld_bytes(self) -> int:
-        """How many of the last bytes that were fed are in no part yet."""
-        if self._channels is None:
-            return self._words.withheld_bytes
-        undecoded = len(self._decoder.getstate()[0])
-        return undecoded + self._channels.withheld_bytes + self._words.withheld_bytes
-
     def feed(self, token: int, piece: bytes) -> list[Part]:
         """What is certain now, with the bytes of one more token."""
-        if self._channels is None:
-            return _words(self._words.feed(piece))
         mark = self._marks.get(token)
-        text = self._decoder.decode(piece) if mark is None else self._decoder.decode(b"", final=True) + mark
-        return self._stopped(self._channels.feed(text))
+        return self._read(self._decoder.decode(piece) if mark is None else self._decoder.decode(b"", final=True) + mark)
 
     def finish(self) -> list[Part]:
         """The rest: whatever was held back."""
-        if self._channels is None:
-            return _words(self._words.finish())
-        parts = self._stopped(self._channels.feed(self._decoder.decode(b"", final=True)))
-        return [*parts, *self._stopped(self._channels.finish()), *_words(self._words.finish())]
+        parts = self._read(self._decoder.decode(b"", final=True))
+        if self._channels is not None:
+            parts += self._stopped(self._channels.finish())
+        return [*parts, *self._released()]
 
     def overdue(self, reasoning_tokens: int) -> tuple[int, ...]:
         """The tokens that must follow now because the thought has had its time, tokens held back included."""
@@ -110,19 +107,30 @@ class Answer:
         complete = not self._decoder.getstate()[0]
         return self._plan.closing if complete and reasoning_tokens >= self._plan.budget else ()
 
+    def _read(self, text: str) -> list[Part]:
+        self.decoded += len(text)
+        if self._channels is not None:
+            return self._stopped(self._channels.feed(text))
+        return self._stopped([Part("content", text, self.decoded)] if text else [])
+
     def _stopped(self, parts: list[Part]) -> list[Part]:
-        """The parts up to a stop string in the words."""
+        """The parts up to a stop string in the words, which nothing but marks may interrupt."""
         shown: list[Part] = []
         for part in parts:
             if self.matched is not None:
                 break
             if part.channel == "content":
-                shown.append(Part("content", self._words.advance(part.text)))
+                self._words_end = part.end
+                words = self._words.advance(part.text)
+                end = part.end - self._words.withheld
+                if words or end == part.end:
+                    shown.append(Part("content", words, end))
             else:
                 self.only_words = False
-                shown.append(part)
+                shown += [*self._released(), part]
         return shown
 
-
-def _words(text: str) -> list[Part]:
-    return [Part("content", text)] if text else []
+    def _released(self) -> list[Part]:
+        """The words that were held back: no stop string begins with them."""
+        words = self._words.release()
+        return [Part("content", words, self._words_end)] if words else []

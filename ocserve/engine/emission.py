@@ -66,12 +66,11 @@ class Emitter:
         sequence.generated.append(token)
         answer = sequence.answer
         if self._vocab.is_end(token):
-            sequence.unseen.append(Unseen(0, None))
+            sequence.unseen.append(Unseen(answer.decoded, None))
             self.cut(sequence)
             return "stop"
-        piece = self._vocab.piece(token)
-        sequence.unseen.append(Unseen(len(piece), logprob))
-        self._show(sequence, answer.feed(token, piece))
+        sequence.unseen.append(Unseen(answer.decoded, logprob))
+        self._show(sequence, answer.feed(token, self._vocab.piece(token)))
         if answer.matched is not None:
             return "stop"
         if not sequence.room:
@@ -85,10 +84,12 @@ class Emitter:
         Tokens that never became text are told of all the same where their log-probabilities are asked for.
         """
         self._show(sequence, sequence.answer.finish())
-        if sequence.answer.only_words and any(each.logprob is not None for each in sequence.unseen):
-            seen = _seen(sequence.unseen, sequence.answer.withheld_bytes)
-            logprobs = tuple(each.logprob for each in seen if each.logprob is not None)
-            self._append(sequence, TextDelta(text="", tokens=len(seen), index=sequence.index, logprobs=logprobs))
+        if not sequence.answer.only_words or sequence.answer.matched is not None:
+            return
+        unseen, sequence.unseen = sequence.unseen, []
+        logprobs = tuple(each.logprob for each in unseen if each.logprob is not None)
+        if logprobs:
+            self._append(sequence, TextDelta(text="", tokens=len(unseen), index=sequence.index, logprobs=logprobs))
 
     def finished(self, sequence: Sequence, reason: FinishReason) -> None:
         """The choice is complete."""
@@ -106,11 +107,9 @@ class Emitter:
         self._events.append((group.id, Failed(error=error.info, usage=group.usage)))
 
     def _show(self, sequence: Sequence, parts: list[Part]) -> None:
-        """Tell of parts. Tokens belong to the first part that they became certain with; marks are told to nobody."""
+        """Tell of parts. A token belongs to the part that it begins in; those of marks are told to nobody."""
         for part in parts:
-            if not part.text and part.channel == "content" and sequence.answer.only_words:
-                continue
-            seen = _seen(sequence.unseen, sequence.answer.withheld_bytes)
+            seen = _seen(sequence.unseen, part.end)
             if part.channel == "reasoning":
                 sequence.reasoning_tokens += len(seen)
             if not part.text and part.name is None:
@@ -174,12 +173,9 @@ def _joined(before: GenerateEvent, event: Delta) -> Delta | None:
     return msgspec.structs.replace(event, text=before.text + event.text, tokens=tokens, logprobs=logprobs)
 
 
-def _seen(unseen: list[Unseen], withheld_bytes: int) -> list[Unseen]:
-    """Take from the list those that do not lie wholly within the last bytes, which are not in the text yet."""
-    count = len(unseen)
-    while count and withheld_bytes > 0:
-        withheld_bytes -= unseen[count - 1].size_bytes
-        count -= withheld_bytes >= 0
+def _seen(unseen: list[Unseen], end: int) -> list[Unseen]:
+    """Take from the list the tokens that begin before this character of the answer."""
+    count = next((index for index, token in enumerate(unseen) if token.begin >= end), len(unseen))
     seen = unseen[:count]
     del unseen[:count]
     return seen

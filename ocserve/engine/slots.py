@@ -78,9 +78,9 @@ class Restoration:
 
 
 class Unseen(NamedTuple):
-    """A sampled token that no delta has told of yet."""
+    """A sampled token that no delta has told of yet. `begin` is the character of the answer that it begins in."""
 
-    size_bytes: int
+    begin: int
     logprob: TokenLogprob | None
 
 

@@ -1,25 +1,20 @@
-"""From token pieces to text: incremental UTF-8, then stop strings.
-
-A `TextStream` gives the same text whatever the borders between the pieces are. A character or a possible stop string
-that is not complete yet is held back, and nothing else is.
-"""
+"""Stop strings in a text that comes in pieces."""
 
 from __future__ import annotations
 
-import codecs
 from collections import deque
 
 
-class TextStream:
-    """The text of one generation, up to its first stop string.
+class StopStrings:
+    """Lets a text through up to its first stop string, the same whatever the borders between its pieces are.
 
     The text ends where a stop string is complete for the first time: after "\\n" where "\\n" and "\\n\\n" are given, so
     that the generation can end at that very token. Where several are complete at the same character, the longest
-    counts. The stop string is not part of the text; `matched` names it, and the stream is silent from then on.
+    counts. The stop string is not part of the text; `matched` names it, and nothing comes out from then on. What may
+    still become a stop string is held back, and nothing else is.
     """
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._automaton = _Automaton(stop) if stop else None
         self._state = 0
         self._held = ""
@@ -27,22 +22,18 @@ class TextStream:
         self.matched: str | None = None
 
     @property
-    def withheld_bytes(self) -> int:
-        """How many of the last bytes that were fed are not in the text: held back so far, or the stop string on."""
-        return len(self._decoder.getstate()[0]) + len((self._held + self._cut).encode())
+    def withheld(self) -> int:
+        """How many of the last characters did not come out: held back so far, or the stop string on."""
+        return len(self._held) + len(self._cut)
 
-    def feed(self, piece: bytes) -> str:
-        """The text that is certain now. Bytes that are not UTF-8 become U+FFFD, an incomplete tail waits."""
-        return self.advance(self._decoder.decode(piece))
-
-    def finish(self) -> str:
-        """The rest: whatever was held back belongs to the text after all, and an incomplete tail is U+FFFD."""
-        text = self.advance(self._decoder.decode(b"", final=True))
+    def release(self) -> str:
+        """What is held back: the text ends here, or something else comes before it goes on."""
+        self._state = 0
         held, self._held = self._held, ""
-        return text + held
+        return held
 
     def advance(self, text: str) -> str:
-        """`feed` for text that is decoded already."""
+        """The text that is certain now."""
         if self.matched is not None:
             return ""
         if self._automaton is None or not text:

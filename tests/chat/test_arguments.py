@@ -10,7 +10,7 @@ import pytest
 from ocserve.chat.arguments import arguments_schema, bare_texts, separate
 from ocserve.generation import Tool
 
-ONE = {"a": {"type": "integer"}}
+ONE = {"a": {"type": "boolean"}}
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,33 @@ def test_arguments_that_share_definitions_are_written_one_by_one() -> None:
         "$defs": {"x": {}},
     }
     assert separate(Tool(name="f", parameters=json.dumps(given))) is not None
+
+
+def test_integers_without_bounds_fit_64_bits() -> None:
+    bounds = {"minimum": -9 * 10**18, "maximum": 9 * 10**18}
+    integer = {"type": "integer"}
+    given = {
+        "type": "object",
+        "properties": {
+            "plain": integer,
+            "optional": {"type": ["integer", "null"]},
+            "own": {"type": "integer", "minimum": 1, "exclusiveMaximum": 5},
+            "half": {"type": "integer", "minimum": 0},
+            "huge": {"type": "integer", "minimum": 10**19},
+            "number": {"type": "number", "default": integer},
+            "type": {"anyOf": [{"type": "array", "items": integer}, {"$ref": "#/$defs/x"}], "examples": [integer]},
+        },
+        "$defs": {"x": {"additionalProperties": integer, "enum": [integer]}},
+    }
+    schema = json.loads(arguments_schema(Tool(name="f", parameters=json.dumps(given))))
+    properties, wanted = schema["properties"], given["properties"]
+    assert isinstance(wanted, dict)
+    assert properties["plain"] == {**integer, **bounds}
+    assert properties["optional"] == {**wanted["optional"], **bounds}
+    assert properties["half"] == {**wanted["half"], "maximum": bounds["maximum"]}
+    assert {name: properties[name] for name in ("own", "number")} == {name: wanted[name] for name in ("own", "number")}
+    assert properties["huge"]["minimum"] == 10**19
+    assert "maximum" not in properties["huge"]
+    assert properties["type"]["anyOf"][0]["items"] == {**integer, **bounds}
+    assert properties["type"]["examples"] == [integer]
+    assert schema["$defs"]["x"] == {"additionalProperties": {**integer, **bounds}, "enum": [integer]}

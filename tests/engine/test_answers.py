@@ -4,118 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from ocserve.chat import reasoning
 from ocserve.chat.speech import Speech
 from ocserve.chat.tool_formats import FORMATS, GENERIC
-from ocserve.engine.answers import AnswerPlan
-from ocserve.engine.emission import Emitter
-from ocserve.engine.llama import Vocab
-from ocserve.engine.slots import Group, Sequence
-from ocserve.engine.turns import Turns
-from ocserve.engine.wire import Step
-from ocserve.generation import (
-    ChatPrompt,
-    Finished,
-    GenerateRequest,
-    Message,
-    Reasoning,
-    ReasoningDelta,
-    Sampling,
-    TextDelta,
-    TokenChance,
-    TokenLogprob,
-    Tool,
-    ToolCallDelta,
-    ToolChoice,
-)
+from ocserve.generation import Finished, Message, Reasoning, ReasoningDelta, TextDelta, ToolCallDelta, ToolChoice
+from tests.engine.talk import END, TOOLS, USER, Talk
 
 THINK = next(form for form in reasoning.FORMATS if form.name == "think")
 MISTRAL = next(form for form in FORMATS if form.name == "mistral")
-END = 0
-TOOLS = (Tool(name="now"), Tool(name="f", parameters='{"type":"object","properties":{"a":{"type":"string"}}}'))
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>'
-
-
-class Pieces:
-    """A vocabulary that is made as it is needed: a token for every piece."""
-
-    def __init__(self) -> None:
-        self.bytes = {END: b""}
-
-    def token(self, piece: bytes) -> int:
-        self.bytes[len(self.bytes)] = piece
-        return len(self.bytes) - 1
-
-    def piece(self, token: int) -> bytes:
-        return self.bytes[token]
-
-    def is_end(self, token: int) -> bool:
-        return token == END
-
-
-class NoSampler:
-    def accept(self, token: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class Talk:
-    """One answer: tokens in, events out."""
-
-    def __init__(self, speech: Speech, *, stop: tuple[str, ...] = (), thinking: bool = False, **rest: Any) -> None:
-        self.vocab, self.events, self.turns = Pieces(), [], Turns()
-        prompt = ChatPrompt(
-            messages=(Message(role="user", content="x"),),
-            tools=rest.pop("tools", TOOLS),
-            reasoning=rest.pop("reasoning", Reasoning()),
-        )
-        request = GenerateRequest(
-            request_id="r", model="m", prompt=prompt, sampling=Sampling(), max_tokens=900, stop=stop, **rest
-        )
-        plan = AnswerPlan.of(request, speech, thinking=thinking, closing=(7, 8))
-        self.sequence = Sequence(Group(request), (1,), max_tokens=900, sampler=NoSampler(), deadline=1e9, plan=plan)
-        self.emitter = Emitter(cast(Vocab, self.vocab), self.turns, self._emit)
-
-    def _emit(self, step: Step) -> None:
-        self.events += [event for _, event in step.events]
-
-    def say(self, pieces: list[bytes], *, end: bool = True, flush: random.Random | None = None) -> None:
-        reason = None
-        for piece in [*pieces, *([b""] if end else [])]:
-            token = self.vocab.token(piece) if piece else END
-            chance = TokenLogprob(chosen=TokenChance(token, piece, -1.0))
-            reason = self.emitter.take(self.sequence, token, chance if self.sequence.wants_logprobs else None)
-            if flush is not None and flush.random() < 0.5:
-                self.emitter.flush()
-            if reason is not None:
-                break
-        if reason is not None:
-            self.emitter.finished(self.sequence, reason)
-        self.emitter.flush()
-
-    def text(self, kind: type) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, kind))
-
-    @property
-    def calls(self) -> list[tuple[str, str]]:
-        found: dict[int, tuple[str, str]] = {}
-        for event in self.events:
-            if isinstance(event, ToolCallDelta):
-                name, text = found.get(event.call, (event.name or "", ""))
-                found[event.call] = name, text + event.arguments
-        return list(found.values())
-
-    @property
-    def finished(self) -> Finished:
-        *_, last = self.events
-        assert isinstance(last, Finished)
-        return last
 
 
 def speech(form: Any = GENERIC, thoughts: Any = THINK, **controls: int) -> Speech:
@@ -177,15 +78,52 @@ def test_stop_strings_end_words_and_nothing_else() -> None:
     assert talk.finished.stop_sequence == "STOP"
 
 
+@pytest.mark.parametrize("first", ["Go ST", "Go "])
+def test_what_a_stop_string_might_have_begun_with_stands_before_the_call_that_follows_it(first: str) -> None:
+    talk = Talk(speech(thoughts=None), stop=("STOP",), logprobs=0)
+    talk.say([first.encode(), b"S", CALL.encode(), b"TOP", b" on"])
+    said = [(type(event), getattr(event, "text", "")) for event in talk.events]
+    before = [text for kind, text in said[: [kind for kind, _ in said].index(ToolCallDelta)]]
+    assert "".join(before) == first + "S"
+    assert talk.text(TextDelta) == first + "STOP on"  # before and after a call are not one text
+    assert talk.finished.reason == "tool_calls"
+    told = [chance.chosen.piece for event in talk.events if isinstance(event, TextDelta) for chance in event.logprobs]
+    assert told == [first.encode(), b"S", b"TOP", b" on"]
+
+
+def test_log_probabilities_are_those_of_the_words_and_not_of_the_marks_before_them() -> None:
+    marks = {"<|channel|>": 1, "<|message|>": 2, "<|end|>": 3, "<|start|>": 4}
+    harmony = next(form for form in FORMATS if form.name == "harmony")
+    thoughts = next(form for form in reasoning.FORMATS if form.name == "harmony")
+    for tools in ((), TOOLS):
+        talk = Talk(speech(harmony, thoughts, **marks), tools=tools, logprobs=0)
+        talk.say([1, b"analysis", 2, b"Hm", 3, 4, b"assistant", 1, b"final", 2, b"Hello", b" there"])
+        for kind, pieces in ((ReasoningDelta, [b"Hm"]), (TextDelta, [b"Hello", b" there"])):
+            chances = [each for event in talk.events if isinstance(event, kind) for each in event.logprobs]
+            assert [chance.chosen.piece for chance in chances] == pieces
+        talk = Talk(speech(harmony, thoughts, **marks), tools=tools, logprobs=0)
+        talk.say([1, b"final", 2, b"Hello", b" there"])
+        assert [len(event.logprobs) for event in talk.events if isinstance(event, TextDelta)] == [2]
+
+
+def test_a_turn_that_is_continued_has_begun_already() -> None:
+    functionary = next(form for form in FORMATS if form.name == "functionary_v3.2")
+    continued = (USER, Message(role="assistant", content="I look"))
+    for choice in (ToolChoice(), ToolChoice(mode="none")):
+        talk = Talk(speech(functionary, None), messages=continued, tool_choice=choice)
+        talk.say([b" and", b" see >> it."])
+        assert talk.text(TextDelta) == " and see >> it."
+    talk = Talk(speech(functionary, None), messages=continued)
+    talk.say([b" at once.>>>", b"now\n", b"{}"])
+    assert (talk.text(TextDelta), talk.calls) == (" at once.", [("now", "{}")])
+    talk = Talk(speech(functionary, None), messages=(USER,))
+    talk.say([b"all\nHello"])
+    assert talk.text(TextDelta) == "Hello"
+
+
 def test_marks_that_are_control_tokens_are_seen_although_they_are_not_text() -> None:
     talk = Talk(speech(MISTRAL, None, **{"[TOOL_CALLS]": 1, "[ARGS]": 2}))
-    assert talk.vocab.token(b"") == 1
-    assert talk.vocab.token(b"") == 2
-    for token in (talk.vocab.token(b"Look [ARGS]"), 1, talk.vocab.token(b"now"), 2, talk.vocab.token(b"{}"), END):
-        reason = talk.emitter.take(talk.sequence, token)
-    assert reason == "stop"
-    talk.emitter.finished(talk.sequence, reason)
-    talk.emitter.flush()
+    talk.say([b"Look [ARGS]", 1, b"now", 2, b"{}"])
     assert talk.text(TextDelta) == "Look [ARGS]"
     assert talk.calls == [("now", "{}")]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ocserve.engine.text import TextStream
+from ocserve.engine.answers import Answer, AnswerPlan
 
 MULTILINGUAL = (
     "The quick brown fox — “jumps” over 13 lazy dogs. Zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich. "
@@ -17,6 +17,23 @@ MULTILINGUAL = (
     "키스의 고유조건은 צדיק הוא כי יכתוב. أبجد هوز حطي كلمن. ऋषियों को सताने वाले. 👩‍👩‍👧‍👦🏳️‍🌈🇳🇴"
     " e\u0301 \U0010ffff\ue000\x00\n\t"
 )
+
+
+class TextStream:
+    """The words of an answer that is nothing else."""
+
+    def __init__(self, stop: tuple[str, ...] = ()) -> None:
+        self._answer: Answer = AnswerPlan().open(stop)
+
+    def feed(self, piece: bytes) -> str:
+        return "".join(part.text for part in self._answer.feed(0, piece))
+
+    def finish(self) -> str:
+        return "".join(part.text for part in self._answer.finish())
+
+    @property
+    def matched(self) -> str | None:
+        return self._answer.matched
 
 
 def stream(pieces: list[bytes], stop: tuple[str, ...] = ()) -> tuple[str, str | None]:
