@@ -60,6 +60,7 @@ class ReplyEncoder(ABC):
         self._begun = clock()
         self._first: int | None = None  # when the prompt was computed
         self._call: list[GenerateEvent] = []
+        self._untold: list[TokenLogprob] = []  # of tokens whose line has not left
         self._reason = "stop"
 
     @abstractmethod
@@ -78,11 +79,12 @@ class ReplyEncoder(ABC):
             case ToolCallDelta(name=name):
                 before = self._called() if name is not None else ()
                 self._call.append(event)
+                self._untold += event.logprobs
                 return before
-            case TextDelta(text=text) if text:
-                return *self._called(), self._line(self._said(text, "", ()), event.logprobs)
-            case ReasoningDelta(text=text) if text and self._reply.show_reasoning:
-                return *self._called(), self._line(self._said("", text, ()), event.logprobs)
+            case TextDelta(text=text):
+                return self._more(text, "", event.logprobs)
+            case ReasoningDelta(text=text) if self._reply.show_reasoning:
+                return self._more("", text, event.logprobs)
             case Finished(reason=reason):
                 self._reason = DONE_REASONS[reason]
                 return self._called()
@@ -96,7 +98,7 @@ class ReplyEncoder(ABC):
         now = self._clock()
         first = self._first or now
         spans = {"prompt_eval_duration": first - self._begun, "eval_duration": now - first}
-        line = {**self._head(), **self._said("", "", ()), **self._done(counts, now), **spans}
+        line = {**self._head(), **self._said("", "", ()), **_chances(self._untold), **self._done(counts, now), **spans}
         return (Frame(dumps(line)),)
 
     def complete(self, events: Sequence[GenerateEvent], counts: Usage) -> bytes:
@@ -118,10 +120,17 @@ class ReplyEncoder(ABC):
         """The line of the tool call that has been gathered, if there is one and it is complete."""
         gathered = [block for block in blocks(self._call) if block.arguments is not None]
         self._call.clear()
-        return (self._line(self._said("", "", gathered), ()),) if gathered else ()
+        return (self._line(self._said("", "", gathered)),) if gathered else ()
 
-    def _line(self, said: dict[str, object], logprobs: Sequence[TokenLogprob]) -> Frame:
-        return Frame(dumps({**self._head(), **said, **_chances(logprobs), "done": False}))
+    def _more(self, text: str, thinking: str, logprobs: Sequence[TokenLogprob]) -> Sequence[Frame]:
+        """The line of more text, behind that of a call before it."""
+        before = self._called() if text or thinking else ()
+        self._untold += logprobs
+        return (*before, self._line(self._said(text, thinking, ()))) if text or thinking else ()
+
+    def _line(self, said: dict[str, object]) -> Frame:
+        chances, self._untold = _chances(self._untold), []
+        return Frame(dumps({**self._head(), **said, **chances, "done": False}))
 
     def _head(self) -> dict[str, object]:
         return {"model": self._reply.model, "created_at": timestamp(self._reply.created)}

@@ -77,16 +77,12 @@ class Answer:
             self._channels = Channels(plan.speech, tools=plan.tools, thinking=plan.thinking)
             self._marks = plan.speech.marks.by_id
         self.only_words = True  # so far
+        self.calls = 0  # that have begun
 
     @property
     def matched(self) -> str | None:
         """The stop string that ended the answer."""
         return self._words.matched
-
-    @property
-    def calls(self) -> int:
-        """How many calls have begun."""
-        return 0 if self._channels is None else self._channels.calls
 
     def feed(self, token: int, piece: bytes) -> list[Part]:
         """What is certain now, with the bytes of one more token."""
@@ -127,6 +123,7 @@ class Answer:
                     shown.append(Part("content", words, end))
             else:
                 self.only_words = False
+                self.calls += part.name is not None
                 shown += [*self._released(), part]
         return shown
 
