@@ -14,6 +14,12 @@ STORY = "Tell a long story about a lighthouse keeper and his daughter."
 LIST = "List many random words, one after another:"
 SHORT = "Say hello."
 
+
+def counting(start: int) -> str:
+    """A prompt whose greedy answer has no close calls, so that also a quantised model gives it again and again."""
+    return f"Continue: {', '.join(map(str, range(start, start + 6)))},"
+
+
 _CONTEXT = (("context_length",), ("max_model_len",), ("context_window",), ("max_context_length",), ("meta", "n_ctx"))
 _OUTPUT = (("max_output_tokens",), ("max_output_length",), ("max_completion_tokens",), ("max_tokens",))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ocserve.audit.server import Reply, Stream, dig
-from ocserve.audit.subject import SHORT, STORY, Subject, named
+from ocserve.audit.subject import SHORT, STORY, Subject, counting, named
 from ocserve.audit.verdict import Fault, clean, expect
 
 FINISHES = ("stop", "length", "tool_calls", "content_filter")
@@ -124,32 +124,36 @@ async def stream_usage_always(subject: Subject) -> str:
 
 async def stream_incremental(subject: Subject) -> str:
     """Text arrives while it is made, not at the end."""
-    stream = await subject.chat_stream(max_tokens=96)
-    moments = sorted(set(stream.arrived))
-    first = stream.first_text_s
-    if first is None:
-        raise Fault("the stream has no text")
-    if len(stream.texts()) >= 8:
-        expect(len(moments) >= 4, f"{len(stream.texts())} pieces of text arrived at {len(moments)} moments")
-        expect(first < 0.8 * stream.took_s or stream.took_s < 0.05, "the first text came with the last")
-    else:
-        expect(len(stream.texts()) > 1, "the whole text came in one piece")
-    return f"first text after {first * 1000:.0f} of {stream.took_s * 1000:.0f} ms, at {len(moments)} moments"
+    for _ in range(2):  # a busy machine may hold everything up once
+        stream = await subject.chat_stream(max_tokens=96)
+        moments = sorted(set(stream.arrived))
+        first = stream.first_text_s
+        if first is None:
+            raise Fault("the stream has no text")
+        pieces = len(stream.texts())
+        in_time = first < 0.8 * stream.took_s or stream.took_s < 0.05
+        if pieces > 1 and (pieces < 8 or (len(moments) >= 4 and in_time)):
+            return f"first text after {first * 1000:.0f} of {stream.took_s * 1000:.0f} ms, at {len(moments)} moments"
+    expect(pieces > 1, "the whole text came in one piece")
+    expect(in_time, "the first text came with the last")
+    raise Fault(f"{pieces} pieces of text arrived at {len(moments)} moments")
 
 
 async def stream_equals_whole(subject: Subject) -> str:
     """A greedy answer is the same streamed and whole: text, finish reason and counts."""
-    for _ in range(2):  # sums of a quantised model may move once, when its prompt is cached
-        whole = await subject.chat(temperature=0, max_tokens=24)
-        stream = await subject.chat_stream(temperature=0, max_tokens=24)
+    for start in (11, 31, 51):  # a quantised model may tip even here
+        given: dict[str, Any] = {"content": counting(start), "temperature": 0, "max_tokens": 24}
+        whole, stream = await subject.chat(**given), await subject.chat_stream(**given)
+        name = "prompt_tokens"
+        expect(stream.used(name) == whole.used(name), f"usage.{name} differs between stream and whole answer")
         if stream.text == whole.text:
             break
     else:
         raise Fault("the greedy text differs between stream and whole answer")
     expect(stream.finishes == [whole.finish], "the finish reason differs between stream and whole answer")
-    for name in ("prompt_tokens", "completion_tokens"):
-        expect(stream.used(name) == whole.used(name), f"usage.{name} differs between stream and whole answer")
-    return f"{len(whole.text)} characters, {whole.used('completion_tokens')} tokens"
+    name = "completion_tokens"
+    expect(stream.used(name) == whole.used(name), f"usage.{name} differs between stream and whole answer")
+    return f"{len(whole.text)} characters, {whole.used(name)} tokens"
 
 
 async def stream_choices(subject: Subject) -> str:

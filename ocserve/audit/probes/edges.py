@@ -113,22 +113,20 @@ def _complete(stream: Stream) -> None:
 
 async def cancellation(subject: Subject) -> str:
     """When clients leave their streams, the server stops computing for them: a newcomer is served at once."""
-    before = [(await subject.chat_stream(SHORT, max_tokens=4)).took_s for _ in range(3)]
-    room = min(_LEFT_BEHIND, subject.max_output_tokens or _LEFT_BEHIND)
-    began = time.perf_counter()
-    await asyncio.gather(*(_leave(subject, room, number) for number in range(_LEAVERS)))
-    left = time.perf_counter() - began
-    reply = await subject.chat_stream(SHORT, max_tokens=4)
-    _complete(reply)
-    allowed = 5 * max(before) + 0.5
-    expect(
-        reply.took_s <= allowed,
-        f"after {_LEAVERS} streams were left, an answer took {reply.took_s:.2f} s instead of {max(before):.2f} s",
-    )
-    return (
-        f"{_LEAVERS} streams left after their first chunks ({left:.2f} s); the next answer took {reply.took_s:.2f} s, "
-        f"{max(before):.2f} s on an idle server"
-    )
+    for attempt in range(2):  # a busy machine may hold up any answer once
+        before = [(await subject.chat_stream(SHORT, max_tokens=4)).took_s for _ in range(3)]
+        room = min(_LEFT_BEHIND, subject.max_output_tokens or _LEFT_BEHIND)
+        began = time.perf_counter()
+        await asyncio.gather(*(_leave(subject, room, number + attempt * _LEAVERS) for number in range(_LEAVERS)))
+        left = time.perf_counter() - began
+        reply = await subject.chat_stream(SHORT, max_tokens=4)
+        _complete(reply)
+        if reply.took_s <= 5 * max(before) + 0.5:
+            return (
+                f"{_LEAVERS} streams left after their first chunks ({left:.2f} s); the next answer took "
+                f"{reply.took_s:.2f} s, {max(before):.2f} s on an idle server"
+            )
+    raise Fault(f"after {_LEAVERS} streams were left, an answer took {reply.took_s:.2f} s instead of {max(before):.2f}")
 
 
 async def _leave(subject: Subject, room: int, number: int) -> None:

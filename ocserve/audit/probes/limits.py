@@ -30,6 +30,7 @@ _CONVENTIONAL: dict[str, tuple[float, ...]] = {
     "presence_penalty": (-2.5, 2.5),
     "frequency_penalty": (-2.5, 2.5),
 }
+_REPEATS = 5  # in which a seed has to draw an answer again: close calls of a quantised model may tip
 _WRONG: dict[str, Any] = {
     "temperature": "hot",
     "top_p": [],
@@ -62,12 +63,15 @@ async def parameters_together(subject: Subject) -> str:
     for one, other in combinations(taken, 2):
         reply = await subject.chat(LIST, **{"max_tokens": 2, one: taken[one], other: taken[other]})
         expect(reply.used("completion_tokens") <= 6, f"max_tokens does not hold with {one} and {other}")
-    texts = []
-    for _ in range(3):
+    texts: set[str] = set()
+    for _ in range(_REPEATS):
         reply = await subject.chat(LIST, **taken)
         expect(reply.used("completion_tokens") <= 6, "max_tokens does not hold with all the others")
-        texts.append(reply.text)
-    expect(len(set(texts)) < 3, "the seed does not hold with all the others")
+        if reply.text in texts:
+            break
+        texts.add(reply.text)
+    else:
+        raise Fault("the seed does not hold with all the others")
     return f"{len(taken)} parameters: {len(taken) * (len(taken) - 1) // 2} pairs, and all at once"
 
 

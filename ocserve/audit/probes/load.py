@@ -7,7 +7,7 @@ import time
 from statistics import fmean, median, quantiles
 
 from ocserve.audit.server import Reply, Stream
-from ocserve.audit.subject import SHORT, STORY, Subject, named
+from ocserve.audit.subject import SHORT, STORY, Subject, counting, named
 from ocserve.audit.verdict import Fault, Refused, Unproven, clean, expect
 
 _SAMPLES = 12
@@ -75,24 +75,29 @@ async def concurrent(subject: Subject) -> str:
 
 async def sustained(subject: Subject) -> str:
     """Sustained load is served without a failure, and at no less than the speed of single requests."""
-    solo = subject.figures.get("tok_per_s_with_prompt")
+
+    async def alone(number: int) -> float:
+        stream = await subject.chat_stream(f"{STORY} Part {number} alone.", max_tokens=_TOKENS)
+        return stream.used("completion_tokens") / stream.took_s
 
     async def worker(number: int) -> list[Stream]:
         return [
             await subject.chat_stream(f"{STORY} Part {number}, {turn}.", max_tokens=_TOKENS) for turn in range(_ROUNDS)
         ]
 
+    before = await alone(1)
     began = time.perf_counter()
     streams = [stream for some in await asyncio.gather(*map(worker, range(_AT_ONCE // 2))) for stream in some]
     took = time.perf_counter() - began
+    solo = min(before, await alone(2))
     expect(all(stream.done and stream.usage for stream in streams), "a stream broke off")
     total = sum(stream.used("completion_tokens") for stream in streams) / took
     times = [stream.took_s for stream in streams]
     subject.figures.update(
         {"load_tok_per_s": total, "load_latency_p50_s": median(times), "load_latency_p95_s": _p95(times)}
     )
-    if solo is not None:  # half of it, since other work on a shared machine comes and goes between the two
-        expect(total > 0.5 * solo, f"{_AT_ONCE // 2} at once make {total:.0f} tok/s together, one alone {solo:.0f}")
+    # Half of it, since other work on a shared machine comes and goes meanwhile.
+    expect(total > 0.5 * solo, f"{_AT_ONCE // 2} at once make {total:.0f} tok/s together, one alone {solo:.0f}")
     return (
         f"{len(streams)} streams, {_AT_ONCE // 2} at once: {total:.0f} tok/s together, latency P50 "
         f"{median(times) * 1000:.0f} ms, P95 {_p95(times) * 1000:.0f} ms"
@@ -101,12 +106,16 @@ async def sustained(subject: Subject) -> str:
 
 async def same_under_load(subject: Subject) -> str:
     """Answers are as good under load as without: a greedy answer stays what it was."""
-    alone = (await subject.chat(temperature=0, max_tokens=12)).text
-    replies = await asyncio.gather(*(subject.chat(temperature=0, max_tokens=12) for _ in range(_AT_ONCE)))
-    same = sum(reply.text == alone for reply in replies)
+    starts = range(11, 11 + _AT_ONCE)
+
+    async def ask(start: int) -> str:
+        return (await subject.chat(counting(start), temperature=0, max_tokens=12)).text
+
+    alone = [await ask(start) for start in starts]
+    same = sum(one == other for one, other in zip(alone, await asyncio.gather(*map(ask, starts)), strict=True))
     # Batches change the order of sums, which may tip a close call of a quantised model, but not most answers.
-    expect(2 * same >= _AT_ONCE, f"{same} of {_AT_ONCE} greedy answers under load are the one given alone")
-    return f"{same} of {_AT_ONCE} greedy answers under load are the one given alone"
+    expect(2 * same >= _AT_ONCE, f"{same} of {_AT_ONCE} greedy answers under load are those given alone")
+    return f"{same} of {_AT_ONCE} greedy answers under load are those given alone"
 
 
 async def overload(subject: Subject) -> str:
