@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from statistics import median
 from typing import Any
 
 import openai
@@ -51,12 +52,12 @@ def test_a_scoring_client_reads_its_continuation_whether_the_answer_ends_or_not(
 
 
 def test_several_prompts_answer_as_each_alone(client: openai.OpenAI) -> None:
-    prompts = ["One, two, three,", "Monday, Tuesday,", "a b c d"]
+    # No token of their greedy answers is a close call, so that also a quantised model repeats them to the letter.
+    prompts = ["11, 12, 13, 14, 15, 16,", "23, 24, 25, 26, 27, 28,", "35, 36, 37, 38, 39, 40,"]
     alone = [complete(client, prompt=prompt, max_tokens=8) for prompt in prompts]
     together = complete(client, prompt=prompts, max_tokens=8)
     assert [choice.index for choice in together.choices] == [0, 1, 2]
-    same = [one.choices[0].text == choice.text for one, choice in zip(alone, together.choices, strict=True)]
-    assert sum(same) >= 2, "in a batch of another size a quantised model may round one of them otherwise"
+    assert [choice.text for choice in together.choices] == [one.choices[0].text for one in alone]
     assert together.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
     echoed = complete(client, prompt=prompts, max_tokens=0, echo=True)
     assert [choice.text for choice in echoed.choices] == prompts
@@ -65,21 +66,24 @@ def test_several_prompts_answer_as_each_alone(client: openai.OpenAI) -> None:
         "".join(choice.text for chunk in chunks for choice in chunk.choices if choice.index == index)
         for index in range(3)
     ]
-    assert sum(one == choice.text for one, choice in zip(streamed, together.choices, strict=True)) >= 2
+    assert streamed == [choice.text for choice in together.choices]
     assert chunks[-1].usage.prompt_tokens == together.usage.prompt_tokens
 
 
 def test_the_best_of_several_is_the_likeliest(client: openai.OpenAI) -> None:
-    drawn = {"temperature": 1.5, "max_tokens": 6, "seed": 5, "logprobs": 0}
-    all_of_them = complete(client, **drawn, n=4)
-    best = complete(client, **drawn, best_of=4)
+    """That it is the very best is shown without a model; other answers may be drawn from one time to the next."""
 
     def mean(choice: Any) -> float:
         chances = choice.logprobs.token_logprobs
-        return float(sum(chances) / len(chances)) if chances else float("-inf")
+        return float(sum(chances) / len(chances))
 
-    assert mean(best.choices[0]) == pytest.approx(max(map(mean, all_of_them.choices)), abs=NOISE)
-    assert best.usage.completion_tokens >= all_of_them.usage.completion_tokens - 4
+    drawn = {"temperature": 1.5, "max_tokens": 6, "logprobs": 0, "logit_bias": {"2": -100}}
+    ordinary = complete(client, **drawn, seed=1, n=16)
+    best = [complete(client, **drawn, seed=seed, best_of=8) for seed in (2, 3)]
+    assert [answer.usage.completion_tokens for answer in best] == [8 * 6] * 2
+    assert all(len(answer.choices) == 1 for answer in best)
+    usual = median(map(mean, ordinary.choices))
+    assert max(mean(answer.choices[0]) for answer in best) > usual
 
 
 def test_answers_follow_a_grammar_under_all_its_names(client: openai.OpenAI) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openai
 
-from tests.e2e.daemon import daemon
+from tests.e2e.daemon import RunningDaemon, daemon, wait_until
 
 
 async def ask(client: openai.AsyncOpenAI) -> str:
@@ -83,9 +83,12 @@ def test_tokens_are_reserved_at_admission_and_settled_at_the_end(tiny_model: Pat
 def test_streams_that_are_left_are_charged_for_what_they_delivered(tiny_model: Path) -> None:
     """A client that always leaves early must not have its tokens for nothing."""
 
-    async def leave(url: str) -> tuple[int, int]:
+    def ended(server: RunningDaemon) -> int:
+        return server.log.read_text().count('"finish_reason"')
+
+    async def leave(server: RunningDaemon) -> tuple[int, int]:
         delivered = 0
-        async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
+        async with openai.AsyncOpenAI(base_url=server.base_url, api_key="x", max_retries=0) as client:
             for _ in range(5):
                 stream = await client.completions.create(
                     model="default",
@@ -99,13 +102,13 @@ def test_streams_that_are_left_are_charged_for_what_they_delivered(tiny_model: P
                     if delivered % 20 == 0:
                         break
                 await stream.close()
-            await asyncio.sleep(0.3)
+            await asyncio.to_thread(wait_until, lambda: ended(server) >= 5)
             raw = await client.completions.with_raw_response.create(model="default", prompt=[40], max_tokens=1)
             return delivered, int(raw.headers["x-ratelimit-remaining-tokens"])
 
     with daemon(str(tiny_model), env={"OCSERVE_LIMITS_TOKENS_PER_MINUTE": "3000"}) as server:
         begun = time.monotonic()
-        delivered, remaining = asyncio.run(leave(server.base_url))
+        delivered, remaining = asyncio.run(leave(server))
         refilled = 50 * (time.monotonic() - begun)
         left = [line for line in server.log.read_text().splitlines() if '"finish_reason":"cancelled"' in line]
     assert delivered >= 100

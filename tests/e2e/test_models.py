@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from tests import tiny
-from tests.e2e.daemon import RunningDaemon, daemon
+from tests.e2e.daemon import RunningDaemon, daemon, wait_until
 
 LONG: dict[str, Any] = {"extra_body": {"logit_bias": {"0": -100, "2": -100}}}  # never the end-of-text token
 
@@ -41,13 +40,6 @@ def ask(server: RunningDaemon, model: str, tokens: int = 3) -> int:
         usage = made.completions.create(model=model, prompt="abc", max_tokens=tokens, **LONG).usage
     assert usage is not None
     return usage.completion_tokens
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was never met"
-        time.sleep(0.05)
 
 
 def test_models_are_loaded_on_demand_and_the_least_recently_used_makes_room(files: list[str]) -> None:
@@ -113,7 +105,7 @@ def test_a_file_that_cannot_be_loaded_is_an_error_of_that_model_only(files: list
 def test_an_idle_model_gives_its_memory_back_and_the_server_stays_ready(files: list[str]) -> None:
     with daemon(*files[:2], env={"OCSERVE_MODEL_IDLE_UNLOAD_S": "1.5"}) as server:
         (engine,) = engines(server)
-        wait_for(lambda: not engines(server))
+        wait_until(lambda: not engines(server))
         assert not psutil.pid_exists(engine)
         assert states(server) == {"one": "cold", "two": "cold"}
         assert server.get("/ready") == {"status": "ready"}

@@ -6,12 +6,11 @@ import json
 import os
 import signal
 import socket
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.e2e.daemon import RunningDaemon, daemon
+from tests.e2e.daemon import RunningDaemon, daemon, wait_until
 
 PROMPT, KEY, WRONG = "canary-prompt-7f3a9c", "canary-key-0b51d2e8f6a4", "canary-wrong-key-93c1"
 PARAMETER = "canary_parameter_4d2e"  # an answer may name a parameter, the log may not
@@ -81,10 +80,9 @@ def test_canaries_reach_no_log_line(tiny_model: Path, tmp_path: Path) -> None:
         inherited = Path(f"/proc/{server.engine_pid()}/environ").read_bytes()
         os.kill(server.engine_pid(), signal.SIGSEGV)
         send(server, "/v1/completions", {"model": "default", "prompt": PROMPT, "max_tokens": 2})
-        time.sleep(0.2)
+        wait_until(lambda: server.log.read_text().count('"event":"request"') >= 20)
         log = server.log.read_text()
     assert "engine_died" in log  # the positive control: the log is the one that is written to
-    assert log.count('"event":"request"') >= 20
     for canary in (PROMPT, KEY, WRONG, PARAMETER):
         assert canary not in log
         assert canary.encode() not in arguments + inherited

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.daemon import RunningDaemon, daemon
+from tests.e2e.daemon import RunningDaemon, daemon, wait_until
 
 KEY = "sk-sharing-between-keys-is-not-done-0123"
 WORDS = (
@@ -83,7 +83,8 @@ async def test_a_conversation_goes_on_after_a_restart(model_cache: Path, tmp_pat
                     {"role": "user", "content": text(20, 3 + turn)},
                 ]
         if ending == "killed":
-            await asyncio.sleep(3)  # kept prefixes are stored when nothing is to be computed
+            # Kept prefixes are stored when nothing is to be computed, in blocks of 128 tokens.
+            await asyncio.to_thread(wait_until, lambda: len([*tmp_path.rglob("*.kv")]) >= before // 128)
             server.process.kill()
     files = list((tmp_path / "prefixes").rglob("*"))
     assert all(not file.stat().st_mode & 0o077 for file in files)

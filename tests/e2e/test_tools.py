@@ -93,7 +93,8 @@ def test_a_conversation_with_calls_and_results_is_answered(client: openai.OpenAI
 
 
 def test_tools_beside_a_response_schema(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    properties = {"ok": {"type": "boolean"}}
+    schema = {"type": "object", "properties": properties, "required": ["ok"], "additionalProperties": False}
     wanted: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     message = ask(client, response_format=wanted).choices[0].message
     if not message.tool_calls:
