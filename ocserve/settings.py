@@ -67,6 +67,7 @@ class Server(_Branch, frozen=True):
     write_timeout_s: Annotated[Seconds, Meta(description="time for a client to take a piece of the answer")] = 30.0
     keep_alive_s: Annotated[Seconds, Meta(description="how long an idle connection stays open")] = 15.0
     stream_heartbeat_s: Annotated[Seconds, Meta(description="silence in a stream before a comment is sent")] = 10.0
+    socket_idle_s: Annotated[Seconds, Meta(description="how long a WebSocket stays open between two messages")] = 900.0
     drain_s: Annotated[Seconds, Meta(description="how long accepted requests may go on after SIGTERM")] = 30.0
     stored_responses: Annotated[
         Natural,

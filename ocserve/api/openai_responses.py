@@ -54,8 +54,8 @@ class Memory(Protocol):
     def item(self, name: str) -> Item | None:
         """The item of this id."""
 
-    def keep(self, stored: StoredResponse) -> bool:
-        """Store a response; False if there is no room for one of its size."""
+    def keep(self, stored: StoredResponse, *, lasting: bool) -> bool:
+        """Remember a response, `lasting` if its client is to find it again; whether it will."""
 
 
 class ResponseDialect:
@@ -70,16 +70,27 @@ class ResponseDialect:
         self._input: tuple[Item, ...] = ()
         self._echo: Wire = {}
         self._summary = False
+        self._generate = True
 
     def parse(self, body: bytes, models: Models, *, refuse_unknown: bool) -> Parsed:
         """The request in `body`, with the conversation that it continues."""
-        wishes = openai_responses_parameters.read(json_body.decode(body), refuse_unknown=refuse_unknown)
+        return self.understand(json_body.decode(body), models, refuse_unknown=refuse_unknown)
+
+    def understand(
+        self, source: dict[str, object], models: Models, *, refuse_unknown: bool, generate: bool = True
+    ) -> Parsed:
+        """The request in `source`. Without `generate` its prompt is only computed, for a response that continues it."""
+        self._generate = generate
+        wishes = openai_responses_parameters.read(source, refuse_unknown=refuse_unknown)
         model = openai_sampling.model_of(wishes.values, models)
         wishes.check(model)
         reader = self._reader(model, refuse_unknown=refuse_unknown)
-        self._before = self._earlier(wishes.text("previous_response_id"))
+        earlier = self._earlier(wishes.text("previous_response_id"))
+        self._before = earlier.conversation if earlier else ()
         reader.recall(self._before, "previous_response_id")
-        self._input = reader.read(wishes.values.get("input", object), "input")
+        # What was only made ready may be answered as it is, and instructions may be made ready alone.
+        enough = (self._before and earlier and not earlier.output) or (not generate and wishes.text("instructions"))
+        self._input = reader.read(wishes.values.get("input", object), "input", least=0 if enough else 1)
         check_calls(self._before, self._input, "input")
         self._model = model
         sampling = openai_sampling.sampling(wishes.values, model)
@@ -92,8 +103,8 @@ class ResponseDialect:
             model=model.id,
             prompt=ChatPrompt(messages=messages, tools=wishes.tools, reasoning=wishes.reasoning),
             sampling=sampling,
-            max_tokens=wishes.limit(model),
-            constraint=wishes.constraint,
+            max_tokens=wishes.limit(model) if generate else 0,
+            constraint=wishes.constraint if generate else None,
             tool_choice=wishes.tool_choice,
             logprobs=wishes.logprobs,
             stop=wishes.values.get("stop", tuple) or (),
@@ -110,7 +121,9 @@ class ResponseDialect:
 
     def encoder(self, reply: Reply) -> Encoder:
         """A fresh encoder for the reply to the request that was parsed."""
-        return ResponseEncoder(reply, self._echo, summary=self._summary, now=self._now, keep=self._keep)
+        return ResponseEncoder(
+            reply, self._echo, summary=self._summary, generate=self._generate, now=self._now, keep=self._keep
+        )
 
     def error_body(self, info: ErrorInfo) -> bytes:
         """The error object of all of OpenAI's dialects."""
@@ -119,9 +132,9 @@ class ResponseDialect:
     def _reader(self, model: ServedModel, *, refuse_unknown: bool) -> ItemReader:
         return ItemReader(model, refuse_unknown=refuse_unknown, find=self._memory.item, token=self._token)
 
-    def _earlier(self, name: str | None) -> tuple[Item, ...]:
+    def _earlier(self, name: str | None) -> StoredResponse | None:
         if name is None:
-            return ()
+            return None
         found = self._memory.response(name)
         if found is None:
             raise InvalidRequest(
@@ -129,7 +142,7 @@ class ResponseDialect:
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-        return found.conversation
+        return found
 
     def _stores(self, wanted: bool | None) -> bool:
         if wanted and not self._memory.keeps:
@@ -147,4 +160,4 @@ class ResponseDialect:
             input=self._input,
             output=said,
         )
-        return self._memory.keep(stored)
+        return self._memory.keep(stored, lasting=response["store"] is True)

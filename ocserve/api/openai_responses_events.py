@@ -159,7 +159,8 @@ class ResponseEncoder:
     """One response as a stream or as a whole.
 
     `echo` are the fields that repeat the request, `now` tells the time of its end (Unix time, seconds). `keep` is
-    offered the finished response with the items of its output, and says whether it is stored.
+    offered the finished response with the items of its output, and says whether it is stored. Without `generate` the
+    response is one that says nothing.
     """
 
     def __init__(
@@ -168,12 +169,14 @@ class ResponseEncoder:
         echo: Wire,
         *,
         summary: bool,
+        generate: bool = True,
         now: Callable[[], int],
         keep: Callable[[Wire, list[Wire]], bool],
     ) -> None:
         self._reply = reply
         self._echo = echo
         self._summary = summary
+        self._generate = generate
         self._now = now
         self._keep = keep
         self._sequence = 0
@@ -242,6 +245,9 @@ class ResponseEncoder:
             yield from self._said(item, item.grown(arguments))
 
     def _end(self) -> Iterator[Frame]:
+        if not self._generate:
+            self._reason = "stop"  # the limit that ended it is not the client's
+            return
         if not self._output and self._item is None:  # clients look for an item even where nothing was said
             yield from self._begin(_Text(self._number()))
         status, _ = _ENDINGS[self._reason]
@@ -281,8 +287,7 @@ class ResponseEncoder:
             "incomplete_details": {"reason": why} if why else None,
             "usage": _usage(usage),
         }
-        if response["store"]:
-            response["store"] = self._keep(response, self._output)
+        response["store"] = self._keep(response, self._output)
         return response
 
     def _failed(self, error: ErrorInfo, usage: Usage) -> Frame:

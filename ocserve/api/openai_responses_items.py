@@ -143,13 +143,13 @@ class ItemReader:
         self._made = 0
         self.ignored: list[str] = []
 
-    def read(self, value: object, path: str) -> tuple[Item, ...]:
-        """The items of `value`, a text or an array."""
+    def read(self, value: object, path: str, *, least: int = 1) -> tuple[Item, ...]:
+        """The items of `value`, a text or an array of `least` items or more."""
         if isinstance(value, str):
             return (self.item({"role": "user", "content": value}, path),)
         if not isinstance(value, list):
             raise fields.wrong_type(path, "a string or an array of items", value)
-        given = fields.array(value, path, 1, MAX_ITEMS)
+        given = fields.array(value, path, least, MAX_ITEMS)
         return tuple(self.item(item, f"{path}[{index}]") for index, item in enumerate(given))
 
     def recall(self, items: Sequence[Item], path: str) -> None:

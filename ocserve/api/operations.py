@@ -183,7 +183,8 @@ _RESPONSES: tuple[Operation, ...] = (
         method="POST",
         path="/v1/responses",
         tag="OpenAI responses",
-        summary="The next turn of a conversation, as items; kept in memory for a while unless `store` is false.",
+        summary="The next turn of a conversation, as items; kept in memory for a while unless `store` is false. "
+        "A WebSocket at this path takes the same as messages.",
         reads=_reads(*openai_responses_parameters.PARAMETERS),
         example=_INPUT_EXAMPLE,
         answer="Response",

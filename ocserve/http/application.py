@@ -14,6 +14,7 @@ from ocserve.http.edge.access import Access
 from ocserve.http.edge.body import BodyLimits
 from ocserve.http.edge.content import JsonOnly
 from ocserve.http.edge.framing import Framing
+from ocserve.http.edge.handshake import Handshake
 from ocserve.http.edge.host import HostAllowlist
 from ocserve.http.edge.json_depth import JsonDepth
 from ocserve.http.edge.origin import OriginAllowlist
@@ -33,6 +34,7 @@ def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
     """The whole server as a value."""
     table = RouteTable(routes(service, settings), VENDORS)
     guards: tuple[Guard, ...] = (
+        lambda app: Handshake(app, table),
         lambda app: Access(app, table),
         Framing,
         lambda app: HostAllowlist(app, settings),

@@ -11,7 +11,7 @@ from ocserve import config
 from ocserve.api.questions import Asked, QuestionDialect
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange, attempt
-from ocserve.http.presence import unless_gone
+from ocserve.http.presence import disconnected, unless_gone
 from ocserve.http.words import in_clients_words
 from ocserve.service import Service
 
@@ -29,7 +29,7 @@ class Ask:
         asked = self._dialect.parse(exchange.body, self._service.model, refuse_unknown=self._refuse_unknown)
         exchange.trace.model = asked.model.id
         exchange.name_ignored(asked.ignored)
-        await unless_gone(receive, self._answer(exchange, asked, send, attempt(scope)))
+        await unless_gone(disconnected(receive), self._answer(exchange, asked, send, attempt(scope)))
 
     async def _answer(self, exchange: Exchange, asked: Asked, send: Send, tries: int | None) -> None:
         assert exchange.caller is not None

@@ -2,7 +2,8 @@
 
 uvicorn arms no timer before the first request and disarms the keep-alive timer at the first byte, waits without limit
 for a client that does not read, answers malformed HTTP as text, and stops reading while it answers when another request
-follows on the same connection, so that it does not notice the client's going. Each of these is made good here.
+follows on the same connection, so that it does not notice the client's going. Each of these is made good here. A
+WebSocket's opening handshake ends the life of this object: the connection goes on as a `WebSocket`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from uvicorn.server import ServerState
 from ocserve import config
 from ocserve.api import openai_wire
 from ocserve.errors import ApiError, HeadersTooLarge, InvalidRequest, RequestTimeout
+from ocserve.http import websocket
+from ocserve.http.write_deadline import WriteDeadline
 from ocserve.telemetry import logs
 
 # nginx allows 4 x 8 KiB, node.js 16 KiB, h11's own default is 16 KiB.
@@ -28,14 +31,11 @@ MAX_HEADER_BYTES = 32 * 1024
 MAX_CONNECTIONS = 8192
 # What a client may send behind a request that is still being answered.
 _MAX_PIPELINED = 64 * 1024
-# The slowest reader that is waited for; HTTP.sys has the same figure (MinSendRate).
-MIN_BYTES_PER_S = 150
 # How long a refused client may take to read its answer while the rest of its body is thrown away. Closing at once would
 # reset the connection, and the answer would be lost with it.
 _LINGER_S = 2.0
 _LINGER_BODY_BYTES = 16 * 1024 * 1024
 _LINGER_HEADER_BYTES = 256 * 1024
-_CHECKS_PER_DEADLINE = 4
 # uvicorn's warning about each malformed request says less than the event that is logged here.
 _LOGGER = logging.getLogger("ocserve.http.connection")
 _LOGGER.setLevel(logging.ERROR)
@@ -49,7 +49,11 @@ class EdgeConfig(uvicorn.Config):
         super().__init__(
             app,
             http=Connection,
-            ws="none",
+            ws=websocket.WebSocket,
+            ws_max_size=edge.max_body_bytes,
+            ws_per_message_deflate=False,  # a small message could unpack to a huge one
+            ws_ping_interval=websocket.PING_S,
+            ws_ping_timeout=None,  # some clients answer pings only while they wait for a message
             lifespan="off",
             loop="asyncio",
             log_config=None,
@@ -76,14 +80,16 @@ class Connection(H11Protocol):
         self._edge = cast(EdgeConfig, config).edge
         self.logger = _LOGGER
         self._header_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._upgraded = False
         self._pipelined = bytearray()
         self._lingering = False
         self._linger_bytes = 0
         self.idle_since = self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _Transport(transport, self)))
+        watched = _Transport(transport, self, WriteDeadline(transport, self.loop, self._edge.write_timeout_s))
+        self._deadline = watched.deadline
+        super().connection_made(cast(asyncio.Transport, watched))
         self._await_headers()
         if len(self.connections) > MAX_CONNECTIONS:
             self._make_room()
@@ -133,7 +139,7 @@ class Connection(H11Protocol):
 
     def _update_header_timer(self) -> None:
         """The timer runs from a request's first byte to the end of its headers, however slowly bytes trickle in."""
-        if self._answering or self.transport.is_closing():
+        if self._answering or self._upgraded or self.transport.is_closing():
             self._cancel_header_timer()
         elif self.conn.trailing_data[0] or self.timeout_keep_alive_task is None:
             self._unset_keepalive_if_required()
@@ -159,37 +165,27 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.watch_writing()
+        self._deadline.watch()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self._cancel_write_timer()
-
-    def watch_writing(self) -> None:
-        """Cut the connection unless its peer reads on at a minimum rate. Nothing is written while this waits."""
-        if self._write_timer is None:
-            self._check_progress(self.transport.get_write_buffer_size(), 0)
-
-    def _check_progress(self, size: int, checks: int) -> None:
-        """Look several times within a deadline; the rate over the whole of it decides."""
-        left = self.transport.get_write_buffer_size()
-        if checks >= _CHECKS_PER_DEADLINE:
-            if left and size - left < min(size, MIN_BYTES_PER_S * self._edge.write_timeout_s):
-                self.transport.abort()
-                return
-            size, checks = left, 0
-        interval_s = self._edge.write_timeout_s / _CHECKS_PER_DEADLINE
-        self._write_timer = self.loop.call_later(interval_s, self._check_progress, size, checks + 1)
-
-    def _cancel_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+            self._deadline.stop()
 
     def _cancel_timers(self) -> None:
         self._cancel_header_timer()
-        self._cancel_write_timer()
+        self._deadline.stop()
+
+    # Upgrades
+
+    def _should_upgrade(self) -> bool:
+        """What does not ask for an upgrade properly is answered as the plain request that it also is."""
+        return websocket.is_handshake(self.scope["method"], self.scope["raw_path"], self.headers)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._upgraded = True
+        self._cancel_timers()
+        super().handle_websocket_upgrade(event)
 
     # Refusals of what is not HTTP
 
@@ -229,9 +225,6 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade that is not offered is answered as the plain request that it also is."""
-
     # The end of a connection
 
     @property
@@ -262,9 +255,10 @@ class Connection(H11Protocol):
 class _Transport:
     """The transport with another `close`: it lingers where the answer would be lost, and never waits for ever."""
 
-    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+    def __init__(self, transport: asyncio.Transport, connection: Connection, deadline: WriteDeadline) -> None:
         self._transport = transport
         self._connection = connection
+        self.deadline = deadline
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -281,4 +275,4 @@ class _Transport:
             return
         self._transport.close()
         if self._transport.get_write_buffer_size():
-            self._connection.watch_writing()
+            self.deadline.watch()

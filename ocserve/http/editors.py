@@ -19,7 +19,7 @@ from ocserve.generation import EncodeRequest, TextPrompt
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange
 from ocserve.http.generate import Generate
-from ocserve.http.presence import unless_gone
+from ocserve.http.presence import disconnected, unless_gone
 from ocserve.modelcard import ServedModel
 from ocserve.service import Service
 
@@ -106,7 +106,7 @@ class OllamaGenerate:
             await self._generate(scope, receive, send)
         else:
             exchange.name_ignored(load.ignored)
-            await unless_gone(receive, self._load(exchange, load.model, send))
+            await unless_gone(disconnected(receive), self._load(exchange, load.model, send))
 
     async def _load(self, exchange: Exchange, model: ServedModel, send: Send) -> None:
         """Have the engine look at an empty text, for which it must be there."""

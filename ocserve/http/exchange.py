@@ -15,7 +15,7 @@ from ocserve.api.fields import Field, Values
 from ocserve.api.operations import QUERIES
 from ocserve.errors import ErrorInfo
 from ocserve.http.answers import Header
-from ocserve.http.route_table import Match
+from ocserve.http.route_table import SOCKET, Match
 from ocserve.service import Trace
 
 # Names of ignored parameters in one header; a request may carry more of them than a proxy accepts in a header.
@@ -48,9 +48,11 @@ class Exchange:
 
     @property
     def takes(self) -> Mapping[str, Field]:
-        """What may stand in the query of this request's route."""
+        """What may stand in the query of this request's route. A WebSocket's messages are what a POST's body is."""
         route = self.match.route
-        return {} if route is None else QUERIES[route.method, route.path]
+        if route is None:
+            return {}
+        return QUERIES["POST" if route.method == SOCKET else route.method, route.path]
 
     @staticmethod
     def of(scope: Scope) -> Exchange:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from starlette.types import Receive, Scope, Send
 
@@ -18,7 +19,7 @@ from ocserve.errors import ApiError, InternalError
 from ocserve.generation import Failed
 from ocserve.http import answers, sse
 from ocserve.http.exchange import Exchange, attempt
-from ocserve.http.presence import unless_gone
+from ocserve.http.presence import disconnected, unless_gone
 from ocserve.http.words import in_clients_words
 from ocserve.service import Generation, Service, Trace
 
@@ -37,29 +38,37 @@ class Generate:
         parsed = self._dialect.parse(exchange.body, self._service.generator, refuse_unknown=self._refuse_unknown)
         exchange.trace.model, exchange.trace.stream = parsed.model.id, parsed.stream
         exchange.name_ignored(parsed.ignored)
-        await unless_gone(receive, self._answer(exchange, parsed, send, attempt(scope)))
+        await unless_gone(disconnected(receive), self._answer(exchange, parsed, send, attempt(scope)))
 
     async def _answer(self, exchange: Exchange, parsed: Parsed, send: Send, tries: int | None) -> None:
-        assert exchange.caller is not None
-        try:
-            with in_clients_words(parsed.paths):
-                async with self._service.generation(
-                    parsed.request, exchange.caller, exchange.trace, attempt=tries, more=parsed.more
-                ) as generation:
-                    exchange.tell_limits(self._service.limiter)
-                    exchange.name_ignored((*parsed.ignored, *parsed.named(generation.ignored)))
-                    encoder = (parsed.encoder or self._dialect.encoder)(_reply(parsed, exchange.trace))
-                    if parsed.stream:
-                        frames = _frames(encoder, generation, exchange.trace)
-                        await sse.respond(send, frames, parsed.framing, heartbeat_s=self._heartbeat_s)
-                        return
-                    events = [event async for event in generation]
-        except ApiError:
-            exchange.tell_limits(self._service.limiter)
-            raise
+        async with answering(self._service, self._dialect, parsed, exchange, tries) as (encoder, generation):
+            if parsed.stream:
+                batches = frames(encoder, generation, exchange.trace)
+                await sse.respond(send, batches, parsed.framing, heartbeat_s=self._heartbeat_s)
+                return
+            events = [event async for event in generation]
         if isinstance(events[-1], Failed):
             raise ApiError.from_info(events[-1].error)
         await answers.json(send, 200, encoder.complete(events, exchange.trace.usage))
+
+
+@asynccontextmanager
+async def answering(
+    service: Service, dialect: Dialect, parsed: Parsed, exchange: Exchange, tries: int | None = None
+) -> AsyncIterator[tuple[Encoder, Generation]]:
+    """The admitted request and the encoder of its answer. What is refused is named as the client named it."""
+    assert exchange.caller is not None
+    try:
+        with in_clients_words(parsed.paths):
+            async with service.generation(
+                parsed.request, exchange.caller, exchange.trace, attempt=tries, more=parsed.more
+            ) as generation:
+                exchange.tell_limits(service.limiter)
+                exchange.name_ignored((*parsed.ignored, *parsed.named(generation.ignored)))
+                yield (parsed.encoder or dialect.encoder)(_reply(parsed, exchange.trace)), generation
+    except ApiError:
+        exchange.tell_limits(service.limiter)
+        raise
 
 
 def _reply(parsed: Parsed, trace: Trace) -> Reply:
@@ -74,7 +83,7 @@ def _reply(parsed: Parsed, trace: Trace) -> Reply:
     )
 
 
-async def _frames(encoder: Encoder, generation: Generation, trace: Trace) -> AsyncIterator[Sequence[Frame]]:
+async def frames(encoder: Encoder, generation: Generation, trace: Trace) -> AsyncIterator[Sequence[Frame]]:
     """What the stream says, an error of ours included: the status has left already."""
     yield encoder.open()
     try:

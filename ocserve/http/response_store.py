@@ -1,7 +1,8 @@
 """Finished responses that clients may come back to: in memory only, bounded in number and bytes, and forgotten in time.
 
 Each caller sees its own and nothing of others. What does not fit pushes out the oldest of whoever holds the most, so
-nobody can empty another's place. Nothing of it reaches a disk or a log.
+nobody can empty another's place. Nothing of it reaches a disk or a log. A response that its client did not want stored
+is still remembered on the WebSocket that it was made on, until the next one is made or the connection ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class _Entry:
     stored: StoredResponse
     size_bytes: int
     expires_at: float
+    connection: str | None  # the only one that may recall it; None if its client may come back for it anywhere
 
 
 @dataclass(slots=True)
@@ -41,7 +43,7 @@ class _Holding:
 
     def add(self, entry: _Entry) -> None:
         self.entries[entry.stored.id] = entry
-        for item in _own_items(entry.stored):
+        for item in _own_items(entry.stored) if entry.connection is None else ():
             self.items.setdefault(item.id, {})[entry.stored.id] = item
         self.size_bytes += entry.size_bytes
 
@@ -97,23 +99,23 @@ class ResponseStore:
         """What they take, as if nothing was shared between them."""
         return sum(holding.size_bytes for holding in self._holdings.values())
 
-    def shelf(self, owner: str) -> Shelf:
-        """What `owner` sees of the store."""
-        return Shelf(self, owner)
+    def shelf(self, owner: str, connection: str | None = None) -> Shelf:
+        """What `owner` sees of the store, on one WebSocket `connection` or over HTTP."""
+        return Shelf(self, owner, connection)
 
     def holding(self, owner: str) -> _Holding:
         """What `owner` has stored and has not expired."""
         self.forget_expired()
         return self._holdings.get(owner) or _Holding()
 
-    def keep(self, owner: str, stored: StoredResponse) -> bool:
-        """Store a response; whether there was room for it."""
+    def keep(self, owner: str, stored: StoredResponse, connection: str | None = None) -> bool:
+        """Store a response, for one `connection` only if it is named; whether there was room for it."""
         self.forget_expired()
         size = _size_bytes(stored)
         if not self.keeps or size > self._max_bytes:
             return False
         holding = self._holdings.setdefault(owner, _Holding())
-        holding.add(_Entry(stored, size, self._clock() + self._lifetime_s))
+        holding.add(_Entry(stored, size, self._clock() + self._lifetime_s, connection))
         while self.count > self._most or self.size_bytes > self._max_bytes:
             heaviest = max(self._holdings, key=lambda name: self._holdings[name].size_bytes)
             self.remove(heaviest, self._holdings[heaviest].oldest.stored.id)
@@ -147,25 +149,33 @@ class ResponseStore:
 
 
 class Shelf:
-    """One caller's part of the store: an `api.openai_responses.Memory`."""
+    """One caller's part of the store: an `api.openai_responses.Memory`. `connection` is the WebSocket it is for."""
 
-    def __init__(self, store: ResponseStore, owner: str) -> None:
+    def __init__(self, store: ResponseStore, owner: str, connection: str | None) -> None:
         self._store = store
         self._owner = owner
+        self._connection = connection
+        self._latest: str | None = None
         self.keeps = store.keeps
 
     def response(self, name: str) -> StoredResponse | None:
         """The response of this id."""
         entry = self._store.holding(self._owner).entries.get(name)
-        return entry.stored if entry else None
+        return entry.stored if entry and entry.connection in (None, self._connection) else None
 
     def item(self, name: str) -> Item | None:
         """The item of this id, of the request or the output of any response."""
         return self._store.holding(self._owner).item(name)
 
-    def keep(self, stored: StoredResponse) -> bool:
-        """Store a response; whether there was room for it."""
-        return self._store.keep(self._owner, stored)
+    def keep(self, stored: StoredResponse, *, lasting: bool) -> bool:
+        """Store a response; whether it can be come back to from anywhere. One that cannot replaces the one before."""
+        if lasting and self._store.keep(self._owner, stored):
+            return True
+        if self._connection is not None:
+            self.forget()
+            self._store.keep(self._owner, stored, self._connection)
+            self._latest = stored.id
+        return False
 
     def remove(self, name: str) -> bool:
         """Forget the response of this id; whether it was there."""
@@ -173,6 +183,11 @@ class Shelf:
         if found:
             self._store.remove(self._owner, name)
         return found
+
+    def forget(self) -> None:
+        """Forget what only the connection may recall."""
+        if self._latest is not None:
+            self.remove(self._latest)
 
 
 def _own_items(stored: StoredResponse) -> tuple[Item, ...]:

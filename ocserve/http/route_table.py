@@ -18,7 +18,8 @@ from ocserve.api import openai_wire
 from ocserve.errors import ErrorInfo
 
 ErrorBody = Callable[[ErrorInfo], bytes]
-
+# The method of a route that is a WebSocket. No HTTP method is spelt so, and none is offered in its place.
+SOCKET = "websocket"
 _SLASHES = re.compile(r"/{2,}")
 
 
@@ -70,7 +71,8 @@ class RouteTable:
                 if route.method == wanted:
                     params = {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
                     return Match(route, params, error_body=route.error_body)
-                allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
+                if route.method != SOCKET:
+                    allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
             if allowed:
                 return Match(allowed=(*allowed, "OPTIONS"), error_body=self._vendor(trimmed))
         return Match(error_body=self._vendor(trimmed))

@@ -43,6 +43,7 @@ from ocserve.http.editors import (
 from ocserve.http.generate import Generate
 from ocserve.http.google import ModelCall
 from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
+from ocserve.http.response_socket import ResponseSocket
 from ocserve.http.response_store import ResponseStore
 from ocserve.http.responses import (
     CancelResponse,
@@ -52,7 +53,7 @@ from ocserve.http.responses import (
     InputItems,
     RetrieveResponse,
 )
-from ocserve.http.route_table import ErrorBody, Route
+from ocserve.http.route_table import SOCKET, ErrorBody, Route
 from ocserve.http.vendor import by_vendor
 from ocserve.service import Service
 
@@ -72,6 +73,7 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         generates("/v1/chat/completions", openai_chat),
         generates("/v1/completions", openai_completions),
         Route("POST", "/v1/responses", made),
+        Route(SOCKET, "/v1/responses", ResponseSocket(service, stored, settings)),
         Route("POST", "/v1/responses/input_tokens", CountInputTokens(service, stored, settings)),
         Route("GET", "/v1/responses/{id}", RetrieveResponse(stored)),
         Route("DELETE", "/v1/responses/{id}", DeleteResponse(stored)),

@@ -58,9 +58,10 @@ class Remembered:
     def item(self, name: str) -> Item | None:
         return next((item for one in self.stored.values() for item in one.conversation if item.id == name), None)
 
-    def keep(self, stored: StoredResponse) -> bool:
-        self.stored[stored.id] = stored
-        return True
+    def keep(self, stored: StoredResponse, *, lasting: bool) -> bool:
+        if lasting:
+            self.stored[stored.id] = stored
+        return lasting
 
 
 def dialect(memory: Remembered | None = None) -> ResponseDialect:

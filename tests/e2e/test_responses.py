@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import openai
+import pytest
 
 WEATHER = {
     "type": "function",
@@ -90,3 +91,26 @@ def test_an_answer_follows_its_schema(client: openai.OpenAI) -> None:
         max_output_tokens=50,
     )
     assert json.loads(answer.output_text)["colour"] in ("red", "green", "blue")
+
+
+@pytest.mark.filterwarnings("ignore:connect:DeprecationWarning")  # how the SDK uses its WebSocket library
+def test_a_prompt_made_ready_on_a_websocket_is_not_computed_again(client: openai.OpenAI) -> None:
+    rules = " ".join(f"Rule {number}: be kind to ship number {number}." for number in range(20))
+    with client.responses.connect() as peer:
+
+        def made(**fields: object) -> openai.types.responses.Response:
+            peer.response.create(model="default", store=False, max_output_tokens=8, **fields)  # type: ignore[arg-type]
+            for event in peer:
+                if event.type in ("response.completed", "response.incomplete"):
+                    return event.response
+                assert event.type != "error", event
+            raise AssertionError("the connection was closed")
+
+        ready = made(generate=False, instructions=rules, input=[])
+        assert (ready.status, ready.output) == ("completed", [])
+        assert ready.usage is not None
+        assert ready.usage.output_tokens == 0
+        answer = made(previous_response_id=ready.id, instructions=rules, input="Hello!")
+        assert answer.usage is not None
+        assert answer.output_text
+        assert answer.usage.input_tokens > answer.usage.input_tokens_details.cached_tokens > 150

@@ -6,14 +6,13 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ocserve.errors import ApiError, EngineUnavailable, ErrorInfo, InternalError
+from ocserve.errors import EngineUnavailable, ErrorInfo
 from ocserve.http import answers, vendor
-from ocserve.http.exchange import ClientGone, Exchange, has_body, header_values, peer_address
-from ocserve.http.route_table import RouteTable
+from ocserve.http.exchange import Exchange, has_body, header_values, peer_address
+from ocserve.http.last_word import CLIENT_GONE, last_word
+from ocserve.http.route_table import SOCKET, RouteTable
 from ocserve.service import Trace
 from ocserve.telemetry import logs
-
-_CLIENT_GONE = 499  # nginx's word for it; no client ever sees it
 
 
 class Access:
@@ -37,26 +36,17 @@ class Access:
             local=peer is not None and peer.is_loopback,
             error_body=match.error_body or vendor.error_body(scope),
         )
+        exchange.body_complete = scope["method"] == SOCKET  # what arrives are messages
         exchange.bind(scope)
         answer = _Answer(exchange, scope, send)
         try:
-            await self._run(exchange, scope, receive, answer)
+            await last_word(self._app(scope, receive, answer.send), answer.refuse, trace)
+        except asyncio.CancelledError:
+            trace.error_code = "shutting_down"
+            await answer.refuse(EngineUnavailable("The server is shutting down.", code=trace.error_code).info)
+            raise
         finally:
             logs.request_line(trace.record(answer.status))
-
-    async def _run(self, exchange: Exchange, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        try:
-            await self._app(scope, receive, answer.send)
-        except ApiError as error:
-            await answer.refuse(error.info)
-        except ClientGone:
-            pass
-        except asyncio.CancelledError:
-            await answer.refuse(EngineUnavailable("The server is shutting down.", code="shutting_down").info)
-            raise
-        except Exception as error:  # noqa: BLE001 - the last place that can answer; it is logged, without its message
-            logs.failure("internal_error", error, request_id=exchange.trace.request_id)
-            await answer.refuse(InternalError("The server made a mistake. The log has the details.").info)
 
 
 class _Answer:
@@ -66,12 +56,12 @@ class _Answer:
         self._exchange = exchange
         self._scope = scope
         self._send = send
-        self.status = _CLIENT_GONE
+        self.status = CLIENT_GONE
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = [*message["headers"], *self._exchange.headers]
+        if message["type"] in ("http.response.start", "websocket.accept"):
+            self.status = message.get("status", 101)
+            headers = [*message.get("headers", ()), *self._exchange.headers]
             request_id = self._exchange.trace.request_id.encode()
             headers += [
                 (b"x-request-id", request_id),
@@ -84,6 +74,5 @@ class _Answer:
 
     async def refuse(self, info: ErrorInfo) -> None:
         """Answer with `info` if nothing has been answered yet; else the connection is cut, so nothing looks whole."""
-        self._exchange.trace.error_code = info.code
-        if self.status == _CLIENT_GONE:
+        if self.status == CLIENT_GONE:
             await answers.error(self.send, info, self._exchange.error_body)
