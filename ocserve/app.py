@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from msgspec.structs import replace
 
@@ -20,6 +21,7 @@ from ocserve.accounts.limits import Limiter
 from ocserve.catalog import cards, planning
 from ocserve.catalog.fit import Fit
 from ocserve.catalog.need import Plan
+from ocserve.catalog.projectors import ProjectorFile, projector
 from ocserve.catalog.store import Installed
 from ocserve.engine import devices, profile
 from ocserve.engine.devices import ProbeFailed as ProbeFailed  # likewise
@@ -32,10 +34,12 @@ from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.http import application, server
 from ocserve.http.server import CannotListen as CannotListen  # likewise
-from ocserve.machine import Device, host_memory, usable_cores
+from ocserve.machine import Device, HostMemory, host_memory, usable_cores
 from ocserve.modelcard import Capability, ServedModel
 from ocserve.service import Service
 from ocserve.telemetry import logs
+
+NO_PROJECTORS: Mapping[str, ProjectorFile] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +94,14 @@ async def running(settings: config.Settings, models: Sequence[Installed]) -> Asy
     waiting = profile.waiting_environment(config.cache_directory(tree.cache), usable_cores())
     environment = {**waiting, **config.engine_environment()}
     gpus = devices.usable_gpus(environment) if tree.engine.gpu_layers else ()
-    fits = plans(tree, installed, gpus)
-    fleet = build_fleet(tree, installed, fits, gpus, environment)
+    projectors = find_projectors(tree, installed)
+    fits = plans(tree, installed, gpus, projectors)
+    fleet = build_fleet(tree, installed, fits, gpus, environment, projectors)
     try:
         facts = await fleet.open(default.name)
         refuse_context(tree.engine, default, facts.trained_context)
         described = {
-            name: partial(served_model, tree, model, fits[name].plan, model is default)
+            name: partial(served_model, tree, model, fits[name].plan, model is default, name in projectors)
             for name, model in installed.items()
         }
         service = Service(fleet, described, Limiter(tree.limits), tree.limits)
@@ -124,12 +129,18 @@ def build_fleet(
     fits: Mapping[str, Fit],
     gpus: Sequence[Device],
     environment: Mapping[str, str],
+    projectors: Mapping[str, ProjectorFile] = NO_PROJECTORS,
 ) -> Fleet:
     """An engine for each model, none of them started, and the memory that they share."""
     default = next(iter(installed))
     undrafted = replace(tree.engine, draft_model=None)  # a draft model has the vocabulary of one model
     specs = {
-        name: engine_spec(tree.engine if name == default else undrafted, tree.cache, model, fits[name].plan)
+        name: replace(
+            engine_spec(tree.engine if name == default else undrafted, tree.cache, model, fits[name].plan),
+            projector_path=projectors[name].path if name in projectors else None,
+            projector_digest=projectors[name].digest if name in projectors else "",
+            images=tree.images,
+        )
         for name, model in installed.items()
     }
     engines = {
@@ -146,7 +157,10 @@ def build_fleet(
         for name, spec in specs.items()
     }
     memory = Memory(
-        need={name: (found.need.host_bytes, *found.need.gpu_bytes) for name, found in fits.items()},
+        need={
+            name: (found.need.host_bytes + projector_bytes(projectors.get(name)), *found.need.gpu_bytes)
+            for name, found in fits.items()
+        },
         capacity=(host_memory().available_bytes, *(gpu.memory_free for gpu in gpus)),
         available=lambda: host_memory().available_bytes,
     )
@@ -160,14 +174,39 @@ def plan_here(tree: config.Config, model: Installed) -> Plan:
     return plans(tree, {model.name: model}, gpus)[model.name].plan
 
 
-def plans(tree: config.Config, installed: Mapping[str, Installed], gpus: Sequence[Device]) -> dict[str, Fit]:
+def find_projectors(tree: config.Config, installed: Mapping[str, Installed]) -> dict[str, ProjectorFile]:
+    """The projectors of the models that have one; raises `GgufInvalid` for a setting that names no such file."""
+    default = next(iter(installed))
+    named = {default: tree.model.projector}
+    found = {name: projector(model, named.get(name)) for name, model in installed.items()}
+    return {name: file for name, file in found.items() if file is not None}
+
+
+def projector_bytes(file: ProjectorFile | None) -> int:
+    """Memory that a projector takes: its weights, and as much again for what it computes with."""
+    return 2 * file.size_bytes if file is not None else 0
+
+
+def host_memory_beside(file: ProjectorFile) -> HostMemory:
+    """Main memory now, without what a projector will take."""
+    memory = host_memory()
+    return replace(memory, available_bytes=max(0, memory.available_bytes - projector_bytes(file)))
+
+
+def plans(
+    tree: config.Config,
+    installed: Mapping[str, Installed],
+    gpus: Sequence[Device],
+    projectors: Mapping[str, ProjectorFile] = NO_PROJECTORS,
+) -> dict[str, Fit]:
     """How each model is loaded so that it fits this machine alone; what had to be lowered for it is logged.
 
     Raises `DoesNotFit`.
     """
     found = {}
     for name, model in installed.items():
-        found[name] = planning.plan(model, tree.engine, tree.cache, gpus=gpus)
+        memory = host_memory_beside(projectors[name]) if name in projectors else None
+        found[name] = planning.plan(model, tree.engine, tree.cache, gpus=gpus, memory=memory)
         for note in found[name].notes:
             logs.event("notice", level="warning", detail=f"{name}: {note.text}")
     return found
@@ -224,7 +263,12 @@ def refuse_context(engine: config.Engine, installed: Installed, trained: int) ->
 
 
 def served_model(
-    tree: config.Config, installed: Installed, plan: Plan, is_default: bool, facts: EngineFacts | None
+    tree: config.Config,
+    installed: Installed,
+    plan: Plan,
+    is_default: bool,
+    has_projector: bool,
+    facts: EngineFacts | None,
 ) -> ServedModel:
     """The model as answered for: by what its engine said when it was last loaded, before that by its file and plan."""
     defaults = installed.card.defaults
@@ -234,8 +278,9 @@ def served_model(
         context, parallel = min(plan.context, installed.header.context_length or plan.context), plan.parallel
         has_chat = installed.header.has_chat_template or installed.card.chat_template is not None
     capabilities, modalities = cards.abilities(installed.header, has_chat_template=has_chat)
+    reads_images = "chat" in capabilities and (facts.images if facts is not None else has_projector)
     if "chat" in capabilities:
-        capabilities = (*capabilities, *_of_chat(installed, facts))
+        capabilities = (*capabilities, *_of_chat(installed, facts), *(("vision",) if reads_images else ()))
     generates = "completion" in capabilities
     if generates and (facts.fim if facts is not None else installed.header.has_fim_tokens):
         capabilities = (*capabilities, "fim")
@@ -259,6 +304,7 @@ def served_model(
         size_bytes=installed.size_bytes,
         digest=installed.sha256,
         capabilities=capabilities,
+        input_modalities=("text", "image") if reads_images else ("text",),
         output_modalities=modalities,
         dimensions=(facts.dimensions if facts else installed.header.embedding_length) * ("embedding" in capabilities),
     )

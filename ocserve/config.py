@@ -28,6 +28,7 @@ from ocserve.settings import Auth as Auth
 from ocserve.settings import Cache as Cache
 from ocserve.settings import Config as Config
 from ocserve.settings import Engine as Engine
+from ocserve.settings import Images as Images
 from ocserve.settings import Limits as Limits
 from ocserve.settings import Log as Log
 from ocserve.settings import Model as Model

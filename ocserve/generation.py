@@ -27,10 +27,14 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
-    """An image of a message, as the bytes of its file. It stands before character `at` of the message's content."""
+    """An image of a message, as the bytes of its file. It stands before character `at` of the message's content.
+
+    `where` is the field of the request that a refusal of it names.
+    """
 
     data: bytes
     at: int
+    where: str = "messages"
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -146,6 +146,18 @@ class Engine(_Branch, frozen=True):
     restart_wait_s: Annotated[Seconds, Meta(description="how long a request waits for a restarting engine")] = 30.0
 
 
+class Images(_Branch, frozen=True):
+    """What images requests may have, for models that read them. Sizes are bytes, times seconds."""
+
+    max_count: Annotated[Natural, Meta(description="most images of a request")] = 16
+    max_file_bytes: Annotated[
+        Positive, Meta(description="largest image file; `server.max_body_bytes` bounds it too")
+    ] = 20 * 1024 * 1024
+    max_pixels: Annotated[Positive, Meta(description="most pixels of an image, judged before it is decoded")] = (
+        40_000_000
+    )
+
+
 class Cache(_Branch, frozen=True):
     """Where computed prefixes go when the device's KV pool needs their cells. Sizes are bytes; 0 turns a tier off."""
 
@@ -165,6 +177,12 @@ class Model(_Branch, frozen=True):
 
     default: Annotated[Text | None, Meta(description="model to serve when none is named")] = None
     aliases: Annotated[tuple[Text, ...], Meta(description="further names that the default model answers to")] = ()
+    projector: Annotated[
+        Text | None,
+        Meta(
+            description="file that lets the default model read images; unset: an mmproj*.gguf beside the model's file"
+        ),
+    ] = None
     also: Annotated[tuple[Text, ...], Meta(description="further models, each loaded at its first request")] = ()
     idle_unload_s: Annotated[
         Seconds | None, Meta(description="unload a model that nobody has used for so long; unset: never")
@@ -205,6 +223,7 @@ class Config(_Branch, frozen=True):
     auth: Auth = Auth()
     limits: Limits = Limits()
     engine: Engine = Engine()
+    images: Images = Images()
     cache: Cache = Cache()
     model: Model = Model()
     store: Store = Store()

@@ -55,6 +55,7 @@ HOMES = {
     "huggingface_hub": ("catalog/",),
     "llguidance": ("engine/constraint.py",),
     "tiktoken": ("engine/encodings.py",),
+    "PIL": ("engine/images.py",),
 }
 BELOW_API = ("engine", "chat", "accounts", "telemetry", "catalog", "service.py", "generation.py", "errors.py")
 VENDORS = re.compile(r"openai|anthropic|google", re.IGNORECASE)

@@ -26,7 +26,7 @@ CHATML = (
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 FILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<|file_sep|>")
 END_OF_TURN = 2
-_EMBEDDING, _HEADS, _KV_HEADS, _LAYERS, _FEED_FORWARD = 32, 4, 2, 2, 64
+EMBEDDING, _HEADS, _KV_HEADS, _LAYERS, _FEED_FORWARD = 32, 4, 2, 2, 64
 
 
 def _byte_alphabet() -> list[str]:
@@ -59,7 +59,7 @@ def _vocabulary(writer: gguf.GGUFWriter, fill: bool) -> int:
     return len(tokens)
 
 
-class _Weights:
+class Weights:
     """Adds named tensors of small random numbers, the same for the same seed."""
 
     def __init__(self, writer: gguf.GGUFWriter, seed: int) -> None:
@@ -73,32 +73,32 @@ class _Weights:
         self._writer.add_tensor(name, np.full(shape, value, dtype=np.float32))
 
 
-def _attention_blocks(weights: _Weights, *, gemma: bool) -> None:
-    head = _EMBEDDING // _HEADS
+def _attention_blocks(weights: Weights, *, gemma: bool) -> None:
+    head = EMBEDDING // _HEADS
     for layer in range(_LAYERS):
         block = f"blk.{layer}"
-        weights.constant(f"{block}.attn_norm.weight", 1, _EMBEDDING)
-        weights.normal(f"{block}.attn_q.weight", _EMBEDDING, _EMBEDDING)
-        weights.normal(f"{block}.attn_k.weight", head * _KV_HEADS, _EMBEDDING)
-        weights.normal(f"{block}.attn_v.weight", head * _KV_HEADS, _EMBEDDING)
-        weights.normal(f"{block}.attn_output.weight", _EMBEDDING, _EMBEDDING)
-        weights.constant(f"{block}.ffn_norm.weight", 1, _EMBEDDING)
-        weights.normal(f"{block}.ffn_gate.weight", _FEED_FORWARD, _EMBEDDING)
-        weights.normal(f"{block}.ffn_up.weight", _FEED_FORWARD, _EMBEDDING)
-        weights.normal(f"{block}.ffn_down.weight", _EMBEDDING, _FEED_FORWARD)
+        weights.constant(f"{block}.attn_norm.weight", 1, EMBEDDING)
+        weights.normal(f"{block}.attn_q.weight", EMBEDDING, EMBEDDING)
+        weights.normal(f"{block}.attn_k.weight", head * _KV_HEADS, EMBEDDING)
+        weights.normal(f"{block}.attn_v.weight", head * _KV_HEADS, EMBEDDING)
+        weights.normal(f"{block}.attn_output.weight", EMBEDDING, EMBEDDING)
+        weights.constant(f"{block}.ffn_norm.weight", 1, EMBEDDING)
+        weights.normal(f"{block}.ffn_gate.weight", _FEED_FORWARD, EMBEDDING)
+        weights.normal(f"{block}.ffn_up.weight", _FEED_FORWARD, EMBEDDING)
+        weights.normal(f"{block}.ffn_down.weight", EMBEDDING, _FEED_FORWARD)
         if gemma:
             weights.constant(f"{block}.attn_q_norm.weight", 1, head)
             weights.constant(f"{block}.attn_k_norm.weight", 1, head)
-            weights.constant(f"{block}.post_attention_norm.weight", 1, _EMBEDDING)
+            weights.constant(f"{block}.post_attention_norm.weight", 1, EMBEDDING)
             # ggml looks GELU up in a table of half floats: a rounding of the input may move its output by 1e-3.
-            weights.constant(f"{block}.post_ffw_norm.weight", 0.2, _EMBEDDING)
+            weights.constant(f"{block}.post_ffw_norm.weight", 0.2, EMBEDDING)
 
 
-def _mamba_blocks(weights: _Weights, *, inner: int, state: int, rank: int, kernel: int) -> None:
+def _mamba_blocks(weights: Weights, *, inner: int, state: int, rank: int, kernel: int) -> None:
     for layer in range(_LAYERS):
         block = f"blk.{layer}"
-        weights.constant(f"{block}.attn_norm.weight", 1, _EMBEDDING)
-        weights.normal(f"{block}.ssm_in.weight", 2 * inner, _EMBEDDING)
+        weights.constant(f"{block}.attn_norm.weight", 1, EMBEDDING)
+        weights.normal(f"{block}.ssm_in.weight", 2 * inner, EMBEDDING)
         weights.normal(f"{block}.ssm_conv1d.weight", inner, kernel)
         weights.normal(f"{block}.ssm_conv1d.bias", inner)
         weights.normal(f"{block}.ssm_x.weight", rank + 2 * state, inner)
@@ -106,7 +106,7 @@ def _mamba_blocks(weights: _Weights, *, inner: int, state: int, rank: int, kerne
         weights.normal(f"{block}.ssm_dt.bias", inner)
         weights.constant(f"{block}.ssm_a", -1, inner, state)
         weights.constant(f"{block}.ssm_d", 1, inner)
-        weights.normal(f"{block}.ssm_out.weight", _EMBEDDING, inner)
+        weights.normal(f"{block}.ssm_out.weight", EMBEDDING, inner)
 
 
 def write(
@@ -117,35 +117,35 @@ def write(
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(f"tiny-{family}")
     writer.add_context_length(context)
-    writer.add_embedding_length(_EMBEDDING)
+    writer.add_embedding_length(EMBEDDING)
     writer.add_block_count(_LAYERS)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     vocabulary = _vocabulary(writer, fill)
-    weights = _Weights(writer, seed)
-    weights.normal("token_embd.weight", vocabulary, _EMBEDDING)
-    weights.constant("output_norm.weight", 1, _EMBEDDING)
+    weights = Weights(writer, seed)
+    weights.normal("token_embd.weight", vocabulary, EMBEDDING)
+    weights.constant("output_norm.weight", 1, EMBEDDING)
     if family == "recurrent":
         writer.add_feed_forward_length(0)
         writer.add_head_count(0)
         writer.add_ssm_conv_kernel(4)
-        writer.add_ssm_inner_size(2 * _EMBEDDING)
+        writer.add_ssm_inner_size(2 * EMBEDDING)
         writer.add_ssm_state_size(8)
         writer.add_ssm_time_step_rank(4)
         writer.add_layer_norm_rms_eps(1e-5)
-        _mamba_blocks(weights, inner=2 * _EMBEDDING, state=8, rank=4, kernel=4)
+        _mamba_blocks(weights, inner=2 * EMBEDDING, state=8, rank=4, kernel=4)
     else:
         writer.add_feed_forward_length(_FEED_FORWARD)
         writer.add_head_count(_HEADS)
         writer.add_head_count_kv(_KV_HEADS)
         writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_rope_dimension_count(_EMBEDDING // _HEADS)
+        writer.add_rope_dimension_count(EMBEDDING // _HEADS)
         if family == "sliding":
-            writer.add_key_length(_EMBEDDING // _HEADS)
-            writer.add_value_length(_EMBEDDING // _HEADS)
+            writer.add_key_length(EMBEDDING // _HEADS)
+            writer.add_value_length(EMBEDDING // _HEADS)
             writer.add_sliding_window(64)
         else:
             writer.add_vocab_size(vocabulary)
-            weights.normal("output.weight", vocabulary, _EMBEDDING)
+            weights.normal("output.weight", vocabulary, EMBEDDING)
         _attention_blocks(weights, gemma=family == "sliding")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

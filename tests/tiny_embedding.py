@@ -34,7 +34,7 @@ def write(path: Path, kind: Kind, *, seed: int = 1, context: int = CONTEXT, voca
     writer.add_feed_forward_length(FEED_FORWARD)
     writer.add_head_count(HEADS)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    weights = tiny._Weights(writer, seed)
+    weights = tiny.Weights(writer, seed)
     if is_bert:
         _bert(writer, weights, kind, context, vocabulary)
     else:
@@ -46,7 +46,7 @@ def write(path: Path, kind: Kind, *, seed: int = 1, context: int = CONTEXT, voca
     return path
 
 
-def _bert(writer: gguf.GGUFWriter, weights: tiny._Weights, kind: Kind, context: int, unused: int) -> None:
+def _bert(writer: gguf.GGUFWriter, weights: tiny.Weights, kind: Kind, context: int, unused: int) -> None:
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
     writer.add_pooling_type(gguf.PoolingType.RANK if kind == "reranker" else gguf.PoolingType.MEAN)
@@ -78,7 +78,7 @@ def _bert(writer: gguf.GGUFWriter, weights: tiny._Weights, kind: Kind, context: 
         _dense(weights, "cls.output", 1, DIMENSIONS)
 
 
-def _qwen3(writer: gguf.GGUFWriter, weights: tiny._Weights, kind: Kind) -> None:
+def _qwen3(writer: gguf.GGUFWriter, weights: tiny.Weights, kind: Kind) -> None:
     head = DIMENSIONS // HEADS
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -106,11 +106,11 @@ def _qwen3(writer: gguf.GGUFWriter, weights: tiny._Weights, kind: Kind) -> None:
         writer.add_string("tokenizer.chat_template.rerank", JUDGE_LAYOUT)
 
 
-def _dense(weights: tiny._Weights, name: str, outputs: int, inputs: int) -> None:
+def _dense(weights: tiny.Weights, name: str, outputs: int, inputs: int) -> None:
     weights.normal(f"{name}.weight", outputs, inputs)
     weights.normal(f"{name}.bias", outputs)
 
 
-def _norm(weights: tiny._Weights, name: str) -> None:
+def _norm(weights: tiny.Weights, name: str) -> None:
     weights.constant(f"{name}.weight", 1, DIMENSIONS)
     weights.constant(f"{name}.bias", 0, DIMENSIONS)

@@ -13,7 +13,7 @@ from ocserve.api import fields, images, tools, turns
 from ocserve.api.fields import Field, Values
 from ocserve.api.turns import Content
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Message, ToolCall
+from ocserve.generation import Image, Message, ToolCall
 from ocserve.modelcard import ServedModel
 
 MAX_MESSAGES = 8192
@@ -173,7 +173,7 @@ class MessageReader:
     def _text(self, block: object, where: str) -> str:
         return self._read(block, TEXT, where).get("text", str) or ""
 
-    def _image(self, block: object, where: str) -> bytes:
+    def _image(self, block: object, where: str) -> Image:
         images.require_vision(self._model, f"{where}.type")
         given = self._read(block, IMAGE, where).get("source", dict)
         where = f"{where}.source"

@@ -12,7 +12,7 @@ from ocserve.api import fields, images, protojson, turns
 from ocserve.api.fields import Field, Values
 from ocserve.api.turns import Content
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Message, ToolCall
+from ocserve.generation import Image, Message, ToolCall
 from ocserve.modelcard import ServedModel
 
 MAX_CONTENTS = 8192
@@ -160,7 +160,7 @@ class ContentReader:
         self._unanswered += calls
         return Message(role="assistant", content=text, reasoning=reasoning, tool_calls=tuple(calls))
 
-    def _image(self, value: object, where: str) -> bytes:
+    def _image(self, value: object, where: str) -> Image:
         images.require_vision(self._model, where)
         return images.of_base64(self._read(value, BLOB, where).get("data", str) or "", f"{where}.data")
 

@@ -7,6 +7,7 @@ import binascii
 
 from ocserve.api import fields
 from ocserve.errors import InvalidRequest
+from ocserve.generation import Image
 from ocserve.modelcard import ServedModel
 
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
@@ -18,8 +19,8 @@ def require_vision(model: ServedModel, where: str) -> None:
         raise fields.unsupported(where, "this model reads no images.")
 
 
-def of_base64(text: str, where: str) -> bytes:
-    """The bytes that `text` stands for, in the standard or the URL-safe alphabet, padded or not."""
+def of_base64(text: str, where: str) -> Image:
+    """The image that `text` stands for, in the standard or the URL-safe alphabet, padded or not; at the beginning."""
     standard = text.replace("-", "+").replace("_", "/").rstrip("=")
     try:
         data = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
@@ -27,4 +28,15 @@ def of_base64(text: str, where: str) -> bytes:
         raise InvalidRequest(f"Invalid '{where}': this is not base64.", param=where) from None
     if not data:
         raise InvalidRequest(f"Invalid '{where}': the image is empty.", param=where)
-    return data
+    return Image(data=data, at=0, where=where)
+
+
+def of_url(url: str, where: str) -> Image:
+    """The image that a data URL holds; nothing is fetched."""
+    head, comma, data = url.partition(",")
+    media_type, _, encoding = head.removeprefix("data:").partition(";")
+    if not head.startswith("data:") or not comma:
+        raise fields.unsupported(where, "images are sent as data URLs; nothing is fetched from other addresses.")
+    if media_type.lower() not in MEDIA_TYPES or encoding.lower() != "base64":
+        raise InvalidRequest(f"Invalid '{where}': expected a base64 data URL of {', '.join(MEDIA_TYPES)}.", param=where)
+    return of_base64(data, where)

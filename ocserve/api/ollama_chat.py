@@ -111,7 +111,7 @@ class _Messages:
         given = values.get("images", tuple) or ()
         if given:
             images.require_vision(self._model, path)
-        return tuple(Image(data=images.of_base64(text, f"{path}[{index}]"), at=0) for index, text in enumerate(given))
+        return tuple(images.of_base64(text, f"{path}[{index}]") for index, text in enumerate(given))
 
     def _call(self, value: object, path: str) -> ToolCall:
         values = self._fields(value, CALL, path)

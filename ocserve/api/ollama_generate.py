@@ -10,7 +10,7 @@ from ocserve.api.dialect import Models, Parsed, Reply
 from ocserve.api.fields import Field, Values
 from ocserve.api.ollama_request import Load
 from ocserve.api.ollama_wire import ReplyEncoder, dumps, error_body, timestamp
-from ocserve.generation import ChatPrompt, FillPrompt, Image, Message, Prompt, TextPrompt
+from ocserve.generation import ChatPrompt, FillPrompt, Message, Prompt, TextPrompt
 from ocserve.modelcard import ServedModel
 
 __all__ = ["PARAMETERS", "encoder", "error_body", "load", "loaded", "parse"]
@@ -49,7 +49,7 @@ def _prompt(values: Values, model: ServedModel) -> Prompt:
         return FillPrompt(prefix=text, suffix=suffix) if suffix else TextPrompt(text=text)
     if given:
         images.require_vision(model, "images")
-    shown = tuple(Image(data=images.of_base64(each, f"images[{index}]"), at=0) for index, each in enumerate(given))
+    shown = tuple(images.of_base64(each, f"images[{index}]") for index, each in enumerate(given))
     turns = (Message(role="system", content=system),) if system else ()
     turn = Message(role="user", content=text, images=shown)
     return ChatPrompt(messages=(*turns, turn), reasoning=ollama_request.reasoning(values))

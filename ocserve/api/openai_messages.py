@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
+from msgspec.structs import replace
+
 from ocserve.api import fields, images, tools
 from ocserve.api.fields import Field, Values
 from ocserve.errors import InvalidRequest
@@ -180,11 +182,11 @@ class MessageReader:
                 texts.append(part)
                 length += len(part)
             else:
-                shown.append(Image(data=part, at=length))
+                shown.append(replace(part, at=length))
         return _Content("".join(texts), tuple(shown))
 
-    def _part(self, value: object, role: str, path: str) -> str | bytes:
-        """A part's text, or the bytes of its image."""
+    def _part(self, value: object, role: str, path: str) -> str | Image:
+        """A part's text, or its image."""
         kind = tools.kind(value, path, tuple(_PARTS), refused=_REFUSED_PARTS)
         if role not in _SHOWN_BY.get(kind, _ROLES):
             raise InvalidRequest(f"'{path}': a message of role '{role}' has no '{kind}'.", param=f"{path}.type")
@@ -199,7 +201,7 @@ class MessageReader:
         self._images += 1
         if self._images > MAX_IMAGES:
             raise InvalidRequest(f"A request has at most {MAX_IMAGES} images.", param=path)
-        return image_of(url, f"{where}.url")
+        return images.of_url(url, f"{where}.url")
 
     def _tool_calls(self, values: Values, path: str) -> tuple[ToolCall, ...]:
         given: list[object] = values.get("tool_calls", list) or []
@@ -215,16 +217,3 @@ class MessageReader:
         assert name is not None
         assert arguments is not None
         return ToolCall(id=call_id, name=name, arguments=arguments)
-
-
-def image_of(url: str, where: str) -> bytes:
-    """The image that a data URL holds; nothing is fetched."""
-    head, comma, data = url.partition(",")
-    media_type, _, encoding = head.removeprefix("data:").partition(";")
-    if not head.startswith("data:") or not comma:
-        raise fields.unsupported(where, "images are sent as data URLs; nothing is fetched from other addresses.")
-    if media_type.lower() not in images.MEDIA_TYPES or encoding.lower() != "base64":
-        raise InvalidRequest(
-            f"Invalid '{where}': expected a base64 data URL of {', '.join(images.MEDIA_TYPES)}.", param=where
-        )
-    return images.of_base64(data, where)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ocserve.api import fields, images, openai_wire, tools
 from ocserve.api.fields import Field, Values
-from ocserve.api.openai_messages import MAX_IMAGES, image_of
+from ocserve.api.openai_messages import MAX_IMAGES
 from ocserve.api.turns import Content
 from ocserve.errors import InvalidRequest
 from ocserve.generation import Message, ToolCall, joined
@@ -278,7 +278,7 @@ class ItemReader:
         if url is None:
             raise fields.missing(f"{path}.image_url")
         self._count_images(1, path)
-        said.add_image(image_of(url, f"{path}.image_url"))
+        said.add_image(images.of_url(url, f"{path}.image_url"))
         return {"type": "input_image", "image_url": url, "detail": "auto"}
 
     def _count_images(self, more: int, path: str) -> None:

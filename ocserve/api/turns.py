@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 
+from msgspec.structs import replace
+
 from ocserve.generation import Image, Message, Role, joined
 
 
@@ -24,9 +26,9 @@ class Content:
         self._pieces.append(text)
         self._length += len(text)
 
-    def add_image(self, data: bytes) -> None:
+    def add_image(self, image: Image) -> None:
         """Put an image behind what has been said."""
-        self._images.append(Image(data=data, at=self._length))
+        self._images.append(replace(image, at=self._length))
 
     def message(self, role: Role, **fields: str | None) -> Message:
         """The turn that it makes."""

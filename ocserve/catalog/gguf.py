@@ -50,6 +50,11 @@ def read_header(path: str | Path, parts: Sequence[Path] = ()) -> GgufHeader:
     return facts(version, metadata, tensors)
 
 
+def read_metadata(path: str | Path) -> Metadata:
+    """What the file at `path` says of itself, if it keeps every rule above, or `GgufInvalid`."""
+    return _read_file(path, Tensors())[1]
+
+
 def _read_file(path: str | Path, tensors: Tensors) -> tuple[int, Metadata]:
     """Judge one file, adding its tensors to `tensors`."""
     try:

@@ -6,6 +6,7 @@ What a template has no place for (tools, calls, their results) is written into m
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -100,9 +101,18 @@ def _function(index: int, tool: Tool, rewrite: Rewrite) -> dict[str, object]:
 
 
 def template_messages(
-    messages: tuple[Message, ...], tools: tuple[Tool, ...], convention: Convention, rewrite: Rewrite
+    messages: tuple[Message, ...],
+    tools: tuple[Tool, ...],
+    convention: Convention,
+    rewrite: Rewrite,
+    image_mark: str = "",
 ) -> list[dict[str, object]]:
-    """One dict per message that the template is given, with every string of a client's passed through `rewrite`."""
+    """One dict per message that the template is given, with every string of a client's passed through `rewrite`.
+
+    `image_mark` is what stands for an image.
+    """
+    if any(message.images for message in messages):
+        messages = tuple(_with_marks(message, image_mark) for message in messages)
     if not convention.knows_later_system:
         messages = _without_later_system(messages)
     turns = list(_turns(messages, convention, rewrite))
@@ -117,6 +127,13 @@ def template_messages(
     else:
         turns.insert(0, {"role": "system", "content": text})
     return turns
+
+
+def _with_marks(message: Message, mark: str) -> Message:
+    """The message with its images as marks in its content."""
+    edges = [0, *(image.at for image in message.images), len(message.content)]
+    content = mark.join(message.content[start:end] for start, end in itertools.pairwise(edges))
+    return replace(message, content=content, images=())
 
 
 def _without_later_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -20,7 +20,7 @@ act of the model's own author. `ChatTemplate` compares with a second rendering w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -96,7 +96,14 @@ class Verbatim:
     ids: tuple[int, ...]
 
 
-Segment = Control | Text | Verbatim
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the prompt's next image stands."""
+
+    text: str = "<__media__>"  # as llama.cpp writes such a place
+
+
+Segment = Control | Text | Verbatim | Place
 
 
 class SpecialTokens:
@@ -156,7 +163,9 @@ class SpecialTokens:
         ]
         return tuple(segment for segment in segments if segment.text)
 
-    def encode(self, segments: Iterable[Segment], tokenize: Callable[[str], Sequence[int]]) -> list[int]:
+    def encode(
+        self, segments: Iterable[Control | Text | Verbatim], tokenize: Callable[[str], Sequence[int]]
+    ) -> list[int]:
         """Token ids of the segments. `tokenize` must add nothing and parse no special tokens."""
         ids: list[int] = []
         for segment in segments:
@@ -180,7 +189,7 @@ class Guard:
     def __init__(self, specials: SpecialTokens, strings: Sequence[str], foreign: str = "") -> None:
         """`foreign` is other text that the rendering may contain: the template itself."""
         self._specials = specials
-        self.nonce, self.filler, self.end_mark = _unused_characters(3, [*strings, foreign])
+        self.nonce, self.filler, self.end_mark, self.image_mark = _unused_characters(4, [*strings, foreign])
         self.broken = False
 
     def protect(self, text: str) -> str:
@@ -208,6 +217,22 @@ class Guard:
             return text
         edges = [0, *offsets, len(text)]
         return self.nonce.join(text[a:b] for a, b in pairwise(edges))
+
+
+def placed(segments: Iterable[Segment], mark: str) -> Iterator[Segment]:
+    """The segments with a `Place` for every `mark` in their text."""
+    for segment in segments:
+        if not isinstance(segment, Text) or mark not in segment.text:
+            yield segment
+            continue
+        start = 0
+        for end in (match.start() for match in re.finditer(re.escape(mark), segment.text)):
+            if end > start:
+                yield segment.part(start, end)
+            yield Place()
+            start = end + len(mark)
+        if start < len(segment.text):
+            yield segment.part(start, len(segment.text))
 
 
 def _any_of(texts: Iterable[str]) -> str:

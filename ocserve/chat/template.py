@@ -22,7 +22,7 @@ from ocserve.chat.messages import (
     template_tools,
 )
 from ocserve.chat.sandbox import Program, rendering_budget
-from ocserve.chat.specials import Control, Guard, Segment, SpecialTokens
+from ocserve.chat.specials import Control, Guard, Place, Segment, SpecialTokens, placed
 from ocserve.chat.speech import Speech
 from ocserve.chat.tool_formats import FORMATS, GENERIC, ToolFormat
 from ocserve.errors import InvalidRequest
@@ -78,31 +78,33 @@ class ChatTemplate:
             strings.append(text)
             return text
 
-        self._turns(messages, tools, collect)
+        self._turns(messages, tools, collect, "")
         guard = Guard(self._specials, strings)
         size = sum(map(len, strings))
         variables = _reasoning_variables(reasoning)
 
         def prompt(rewrite: Rewrite) -> tuple[Segment, ...]:
             budget = rendering_budget(messages=len(messages), input_bytes=2 * size)
-            turns, given = self._turns(messages, tools, rewrite)
+            turns, given = self._turns(messages, tools, rewrite, guard.image_mark)
             rendered = self._prompt(turns, {**variables, **given}, guard.end_mark, budget)
-            return self._specials.partition(rendered, guard.nonce)
+            return tuple(placed(self._specials.partition(rendered, guard.nonce), guard.image_mark))
 
         segments = prompt(guard.protect)
-        if guard.broken and _controls(segments) != _controls(prompt(guard.blank)):
+        if guard.broken and _count(segments, Control) != _count(prompt(guard.blank), Control):
             raise InvalidRequest(
                 "The messages contain the text of control tokens, and this model's chat template does not keep it"
                 " apart from its own.",
                 param="messages",
             )
+        if _count(segments, Place) != sum(len(message.images) for message in messages):
+            raise InvalidRequest("This model's chat template has no place for these images.", param="messages")
         return segments
 
     def _turns(
-        self, messages: tuple[Message, ...], tools: tuple[Tool, ...], rewrite: Rewrite
+        self, messages: tuple[Message, ...], tools: tuple[Tool, ...], rewrite: Rewrite, image_mark: str
     ) -> tuple[list[dict[str, object]], dict[str, object]]:
         """The messages as the template reads them, and the variables for the tools."""
-        turns = template_messages(messages, tools, self._convention, rewrite)
+        turns = template_messages(messages, tools, self._convention, rewrite, image_mark)
         if not tools or not self._convention.describes_tools:
             return turns, {}
         return turns, {"tools": template_tools(tools, rewrite)}
@@ -207,7 +209,7 @@ class ChatTemplate:
         return rendered is not None and all(part in rendered for part in expected) and "{'" not in rendered
 
     def _try(self, messages: tuple[Message, ...], tools: tuple[Tool, ...] = ()) -> str | None:
-        turns, variables = self._turns(messages, tools, str)
+        turns, variables = self._turns(messages, tools, str, "")
         try:
             return self._run(turns, variables, rendering_budget(), add_generation_prompt=True)
         except InvalidRequest:
@@ -241,5 +243,5 @@ def _reads_probe(form: ToolFormat, rendered: str) -> bool:
     return bool(arguments == {"probe_key": "probe_value"})
 
 
-def _controls(segments: tuple[Segment, ...]) -> int:
-    return sum(isinstance(segment, Control) for segment in segments)
+def _count(segments: tuple[Segment, ...], kind: type[Control | Place]) -> int:
+    return sum(isinstance(segment, kind) for segment in segments)

@@ -44,6 +44,7 @@ def _settings(flags: Mapping[str, object]) -> dict[str, object]:
 @_sets("engine.speculation", "--speculation", flag_value="auto", help="Draft tokens where that is faster (default).")
 @_sets("engine.speculation", "--no-speculation", flag_value="off", help="Never draft tokens.")
 @_sets("engine.draft_model", "--draft-model", metavar="MODEL", help="A small model of the same vocabulary that drafts.")
+@_sets("model.projector", "--projector", metavar="FILE", help="Lets MODEL read images (else mmproj*.gguf beside it).")
 @_sets("log.level", "--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--quiet", is_flag=True, help="Say nothing but warnings, errors and the ready line.")
 def command(models: tuple[str, ...], quiet: bool, **flags: object) -> None:

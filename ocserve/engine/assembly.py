@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from ocserve.engine.facts import layers_on_gpus, model_facts
 from ocserve.engine.kv import KvMemory, Reuse
 from ocserve.engine.loop import EngineLoop
 from ocserve.engine.measure import stored_or_measured
+from ocserve.engine.pictures import Pictures
 from ocserve.engine.prepare import Preparer
 from ocserve.engine.speculation import Drafter, PromptLookup
 from ocserve.engine.tiers.disk import DiskTier
@@ -36,6 +38,7 @@ from ocserve.engine.tiers.host import HostTier
 from ocserve.engine.tiers.tiers import Tiers
 from ocserve.engine.tokens import PromptEncoder
 from ocserve.engine.turns import Turns
+from ocserve.engine.vision import Projector
 from ocserve.machine import usable_cores
 
 # How long the process outlives the front to store kept prefixes; the front waits a little longer before it kills.
@@ -76,6 +79,8 @@ class Generator:
 
     def compute(self) -> None:
         """Turn the loop until it is stopped, then store kept prefixes for a moment."""
+        if self.loop.sight is not None:
+            threading.Thread(target=self.loop.sight.run, daemon=True, name="images").start()
         self.loop.run()
         if self.tiers is not None:
             self.tiers.flush(STORING_S)
@@ -108,6 +113,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
     pool_tokens = max(spec.pool_tokens, context_tokens)  # alone, any sequence must fit
     context = _context(model, spec, pool_tokens)
     _warm_up(context, model.vocab)
+    projector = _projector(spec, model, log)
     costs = CostModel(
         stored_or_measured(context, model.vocab, spec),
         most_rows=context.batch_tokens,
@@ -117,7 +123,8 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
     )
     log.close()
     turns = Turns()
-    encoder, problem = _encoder(model, spec, context_tokens, turns, tokenizer)
+    pictures = Pictures(projector, spec.images, most_whole=context.batch_tokens) if projector else None
+    encoder, problem = _encoder(model, spec, context_tokens, turns, tokenizer, pictures)
     identity = _identity(spec)
     tiers = _tiers(spec, identity)
     kv = KvMemory(
@@ -131,7 +138,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
         sharing=spec.prefix_cache,
         most_idle=None if layers_on_gpus(model) else lambda: costs.passed_over(_PASSED_OVER),
     )
-    loop = _loop(spec, context, kv, costs, Emitter(model.vocab, turns, send))
+    loop = _loop(spec, context, kv, costs, Emitter(model.vocab, turns, send), projector)
     preparer = Preparer(
         encoder,
         model.vocab,
@@ -144,7 +151,21 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
     return Generator(loop, preparer, tiers, facts)
 
 
-def _loop(spec: wire.EngineSpec, context: Context, kv: KvMemory, costs: CostModel, emitter: Emitter) -> EngineLoop:
+def _projector(spec: wire.EngineSpec, model: llama.Model, log: llama.LoadLog) -> Projector | None:
+    if spec.projector_path is None:
+        return None
+    threads = spec.threads_prefill or usable_cores()
+    return Projector(spec.projector_path, model, threads=threads, use_gpu=spec.gpu_layers != 0, log=log)
+
+
+def _loop(
+    spec: wire.EngineSpec,
+    context: Context,
+    kv: KvMemory,
+    costs: CostModel,
+    emitter: Emitter,
+    projector: Projector | None,
+) -> EngineLoop:
     return EngineLoop(
         context,
         kv,
@@ -161,6 +182,7 @@ def _loop(spec: wire.EngineSpec, context: Context, kv: KvMemory, costs: CostMode
         emitter=emitter,
         parallel=spec.parallel,
         park_bytes=spec.host_cache_bytes // 2,
+        projector=projector,
     )
 
 
@@ -208,9 +230,8 @@ def _context(model: llama.Model, spec: wire.EngineSpec, pool_tokens: int) -> Con
 
 def _identity(spec: wire.EngineSpec) -> bytes:
     """What stored prefixes are valid for: this file, build and layout of the cache."""
-    return "\n".join(
-        (spec.model_digest, llama.build(), spec.kv_type, str(spec.gpu_layers), str(spec.flash_attention))
-    ).encode()
+    parts = (spec.model_digest, llama.build(), spec.kv_type, str(spec.gpu_layers), str(spec.flash_attention))
+    return "\n".join((*parts, spec.projector_digest) if spec.projector_path else parts).encode()
 
 
 def _tiers(spec: wire.EngineSpec, identity: bytes) -> Tiers | None:
@@ -229,12 +250,19 @@ def _say(reason: str) -> None:
 
 
 def _encoder(
-    model: llama.Model, spec: wire.EngineSpec, context: int, turns: Turns, tokenizer: PlainTokenizer
+    model: llama.Model,
+    spec: wire.EngineSpec,
+    context: int,
+    turns: Turns,
+    tokenizer: PlainTokenizer,
+    pictures: Pictures | None,
 ) -> tuple[PromptEncoder, str | None]:
     """The encoder, and why the model cannot chat if its template is of no use; completions work all the same."""
 
     def encoder(template: str | None) -> PromptEncoder:
-        return PromptEncoder(model.vocab, template, context=context, turns=turns, tokenizer=tokenizer)
+        return PromptEncoder(
+            model.vocab, template, context=context, turns=turns, tokenizer=tokenizer, pictures=pictures
+        )
 
     try:
         return encoder(spec.chat_template or model.chat_template), None
@@ -276,6 +304,7 @@ def _facts(
         tokenizer=encoder.plain.name,
         tokenizer_reason=encoder.plain.reason,
         has_chat_template=encoder.can_chat,
+        images=encoder.can_chat and spec.projector_path is not None,
         chat_template=spec.chat_template or model.chat_template,
         fim=model.vocab.fill is not None,
         chat_template_problem=problem,

@@ -36,6 +36,11 @@ def _bindings() -> Any:
 api = _bindings()
 
 
+def load_mtmd() -> Any:
+    """The ctypes module of libmtmd, which reads images; its library is loaded with it."""
+    return importlib.import_module("llama_cpp.mtmd_cpp")
+
+
 def ggml_library(name: str) -> Any:
     """One of ggml's own shared libraries (`ggml`, `ggml-base`), which llama-cpp-python does not wrap."""
     from llama_cpp._ctypes_extensions import load_shared_library

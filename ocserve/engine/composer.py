@@ -263,10 +263,10 @@ def _chunk(sequence: Sequence, budget: int, spare: int, *, beside: int | None = 
     What takes a few steps is divided equally, unless that would divide a tile in a batch with `beside` other
     rows. Where each of its tokens asks for a distribution, `spare` are to be had beside that of its newest token.
     """
-    rest = sequence.remaining
+    rest = sequence.words_ahead
     for stop in sequence.stops:
         if sequence.computed < stop:
-            rest = stop - sequence.computed
+            rest = min(rest, stop - sequence.computed)
             break
     most = min(budget, 1 + spare) if sequence.unscored else budget
     if most <= 0:

@@ -14,6 +14,8 @@ import numpy as np
 from ocserve.engine.bindings import LlamaError, api
 from ocserve.engine.llama import Model
 
+Embeddings = np.ndarray[Any, np.dtype[np.float32]]  # one row for each token
+
 
 class DecodeStatus(Enum):
     """Outcome of one `Context.decode`. After ABORTED and FATAL part of the batch may stay in memory."""
@@ -106,6 +108,8 @@ class Context:
         self.batch_tokens = batch_tokens
         self.sequences = sequences
         self._batch = api.llama_batch_init(batch_tokens, 0, 1)
+        self._width = model.embedding_length
+        self._embedding_batch: Any = None
         self._vocabulary = model.vocab.size
         self._threads = threads
 
@@ -123,6 +127,34 @@ class Context:
         """Compute one batch; distributions are then read by row index."""
         fill(self._batch, rows, capacity=self.batch_tokens, vocabulary=self._vocabulary, sequences=self.sequences)
         code = api.llama_decode(self._pointer, self._batch)
+        return DecodeStatus(code) if code >= -1 else DecodeStatus.FATAL
+
+    def decode_embeddings(
+        self, rows: Embeddings, position: int, sequence: int, *, logits: bool, whole: bool
+    ) -> DecodeStatus:
+        """Compute embeddings in the place of tokens, from `position` on; `logits` asks for the last one's distribution.
+
+        With `whole` each attends to all the others, also to those behind it.
+        """
+        count, width = rows.shape
+        assert 0 < count <= self.batch_tokens
+        assert width == self._width
+        assert 0 <= sequence < self.sequences
+        if self._embedding_batch is None:
+            self._embedding_batch = api.llama_batch_init(self.batch_tokens, self._width, 1)
+        batch = self._embedding_batch
+        batch.n_tokens = count
+        ctypes.memmove(batch.embd, np.ascontiguousarray(rows, np.float32).ctypes.data, 4 * count * width)
+        for index in range(count):
+            batch.pos[index] = position + index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = logits and index == count - 1
+        if whole:
+            api.llama_set_causal_attn(self._pointer, False)
+        code = api.llama_decode(self._pointer, batch)
+        if whole:
+            api.llama_set_causal_attn(self._pointer, True)
         return DecodeStatus(code) if code >= -1 else DecodeStatus.FATAL
 
     def logits(self, row: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -197,6 +229,8 @@ class Context:
     def close(self) -> None:
         """Free the context's memory; the object is unusable afterwards."""
         api.llama_batch_free(self._batch)
+        if self._embedding_batch is not None:
+            api.llama_batch_free(self._embedding_batch)
         api.llama_free(self._pointer)
 
 

@@ -17,10 +17,11 @@ _PLACES = re.compile(r"(\{query\}|\{document\})")
 
 
 def encoded(question: EncodeRequest, ids: Ids, text: str | None, vocab: Vocab) -> Encoded:
-    """As much of the answer as the question wants; `text` None is what the tokens spell."""
+    """As much of the answer as the question wants; `text` None is what the tokens spell. An image's tokens are -1."""
     if question.count_only:
         return Encoded(count=len(ids))
-    pieces = tuple(map(vocab.spelled, ids))
+    ids = tuple(max(token, -1) for token in ids)
+    pieces = tuple(vocab.spelled(token) if token >= 0 else b"" for token in ids)
     if text is None:
         text = b"".join(pieces).decode(errors="replace")
     return Encoded(count=len(ids), tokens=ids, pieces=pieces, text=text)

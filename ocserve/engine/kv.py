@@ -205,7 +205,7 @@ class KvMemory:
                 shared = common_prefix(tokens, other.prompt_ids)
                 if self._reuse is Reuse.ANY_PREFIX or other.computed < shared:
                     known = max(known, shared)
-        sequence.expected = min(known, sequence.length - 1)
+        sequence.expected = sequence.outside(min(known, sequence.length - 1))
 
     def _shares(self, sequence: Sequence) -> bool:
         """Whether it may take what others computed: not while a distribution is wanted for each of its tokens."""
@@ -229,6 +229,7 @@ class KvMemory:
             if other.tenant != sequence.tenant:
                 continue
             shared = min(common_prefix(sequence.prompt_ids, other.prompt_ids), len(sequence.prompt) - 1)
+            shared = sequence.outside(shared)
             if shared >= LEAST_SHARED and shared > max(resident, other.computed):
                 if self._reuse is Reuse.WHOLE_STATE:
                     _add_stop(other, shared)
@@ -263,8 +264,15 @@ class KvMemory:
         assert sequence.slot is not None
         if not self._storage.restore(sequence, sequence.restoring, RESTORED_AT_ONCE, wait=wait):
             sequence.restoring = None
+            self._leave_image(sequence.slot, sequence.outside(self._tree.length(sequence.slot)))
         sequence.computed = self._tree.length(sequence.slot)
         self._choose_stops(sequence)
+
+    def _leave_image(self, holder: int, length: int) -> None:
+        """Of what was restored keep `length` tokens: what ends inside an image cannot be continued."""
+        if length < self._tree.length(holder):
+            self._context.truncate(holder, length)
+            self._tree.truncate(holder, length)
 
     def _match(self, sequence: Sequence, tokens: Tokens) -> tuple[int, int] | None:
         """The holder with the longest usable prefix of `tokens`, and its length. The last token is always computed."""
@@ -286,7 +294,9 @@ class KvMemory:
         match = self._match(sequence, tokens)
         if match is None:
             return 0
-        donor, length = match
+        donor, length = match[0], sequence.outside(match[1])
+        if self._reuse is Reuse.WHOLE_STATE and length != match[1]:
+            return 0
         assert sequence.slot is not None
         self._context.share(donor, sequence.slot, 0, length)
         self._tree.adopt(sequence.slot, donor, length)
@@ -322,8 +332,8 @@ class KvMemory:
         last = len(tokens) - 1
         known = self._tree.match(sequence.tenant, tokens[:-1])
         for stop in (known.length if known else 0, last // BLOCK_TOKENS * BLOCK_TOKENS, last):
-            if stop >= LEAST_SHARED:
-                _add_stop(sequence, stop)
+            if sequence.outside(stop) >= LEAST_SHARED:
+                _add_stop(sequence, sequence.outside(stop))
 
     def _freeze(self, sequence: Sequence) -> None:
         """Keep the state that the sequence has now in a holder of its own."""

@@ -99,7 +99,7 @@ def _token_kind(attributes: int) -> Literal["control", "unknown", "user_defined"
 
 
 # Lives as long as the process: llama.cpp calls a hook whenever it likes, and a collected one is a crash.
-_SILENT = api.llama_log_callback(lambda level, text, data: None)
+SILENT = api.llama_log_callback(lambda level, text, data: None)
 
 
 class LoadLog:
@@ -113,8 +113,8 @@ class LoadLog:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self._callback = api.llama_log_callback(self._write)  # ctypes does not keep it alive, llama.cpp will call it
-        api.llama_log_set(self._callback, None)
+        self.callback = api.llama_log_callback(self._write)  # ctypes does not keep it alive, llama.cpp will call it
+        api.llama_log_set(self.callback, None)
 
     def _write(self, level: int, text: bytes, _: object) -> None:
         if level in (_LOG_WARN, _LOG_ERROR) and len(self.lines) < self.LINES:
@@ -122,7 +122,7 @@ class LoadLog:
 
     def close(self) -> None:
         """Drop everything from now on; this object may go."""
-        api.llama_log_set(_SILENT, None)
+        api.llama_log_set(SILENT, None)
 
 
 class Vocab:
@@ -250,6 +250,7 @@ class Model:
         self.layers: int = api.llama_model_n_layer(self.pointer)
         self.trained_context: int = api.llama_model_n_ctx_train(self.pointer)
         self.parameters: int = api.llama_model_n_params(self.pointer)
+        self.embedding_length: int = api.llama_model_n_embd_inp(self.pointer)  # of a row that stands for a token
         self.window: int = api.llama_model_n_swa(self.pointer)
         self.recurrent: bool = api.llama_model_is_recurrent(self.pointer)
         self.hybrid: bool = api.llama_model_is_hybrid(self.pointer)

@@ -9,19 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ocserve.engine.composer import Chunk, Composer, Costs
 from ocserve.engine.constraint import GuideError
-from ocserve.engine.context import Context, DecodeStatus, Row
+from ocserve.engine.context import Context, DecodeStatus
 from ocserve.engine.counts import Counts
 from ocserve.engine.drawing import Drawing, UnusableDistribution
 from ocserve.engine.duty import EngineBroken
 from ocserve.engine.emission import Emitter
 from ocserve.engine.fairness import FairOrder
 from ocserve.engine.kv import KvMemory
+from ocserve.engine.rows import rows_of
 from ocserve.engine.scheduler import admit, growth_margin, preempt
+from ocserve.engine.seeing import Encodes, Sight
 from ocserve.engine.slots import Group, Move, Phase, Sequence
 from ocserve.engine.wire import EngineStats
 from ocserve.errors import ApiError, EngineFailed, Overloaded
@@ -32,6 +35,7 @@ _BROKEN_STEPS = 3
 _STATS_EVERY_S = 0.2
 # Kept prefixes are stored when nothing was to compute for this long.
 _STORE_AFTER_S = 0.5
+_LOOK_AGAIN_S = 0.2  # deadlines are looked at that often while all wait for an image to be encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,16 @@ class CancelRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSeen:
+    """Inbox message: an image that a prompt waits for has been encoded."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Inbox message: store what is worth storing and return."""
+
+
+Message = Group | CancelRequest | Stop | ImageSeen
 
 
 class StepCosts(Costs, Protocol):
@@ -66,9 +78,10 @@ class EngineLoop:
         emitter: Emitter,
         parallel: int,
         park_bytes: int = 0,
+        projector: Encodes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`park_bytes` of main memory may hold the states of preempted sequences."""
+        """`park_bytes` of main memory may hold the states of preempted sequences; `projector` encodes images."""
         self._clock = clock
         self._context = context
         self._kv = kv
@@ -79,7 +92,10 @@ class EngineLoop:
         self._park_bytes = park_bytes
         self._most_running = parallel
         self._order = FairOrder(lambda: composer.prefill_row_s)
-        self._inbox: SimpleQueue[Group | CancelRequest | Stop] = SimpleQueue()
+        self._inbox: SimpleQueue[Message] = SimpleQueue()
+        self.sight = Sight(projector, lambda: self._inbox.put(ImageSeen())) if projector is not None else None
+        self._blind = False  # whether every prompt waits for an image and nothing else is to be computed
+        self._image_turn = False  # whether the last step was an image's
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._stopping = False
@@ -125,9 +141,11 @@ class EngineLoop:
         self._receive(wait=wait)
         now = self.step_started = self._clock()
         self._expire(now)
-        busy = bool(self._running or self._waiting)
+        busy, self._blind = bool(self._running or self._waiting), False
         if busy:
             self._step()
+        elif self.sight is not None:
+            self.sight.ready(())
         if not self._running or now >= self._stats_due:
             self._update_stats(now)
         self.step_started = None
@@ -139,14 +157,16 @@ class EngineLoop:
     def _receive(self, *, wait: bool) -> None:
         """Take every message that is there; wait for one only if there is nothing to compute."""
         try:
-            if wait and not self._running and not self._waiting:
+            if wait and self._blind:
+                self._handle(self._inbox.get(timeout=_LOOK_AGAIN_S))
+            elif wait and not self._running and not self._waiting:
                 self._handle(self._next_when_idle())
             while True:
                 self._handle(self._inbox.get(block=False))
         except Empty:
             return
 
-    def _next_when_idle(self) -> Group | CancelRequest | Stop:
+    def _next_when_idle(self) -> Message:
         while self._kv.unsaved:
             try:
                 return self._inbox.get(timeout=_STORE_AFTER_S)
@@ -155,7 +175,7 @@ class EngineLoop:
                     pass
         return self._inbox.get()
 
-    def _handle(self, message: Group | CancelRequest | Stop) -> None:
+    def _handle(self, message: Message) -> None:
         match message:
             case Group(members=members):
                 self._waiting += members
@@ -164,6 +184,8 @@ class EngineLoop:
                     self._finish(sequence, "cancelled")
             case Stop():
                 self._stopping = True
+            case ImageSeen():
+                pass  # the next step looks
 
     def _expire(self, now: float) -> None:
         """End what has reached its wall-clock cap; the cap is a length limit like any other."""
@@ -186,9 +208,25 @@ class EngineLoop:
         prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
         self._announce()
         decoding = [each for each in self._running if each.phase is Phase.DECODE]
+        if self.sight is not None:
+            prompts = self._seen(self.sight, prompts, busy=bool(decoding))
+            if prompts and not prompts[0].words_ahead and not (decoding and self._image_turn):
+                self._show(self.sight, prompts[0])
+                return
+            prompts = [sequence for sequence in prompts if sequence.words_ahead]
+        self._image_turn = False
         decode, prefill = self._composer.compose(decoding, prompts, free)
         if decode or prefill:
             self._compute(decode, prefill)
+
+    def _seen(self, sight: Sight, prompts: list[Sequence], *, busy: bool) -> list[Sequence]:
+        """Those of `prompts` that do not wait for an image to be encoded."""
+        ready, failed = sight.ready(prompts)
+        for sequence in failed:
+            self._fail(sequence, EngineFailed("An image could not be encoded."))
+        restoring = any(each.restoring is not None for each in self._running)
+        self._blind = len(prompts) > len(ready) + len(failed) and not (ready or busy or restoring)
+        return ready
 
     def _relieve(self) -> int:
         """Preempt while the running sequences could outgrow memory in this step; the cells that they leave over."""
@@ -264,7 +302,7 @@ class EngineLoop:
 
     def _compute(self, decode: list[Chunk], prefill: tuple[Chunk, ...]) -> None:
         chunks = [*decode, *prefill]
-        rows, starts, newest = _rows(chunks)
+        rows, starts, newest = rows_of(chunks)
         if not self._kv.make_room(len(rows)):
             raise EngineBroken("the plan exceeds the pool")
         for chunk in chunks:
@@ -273,26 +311,65 @@ class EngineLoop:
         threads = self._costs.threads(len(rows), prefill=bool(prefill))
         self._context.use_threads(threads)
         begun = time.perf_counter()
-        status = self._context.decode(rows)
-        while status is DecodeStatus.NO_SLOT and self._kv.evict():
-            status = self._context.decode(rows)  # windows have cells of their own, which no plan knows
+        status = self._decode(lambda: self._context.decode(rows))
         if status is not DecodeStatus.OK:
             self._recover(status, chunks)
             return
         cells = self._composer.cells(chunks)
         self._costs.observe(len(rows), cells, threads, max(time.perf_counter() - begun, 1e-6))
-        self._account(decode, prefill)
-        sampled = [(chunk, row) for chunk, row in zip(chunks, newest, strict=True) if row is not None]
+        self._computed(decode, prefill, starts, newest)
+
+    def _computed(
+        self, decode: list[Chunk], prefill: tuple[Chunk, ...], starts: list[int], newest: list[int | None]
+    ) -> None:
+        """Go on behind a batch; `starts` and `newest` are as `rows_of` has them."""
+        chunks = [*decode, *prefill]
+        self._counts.step(len(decode), sum(chunk.count for chunk in decode), sum(chunk.count for chunk in prefill))
+        for chunk in prefill:
+            self._order.charge(chunk.sequence.tenant, chunk.count)
         for chunk in chunks:
             sequence = chunk.sequence
             self._kv.append(sequence, sequence.tokens(sequence.computed, sequence.computed + chunk.count))
         self._score(zip(chunks, starts, strict=True))
-        self._sample(sampled)
+        self._sample([(chunk, row) for chunk, row in zip(chunks, newest, strict=True) if row is not None])
 
-    def _account(self, decode: list[Chunk], prefill: tuple[Chunk, ...]) -> None:
-        self._counts.step(len(decode), sum(chunk.count for chunk in decode), sum(chunk.count for chunk in prefill))
-        for chunk in prefill:
-            self._order.charge(chunk.sequence.tenant, chunk.count)
+    def _show(self, sight: Sight, sequence: Sequence) -> None:
+        """Compute the image that comes next in a prompt, all of it in a step of its own.
+
+        Nothing is learnt of costs from it: rows that are no tokens are not looked up.
+        """
+        self._image_turn = True
+        image, rows = sequence.next_image, sight.look(sequence)
+        assert image is not None
+        assert rows is not None
+        assert sequence.slot is not None
+        count, most = len(rows), self._context.batch_tokens
+        if not self._kv.make_room(count):
+            raise EngineBroken("the plan exceeds the pool")
+        self._context.use_threads(self._costs.threads(min(count, most), prefill=True))
+        chunk, newest = Chunk(sequence, count), None
+        for begin in range(0, count, most):
+            decode = partial(
+                self._context.decode_embeddings,
+                rows[begin : begin + most],
+                image.begin + begin,
+                sequence.slot,
+                logits=image.end == sequence.length,
+                whole=image.tile.whole,
+            )
+            status = self._decode(decode)
+            if status is not DecodeStatus.OK:
+                self._kv.cut(sequence)  # what of the image was computed
+                self._recover(status, [chunk])
+                return
+            newest = min(most, count - begin) - 1
+        self._computed([], (chunk,), [0], [newest if image.end == sequence.length else None])
+
+    def _decode(self, decode: Callable[[], DecodeStatus]) -> DecodeStatus:
+        status = decode()
+        while status is DecodeStatus.NO_SLOT and self._kv.evict():
+            status = decode()  # windows have cells of their own, which no plan knows
+        return status
 
     def _score(self, chunks: Iterable[tuple[Chunk, int]]) -> None:
         """Read what is wanted of prompts from the rows of their chunks, which begin at the given ones."""
@@ -363,20 +440,3 @@ def _note_cached(sequence: Sequence) -> None:
     if group.cached_tokens is None:
         scored = group.request.prompt_logprobs is not None  # its first choice computes all of the prompt
         group.cached_tokens = 0 if scored else min(sequence.computed, len(sequence.prompt))
-
-
-def _rows(chunks: list[Chunk]) -> tuple[list[Row], list[int], list[int | None]]:
-    """The batch, and for each chunk its first row and that of its newest token, None if that is not among them."""
-    rows: list[Row] = []
-    starts: list[int] = []
-    newest: list[int | None] = []
-    for chunk in chunks:
-        sequence = chunk.sequence
-        assert sequence.slot is not None
-        begin, end = sequence.computed, sequence.computed + chunk.count
-        starts.append(len(rows))
-        for position, token in enumerate(sequence.tokens(begin, end), start=begin):
-            rows.append(Row(token, position, sequence.slot, position + 1 == sequence.length or sequence.unscored))
-        newest.append(len(rows) - 1 if end == sequence.length else None)
-        rows += [Row(token, end + index, sequence.slot, True) for index, token in enumerate(chunk.drafts)]
-    return rows, starts, newest

@@ -20,7 +20,7 @@ from ocserve.engine.prediction import Prediction
 from ocserve.engine.sampler import DrySamplers, SamplerChain
 from ocserve.engine.slots import Group, Sequence
 from ocserve.engine.speculation import Drafter, Speculator
-from ocserve.engine.tokens import PromptEncoder
+from ocserve.engine.tokens import EncodedPrompt, PromptEncoder
 from ocserve.engine.wire import Prepared, Refused, Told
 from ocserve.errors import ApiError, EngineFailed, InvalidRequest
 from ocserve.generation import EncodeRequest, GenerateRequest, Question
@@ -120,7 +120,10 @@ class Preparer:
 
     def _prepare(self, request: GenerateRequest) -> None:
         ignored = self._encoder.unread(request)
-        prompt = self._encoder.encode(request)
+        encoded = self._encoder.encode(request)
+        prompt = encoded.ids
+        if request.prompt_logprobs is not None and encoded.images:
+            raise InvalidRequest("A prompt with images has no log-probabilities.", param="logprobs")
         if request.prompt_logprobs is not None and len(prompt) * (1 + request.prompt_logprobs) > _MOST_CHANCES:
             raise InvalidRequest(
                 f"At most {_MOST_CHANCES} log-probabilities of a prompt are told at once; this one has {len(prompt)} "
@@ -130,7 +133,7 @@ class Preparer:
         plan = self._encoder.plan(request, prompt)
         guide = self._grammars.guide(plan.grammar) if plan.grammar is not None else None
         max_tokens = min(request.max_tokens, self._context - len(prompt))
-        group = self._group(request, tuple(prompt), max_tokens, plan, guide)
+        group = self._group(request, encoded, max_tokens, plan, guide)
         with self._lock:
             wanted = request.request_id in self._wanted
             self._wanted.discard(request.request_id)
@@ -144,9 +147,10 @@ class Preparer:
         )
 
     def _group(
-        self, request: GenerateRequest, prompt: tuple[int, ...], max_tokens: int, plan: AnswerPlan, guide: Guide | None
+        self, request: GenerateRequest, prompt: EncodedPrompt, max_tokens: int, plan: AnswerPlan, guide: Guide | None
     ) -> Group:
         """All choices with what they draw from."""
+        words = tuple(token for token in prompt.ids if token >= 0) if prompt.images else prompt.ids
         dry = self._dry.get(request.sampling)
         seed = request.sampling.seed
         first_seed = secrets.randbits(_SEED_BITS) if seed is None else seed
@@ -158,18 +162,19 @@ class Preparer:
                     request.sampling,
                     seed=(first_seed + index) % (1 << _SEED_BITS),
                     window=self._context,
-                    prompt=prompt,
+                    prompt=words,
                     dry=dry,
                 )
                 Sequence(
                     group,
-                    prompt,
+                    prompt.ids,
                     max_tokens=max_tokens,
                     sampler=sampler,
                     deadline=math.inf,  # until it is taken
                     guide=guide.copy() if guide is not None else None,
-                    speculator=self._drafts(request, prompt) if guide is None else None,
+                    speculator=self._drafts(request, words) if guide is None else None,
                     plan=plan,
+                    images=prompt.images,
                 )
         except BaseException:
             _close(group)

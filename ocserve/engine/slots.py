@@ -20,6 +20,7 @@ from ocserve.engine.answers import Answer, AnswerPlan
 from ocserve.engine.constraint import Guide
 from ocserve.engine.context import State
 from ocserve.engine.speculation import Speculator
+from ocserve.engine.vision import Tile
 from ocserve.generation import GenerateRequest, TokenLogprob, Usage
 
 
@@ -84,6 +85,18 @@ class Unseen(NamedTuple):
     logprob: TokenLogprob | None
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A tile of an image in a prompt: it takes the positions from `begin` on."""
+
+    begin: int
+    tile: Tile
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.tile.tokens
+
+
 @dataclass(eq=False, slots=True)
 class Group:
     """The choices of one request: they share a prompt and end together when one of them fails."""
@@ -106,6 +119,7 @@ class Group:
             cached_tokens=usages[0].cached_tokens,
             completion_tokens=sum(usage.completion_tokens for usage in usages),
             reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+            image_tokens=usages[0].image_tokens,
             accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in usages),
             rejected_draft_tokens=sum(usage.rejected_draft_tokens for usage in usages),
         )
@@ -126,8 +140,12 @@ class Sequence:
         guide: Guide | None = None,
         speculator: Speculator | None = None,
         plan: AnswerPlan | None = None,
+        images: tuple[Shown, ...] = (),
     ) -> None:
-        """`deadline` and `arrived` are monotonic seconds. The sequence joins `group` as its next choice."""
+        """`deadline` and `arrived` are monotonic seconds. The sequence joins `group` as its next choice.
+
+        `images` are those of the prompt, in order; in the place of their tokens `prompt` has numbers below 0.
+        """
         self.group = group
         self.index = len(group.members)
         group.members.append(self)
@@ -139,6 +157,7 @@ class Sequence:
         self.arrived = arrived
         self.guide = guide
         self.speculator = speculator
+        self.images = images
         self.answer: Answer = (plan or AnswerPlan()).open(group.request.stop)
         self.reasoning_tokens = 0
         self.generated: list[int] = []
@@ -184,6 +203,21 @@ class Sequence:
         return self.length - (self.computed or (self.parked.length if self.parked else 0))
 
     @property
+    def next_image(self) -> Shown | None:
+        """The first image that is not computed. One is computed as a whole, so `computed` is never inside."""
+        return next((image for image in self.images if image.end > self.computed), None)
+
+    @property
+    def words_ahead(self) -> int:
+        """Known tokens to compute before the next image, or before the end if there is none."""
+        image = self.next_image
+        return self.remaining if image is None else image.begin - self.computed
+
+    def outside(self, length: int) -> int:
+        """The longest beginning of at most `length` tokens that does not end inside an image."""
+        return next((image.begin for image in self.images if image.begin < length < image.end), length)
+
+    @property
     def has_begun(self) -> bool:
         """Whether any of its tokens were taken from memory or computed."""
         return self.attached or bool(self.generated) or self.parked is not None
@@ -205,6 +239,7 @@ class Sequence:
             cached_tokens=self.group.cached_tokens or 0,
             completion_tokens=len(self.generated),
             reasoning_tokens=self.reasoning_tokens,
+            image_tokens=sum(image.tile.tokens for image in self.images),
             accepted_draft_tokens=self.accepted,
             rejected_draft_tokens=self.drafted - self.accepted,
         )

@@ -8,18 +8,24 @@ so its special tokens are parsed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from ocserve.chat.messages import unread
-from ocserve.chat.specials import Segment, SpecialToken, SpecialTokens, Text
+from ocserve.chat.specials import Place, Segment, SpecialToken, SpecialTokens, Text
 from ocserve.chat.speech import Speech
 from ocserve.chat.template import ChatTemplate
 from ocserve.engine.answers import AnswerPlan
 from ocserve.engine.embedding_inputs import encoded
 from ocserve.engine.encodings import PlainTokenizer
 from ocserve.engine.llama import Vocab
+from ocserve.engine.pictures import Pictures
 from ocserve.engine.sizes import certain_bytes, text_bytes
+from ocserve.engine.slots import Shown
 from ocserve.engine.turns import Opening, Quoter, Turns
+from ocserve.engine.vision import Tile
 from ocserve.errors import ContextLengthExceeded, InvalidRequest
 from ocserve.generation import (
     ChatPrompt,
@@ -45,6 +51,14 @@ _PROBES = ("probe", "other words")
 _THOUGHT_TOKENS = 24
 
 
+class EncodedPrompt(NamedTuple):
+    """A prompt's ids, below 0 where the tokens of an image are; an image's ids are its own, so that they tell it apart
+    from any other."""
+
+    ids: tuple[int, ...]
+    images: tuple[Shown, ...] = ()
+
+
 class PromptEncoder:
     """Encodes prompts for one model; `template` None means that the model cannot chat."""
 
@@ -56,12 +70,14 @@ class PromptEncoder:
         context: int,
         turns: Turns,
         tokenizer: PlainTokenizer | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
-        """Raises `TemplateUnusable`. Without a `tokenizer`, llama.cpp's is used."""
+        """Raises `TemplateUnusable`. Without a `tokenizer` llama.cpp's is used, without `pictures` no image read."""
         self._vocab = vocab
         self.plain = tokenizer or PlainTokenizer(vocab)
         self._context = context
         self._turns = turns
+        self._pictures = pictures
         self._longest_piece = vocab.longest_piece()
         self._specials = SpecialTokens(
             SpecialToken(text=token.text, id=token.id, kind=token.kind, lstrip=token.lstrip, rstrip=token.rstrip)
@@ -86,12 +102,14 @@ class PromptEncoder:
             return ()
         return unread(request.prompt.messages, self._template.reads)
 
-    def encode(self, request: GenerateRequest) -> tuple[int, ...]:
-        """The prompt's ids; raises `InvalidRequest` where it cannot be rendered or does not fit the context."""
+    def encode(self, request: GenerateRequest) -> EncodedPrompt:
+        """The prompt in tokens; raises `InvalidRequest` where it cannot be rendered or does not fit the context."""
         field = _FIELDS[type(request.prompt)]
         self._check_size(request.prompt, field)
-        ids, _ = self._encoded(request.prompt, request.salt)
+        ids, images, _ = self._encoded(request.prompt, request.salt)
+        bare = len(ids)
         ids = self._with_bos(ids)
+        images = [replace(image, begin=image.begin + len(ids) - bare) for image in images]
         if not ids:
             raise InvalidRequest("The prompt is empty and this model has no token to begin with.", param=field)
         if len(ids) >= self._context + (request.max_tokens == 0):  # which needs no room for an answer
@@ -101,7 +119,7 @@ class PromptEncoder:
                 raise InvalidRequest(
                     f"Token {token} is outside this model's vocabulary of {self._vocab.size}.", param="logit_bias"
                 )
-        return tuple(ids)
+        return EncodedPrompt(tuple(ids), tuple(images))
 
     def answer(self, question: EncodeRequest) -> Encoded:
         """What a prompt is in tokens, whether or not it fits the context; raises as `encode`."""
@@ -113,7 +131,7 @@ class PromptEncoder:
             ids: list[int] = self.content(prompt.text)
             text: str | None = prompt.text
         else:
-            ids, text = self._encoded(prompt, question.salt)
+            ids, _, text = self._encoded(prompt, question.salt)
         if question.add_bos and not isinstance(prompt, TokenPrompt):
             ids = self._with_bos(ids)
         return encoded(question, tuple(ids), text, self._vocab)
@@ -123,25 +141,58 @@ class PromptEncoder:
         cuts = tuple(start + 1 for start in self._specials.starts(text))
         return self._specials.encode((Text(text, cuts),), self.plain) if text else []
 
-    def _encoded(self, prompt: Prompt, salt: bytes) -> tuple[list[int], str | None]:
-        """A prompt's ids, without what this model's prompts begin with, and its text where that is known."""
+    def _encoded(self, prompt: Prompt, salt: bytes) -> tuple[list[int], list[Shown], str | None]:
+        """A prompt's ids, without what this model's prompts begin with, images, and text where that is known."""
         match prompt:
             case ChatPrompt():
                 if self._template is None:
                     raise InvalidRequest("This model has no chat template; use /v1/completions.", param="messages")
                 segments = self._render(prompt, salt)
-                ids = self._specials.encode(segments, self.plain)
+                tiles = self._tiles(prompt)
+                ids, images = self._joined(segments, tiles)
                 if _without_thought(prompt.reasoning) and self.thinking(ids):
                     segments = [*segments, *self._thought_end]
-                    ids = self._specials.encode(segments, self.plain)
-                return ids, "".join(segment.text for segment in segments)
+                    ids, images = self._joined(segments, tiles)
+                return ids, images, "".join(segment.text for segment in segments)
             case TextPrompt(text=text):
                 # Partitioned here: llama.cpp's own search for special tokens takes quadratic time.
-                return self._specials.encode(self._specials.partition(text), self.plain), text
+                return self._plainly(self._specials.partition(text)), [], text
             case TokenPrompt(tokens=tokens):
-                return self._checked(tokens), None
+                return self._checked(tokens), [], None
             case FillPrompt():
-                return self._filled(prompt), None
+                return self._filled(prompt), [], None
+
+    def _tiles(self, prompt: ChatPrompt) -> list[list[tuple[int, ...] | Tile]]:
+        """What stands for each image of the prompt, in order."""
+        shown = [image for message in prompt.messages for image in message.images]
+        if not shown:
+            return []
+        if self._pictures is None:
+            raise InvalidRequest("This model reads no images.", param=shown[0].where, code="unsupported_parameter")
+        return self._pictures.read(shown, self._context)
+
+    def _joined(
+        self, segments: Sequence[Segment], tiles: Iterable[Sequence[tuple[int, ...] | Tile]]
+    ) -> tuple[list[int], list[Shown]]:
+        """Ids of the segments with an image's own in its place."""
+        ids: list[int] = []
+        images: list[Shown] = []
+        left = iter(tiles)
+        for is_place, run in itertools.groupby(segments, lambda segment: isinstance(segment, Place)):
+            if not is_place:
+                ids += self._plainly(run)
+                continue
+            for part in itertools.chain.from_iterable(next(left) for _ in run):
+                if isinstance(part, Tile):
+                    images.append(Shown(len(ids), part))
+                    ids += part.ids
+                else:
+                    ids += part
+        return ids, images
+
+    def _plainly(self, segments: Iterable[Segment]) -> list[int]:
+        """Ids of segments that have no place for an image among them."""
+        return self._specials.encode((each for each in segments if not isinstance(each, Place)), self.plain)
 
     def _filled(self, prompt: FillPrompt) -> list[int]:
         """Prefix, suffix, middle, as the models were trained; other files before them, each with its name."""
@@ -184,7 +235,7 @@ class PromptEncoder:
     def plan(self, request: GenerateRequest, prompt: Sequence[int]) -> AnswerPlan:
         """How the answers to an encoded prompt are held and read."""
         thinking = isinstance(request.prompt, ChatPrompt) and self.thinking(prompt)
-        closing = self._specials.encode(self._thought_end, self.plain)
+        closing = self._plainly(self._thought_end)
         return AnswerPlan.of(request, self.speech, thinking=thinking, closing=closing)
 
     def thinking(self, prompt: Sequence[int]) -> bool:
@@ -194,6 +245,8 @@ class PromptEncoder:
         marks, tail = self.speech.marks, b""
         begin = marks.plain(self.speech.reasoning.begin).strip().encode()
         for token in reversed(prompt[-_THOUGHT_TOKENS:]):
+            if token < 0:
+                break  # an image
             mark = marks.by_id.get(token)
             tail = (self._vocab.piece(token) if mark is None else marks.plain(mark).encode()) + tail
         return tail.rstrip().endswith(begin)

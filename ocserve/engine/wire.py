@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from ocserve.config import Images
 from ocserve.errors import ErrorInfo
 from ocserve.generation import Answer, GenerateEvent, GenerateRequest, Question
 from ocserve.machine import Device as Device
@@ -26,7 +27,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `sequences` and `outputs` are the context's ids (running and kept sequences, one for copying) and rows with a
     distribution; 0 is as few as can be. `model_digest` names the file's content and is part of what a stored prefix or
-    profile is valid for. `cache_directory` None: nothing is stored on disk.
+    profile is valid for, like `projector_digest` for the projector of images. `cache_directory` None: nothing is stored
+    on disk.
     """
 
     path: str
@@ -49,6 +51,9 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     fast_forward: bool = True
     speculation: Literal["auto", "off"] = "auto"
     draft_path: str | None = None
+    projector_path: str | None = None
+    projector_digest: str = ""
+    images: Images = Images()
     host_cache_bytes: int = 0
     disk_cache_bytes: int = 0
     cache_directory: str | None = None
@@ -114,6 +119,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     bos: str = ""
     eos: str = ""
     fim: bool = False
+    images: bool = False  # whether prompts may have images
     tokenizer: Literal["tiktoken", "llama.cpp"] = "llama.cpp"
     tokenizer_reason: str | None = None  # why it is not the faster one
     dimensions: int = 0  # of an embedding model's vectors

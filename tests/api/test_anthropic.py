@@ -286,7 +286,7 @@ def test_a_conversation_with_tools_and_thoughts() -> None:
 
 def test_images_stand_where_they_stood() -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
-    found = Image(data=b"\x89PNG...", at=5)
+    found = Image(data=b"\x89PNG...", at=5, where="messages[0].content[1].source.data")
     turns = [{"role": "user", "content": [{"type": "text", "text": "This:"}, image]}]
     assert parse(SEEING, messages=turns).request.prompt.messages[0].images == (found,)
     result = {"type": "tool_result", "tool_use_id": "t", "content": [image], "is_error": True}

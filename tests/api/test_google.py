@@ -329,7 +329,7 @@ def test_a_conversation_with_tools_and_thoughts_in_either_spelling() -> None:
 def test_images_stand_where_they_stood() -> None:
     turns = [{"parts": [{"text": "This:"}, {"inline_data": {"mime_type": "image/png", "data": PIXEL}}]}]
     prompt: Any = parse(SEEING, contents=turns).request.prompt
-    assert prompt.messages[0].images == (Image(data=b"\x89PNG...", at=5),)
+    assert prompt.messages[0].images == (Image(data=b"\x89PNG...", at=5, where="contents[0].parts[1].inlineData.data"),)
     for blob, name in (
         ({"data": PIXEL}, "mimeType"),
         ({"mimeType": "image/tiff", "data": PIXEL}, "mimeType"),

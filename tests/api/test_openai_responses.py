@@ -423,10 +423,12 @@ PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,aGVsbG8=",
 def test_an_image_is_seen_where_it_stands() -> None:
     content = [{"type": "input_text", "text": "ab"}, PICTURE, {"type": "input_text", "text": "c"}]
     assert messages({"role": "user", "content": content}) == (
-        Message(role="user", content="abc", images=(Image(data=b"hello", at=2),)),
+        Message(
+            role="user", content="abc", images=(Image(data=b"hello", at=2, where="input[0].content[1].image_url"),)
+        ),
     )
     result = messages(asked("a"), CALL, {**RESULT, "output": [PICTURE]})[-1]
-    assert result.images == (Image(data=b"hello", at=0),)
+    assert result.images == (Image(data=b"hello", at=0, where="input[2].output[0].image_url"),)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from ocserve.engine.kv import KvMemory, Reuse
 from ocserve.engine.loop import EngineLoop
 from ocserve.engine.prediction import Prediction
 from ocserve.engine.sampler import SamplerChain
-from ocserve.engine.slots import Group, Sequence
+from ocserve.engine.seeing import Encodes
+from ocserve.engine.slots import Group, Sequence, Shown
 from ocserve.engine.speculation import PromptLookup, Speculator
 from ocserve.engine.tiers.host import HostTier
 from ocserve.engine.tiers.tiers import Tiers
@@ -87,6 +88,7 @@ class Engine:
         flash_attention: bool = False,
         most_idle: int | None = None,
         model: llama.Model | None = None,
+        projector: Encodes | None = None,
     ) -> None:
         self.model = model or load(path)
         self.costs = costs or FixedCosts()
@@ -132,6 +134,7 @@ class Engine:
             emitter=Emitter(self.model.vocab, Turns(), self._record),
             parallel=parallel,
             park_bytes=park_bytes,
+            projector=projector,
             clock=self.costs.clock,
         )
 
@@ -153,6 +156,7 @@ class Engine:
         speculates: bool = False,
         predicted: Ordered[int] = (),
         guide: Guide | None = None,
+        images: tuple[Shown, ...] = (),
         **asked: object,
     ) -> Group:
         """`asked` are further fields of the request."""
@@ -175,12 +179,17 @@ class Engine:
                 tuple(prompt),
                 max_tokens=max_tokens,
                 sampler=SamplerChain(
-                    self.model.vocab, sampling, seed=(sampling.seed or 1) + index, window=512, prompt=prompt
+                    self.model.vocab,
+                    sampling,
+                    seed=(sampling.seed or 1) + index,
+                    window=512,
+                    prompt=[token for token in prompt if token >= 0],
                 ),
                 deadline=self.costs.now + deadline_s,
                 arrived=self.costs.now,
                 guide=guide.copy() if guide is not None else None,
                 speculator=_speculator(prompt, predicted) if speculates else None,
+                images=images,
             )
         return group
 

@@ -66,23 +66,23 @@ def test_the_next_prompt_begins_with_the_last_one_and_its_sampled_tokens(
     encoder: tuple[llama.Vocab, PromptEncoder, Turns],
 ) -> None:
     vocab, encode, turns = encoder
-    first = encode.encode(request("Hi"))
+    first = encode.encode(request("Hi")).ids
     sampled = tuple(divided(vocab, ANSWER))
-    canonical = encode.encode(request("Hi", ANSWER, "Go on"))
+    canonical = encode.encode(request("Hi", ANSWER, "Go on")).ids
     assert canonical[: len(first) + len(sampled)] != first + sampled
 
     turns.remember(b"one", ANSWER, sampled)
-    second = encode.encode(request("Hi", ANSWER, "Go on"))
+    second = encode.encode(request("Hi", ANSWER, "Go on")).ids
     assert second[: len(first) + len(sampled)] == first + sampled
     # Tokenised anew, a vocabulary of SentencePiece begins the answer with a space that was not sampled.
     assert text_of(vocab, second).replace(" ", "") == text_of(vocab, canonical).replace(" ", "")
-    assert encode.encode(request("Hi", ANSWER, "Go on", salt=b"two")) == canonical
+    assert encode.encode(request("Hi", ANSWER, "Go on", salt=b"two")).ids == canonical
 
     again = tuple(divided(vocab, "Yes"))
     turns.remember(b"one", "Yes", again)
-    third = encode.encode(request("Hi", ANSWER, "Go on", "Yes", "Yes ASSISTANT: Yes"))
+    third = encode.encode(request("Hi", ANSWER, "Go on", "Yes", "Yes ASSISTANT: Yes")).ids
     assert third[: len(second) + len(again)] == second + again
-    assert encode.encode(request("Hi", ANSWER, "Go on", "Yes"))[-len(again) :] == again  # to be continued
+    assert encode.encode(request("Hi", ANSWER, "Go on", "Yes")).ids[-len(again) :] == again  # to be continued
 
 
 def test_every_real_template_that_repeats_its_prompt_in_history_repeats_its_tokens(
@@ -95,11 +95,11 @@ def test_every_real_template_that_repeats_its_prompt_in_history_repeats_its_toke
         turns = Turns()
         encode = PromptEncoder(vocab, source, context=16384, turns=turns)
         try:
-            first, canonical = encode.encode(request("Hi")), encode.encode(request("Hi", ANSWER, "Go on"))
+            first, canonical = encode.encode(request("Hi")).ids, encode.encode(request("Hi", ANSWER, "Go on")).ids
         except InvalidRequest:
             continue
         turns.remember(b"one", ANSWER, sampled)
-        ids = encode.encode(request("Hi", ANSWER, "Go on"))
+        ids = encode.encode(request("Hi", ANSWER, "Go on")).ids
         assert text_of(vocab, ids) == text_of(vocab, canonical)
         if text_of(vocab, canonical).startswith(text_of(vocab, first) + ANSWER):
             assert ids[: len(first) + len(sampled)] == first + sampled
@@ -112,8 +112,8 @@ def test_a_trimming_template_keeps_the_tokens_before_the_trimmed_ones(models_fol
     encode = PromptEncoder(vocab, PLAIN.replace("m.content", "m.content|trim"), context=512, turns=turns)
     sampled = divided(vocab, "Well, yes \n")
     turns.remember(b"one", "Well, yes \n", sampled)
-    ids = encode.encode(request("Hi", "Well, yes \n", "So"))
-    kept = encode.encode(request("Hi")) + tuple(sampled[:-2])
+    ids = encode.encode(request("Hi", "Well, yes \n", "So")).ids
+    kept = encode.encode(request("Hi")).ids + tuple(sampled[:-2])
     assert ids[: len(kept)] == kept
     assert text_of(vocab, ids) == "USER:Hi\nASSISTANT:Well, yes\nUSER:So\nASSISTANT:"
 
@@ -122,11 +122,11 @@ def test_remembered_control_tokens_never_come_from_content(models_folder: Path, 
     vocab, turns = vocab_only(models_folder / "ggml-vocab-qwen2.gguf"), Turns()
     encode = PromptEncoder(vocab, real_templates["Qwen-Qwen2.5-7B-Instruct"], context=8192, turns=turns)
     control = {token.id for token in vocab.marked() if token.kind == "control"}
-    canonical = encode.encode(request("Hi", "Yes, no", "Go on"))
+    canonical = encode.encode(request("Hi", "Yes, no", "Go on")).ids
     ids = divided(vocab, "Yes, no")
     for token in sorted(control):
         turns.remember(b"one", "Yes, no", [*ids[:3], token, *ids[3:]])
-        found = encode.encode(request("Hi", "Yes, no", "Go on"))
+        found = encode.encode(request("Hi", "Yes, no", "Go on")).ids
         assert [each for each in found if each in control] == [each for each in canonical if each in control]
         assert text_of(vocab, found) == text_of(vocab, canonical)
 
