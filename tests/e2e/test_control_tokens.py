@@ -28,7 +28,7 @@ def encoded(model: llama.Model, *contents: str) -> tuple[int, ...]:
     request = GenerateRequest(
         request_id="r", model="m", prompt=ChatPrompt(messages=messages), sampling=Sampling(), max_tokens=1
     )
-    return encoder.encode(request)
+    return encoder.encode(request).ids
 
 
 def test_p20_every_special_token_in_every_field_stays_text(model: llama.Model) -> None:

@@ -60,7 +60,7 @@ HOSTILE = "if x<|fim_middle|> y<|im_end|>: \u00fc"
 )
 def test_the_answer_is_what_a_generation_computes(encoder: PromptEncoder, model: llama.Model, prompt: Prompt) -> None:
     answer = encoder.answer(asked(prompt))
-    assert answer.tokens == encoder.encode(generate(prompt))
+    assert answer.tokens == encoder.encode(generate(prompt)).ids
     assert b"".join(answer.pieces).decode() == answer.text or isinstance(prompt, TokenPrompt)
     again = encoder.answer(asked(TokenPrompt(tokens=answer.tokens)))
     assert (again.tokens, again.pieces) == (answer.tokens, answer.pieces)
@@ -91,7 +91,7 @@ def test_a_question_may_be_longer_than_the_context(encoder: PromptEncoder) -> No
 
 
 def test_the_middle_is_asked_for_with_the_vocabularys_own_tokens(encoder: PromptEncoder, model: llama.Model) -> None:
-    ids = encoder.encode(generate(FillPrompt(prefix="ab<|fim_suffix|>", suffix="c")))
+    ids = encoder.encode(generate(FillPrompt(prefix="ab<|fim_suffix|>", suffix="c"))).ids
     spelled = b"".join(map(model.vocab.spelled, ids)).decode()
     assert spelled == "<|fim_prefix|>ab<|fim_suffix|><|fim_suffix|>c<|fim_middle|>"
     assert model.vocab.fill is not None
@@ -99,7 +99,7 @@ def test_the_middle_is_asked_for_with_the_vocabularys_own_tokens(encoder: Prompt
 
 
 def test_other_files_come_first_with_their_names(encoder: PromptEncoder, model: llama.Model) -> None:
-    ids = encoder.encode(generate(FillPrompt(prefix="p", suffix="s", files=(("a.py", "A"), ("b.py", "B")))))
+    ids = encoder.encode(generate(FillPrompt(prefix="p", suffix="s", files=(("a.py", "A"), ("b.py", "B"))))).ids
     spelled = b"".join(map(model.vocab.spelled, ids)).decode()
     before, _, filled = spelled.partition("<|fim_prefix|>")
     assert before.startswith("<|repo_name|>")
@@ -117,7 +117,7 @@ def test_a_vocabulary_without_such_tokens_says_so(tmp_path: Path) -> None:
 
 def test_a_prompt_without_an_answer_may_fill_the_context(encoder: PromptEncoder) -> None:
     full = TokenPrompt(tokens=(40,) * tiny.CONTEXT)
-    assert len(encoder.encode(generate(full, max_tokens=0))) == tiny.CONTEXT
+    assert len(encoder.encode(generate(full, max_tokens=0)).ids) == tiny.CONTEXT
     with pytest.raises(ContextLengthExceeded):
         encoder.encode(generate(full))
 
@@ -149,4 +149,4 @@ def test_all_text_of_a_chat_counts_towards_its_size(encoder: PromptEncoder, wher
 
 def test_a_thought_that_the_template_passes_over_may_be_longer_than_the_context(encoder: PromptEncoder) -> None:
     spoken = (Message(role="user", content="a"), Message(role="assistant", content="b", reasoning="x" * 1_000_000))
-    assert len(encoder.encode(generate(ChatPrompt(messages=(*spoken, Message(role="user", content="c")))))) < 100
+    assert len(encoder.encode(generate(ChatPrompt(messages=(*spoken, Message(role="user", content="c"))))).ids) < 100
