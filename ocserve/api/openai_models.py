@@ -33,6 +33,7 @@ def _model(model: ServedModel) -> dict[str, object]:
         "owned_by": card.publisher or "ocserve",
         "name": card.title,
         "description": card.summary,
+        "family": card.family,
         "aliases": list(model.aliases),
         "context_length": model.context_length,
         "max_output_tokens": model.max_output_tokens,

@@ -120,6 +120,7 @@ SCHEMAS: dict[str, Schema] = {
         created=INTEGER,
         owned_by=STRING,
         name=STRING,
+        family=STRING,
         aliases=some(STRING),
         context_length=COUNT,
         max_output_tokens=COUNT,

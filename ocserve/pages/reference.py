@@ -20,8 +20,30 @@ h3 b { color: var(--mark); font-weight: 600; margin-right: .5rem; }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0; } caption { text-align: left; font-weight: 600; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-top: 1px solid var(--line); }
 td:first-child { white-space: nowrap; } .advisory td, .unsupported td { opacity: .7; }
-.wide { overflow-x: auto; } footer { margin-top: 4rem; opacity: .7; }
+.wide, pre { overflow-x: auto; } footer { margin-top: 4rem; opacity: .7; }
 """
+# The page cannot know under which address it was reached, so the address is a variable.
+_EXAMPLES = {
+    "cURL": """\
+curl "$OCSERVE/v1/chat/completions" -H "Authorization: Bearer $OCSERVE_API_KEY" \\
+  -H "Content-Type: application/json" \\
+  -d '{"model": "default", "messages": [{"role": "user", "content": "Hello!"}]}'""",
+    "Python": """\
+import os
+from openai import OpenAI
+
+client = OpenAI(base_url=os.environ["OCSERVE"] + "/v1", api_key=os.environ["OCSERVE_API_KEY"])
+answer = client.chat.completions.create(model="default", messages=[{"role": "user", "content": "Hello!"}])
+print(answer.choices[0].message.content)""",
+    "JavaScript": """\
+import OpenAI from "openai";
+
+const client = new OpenAI({ baseURL: process.env.OCSERVE + "/v1", apiKey: process.env.OCSERVE_API_KEY });
+const answer = await client.chat.completions.create({
+  model: "default", messages: [{ role: "user", content: "Hello!" }],
+});
+console.log(answer.choices[0].message.content);""",
+}
 
 
 def page(document: Json) -> bytes:
@@ -37,11 +59,18 @@ def page(document: Json) -> bytes:
 <p>Version {escape(info["version"])}. {_prose(info["description"])}
 The same as a document for machines: <a href="openapi.json"><code>/openapi.json</code></a>.</p>
 <nav>{"".join(_links(tag, operations) for tag in tags)}</nav>
+{_examples()}
 {sections}
 <footer>A key goes into <code>Authorization: Bearer</code>, <code>x-api-key</code> or
 <code>x-goog-api-key</code>.</footer>
 </body></html>
 """.encode()
+
+
+def _examples() -> str:
+    shown = "".join(f"<h3>{name}</h3><pre><code>{escape(text)}</code></pre>" for name, text in _EXAMPLES.items())
+    where = "<code>OCSERVE</code> is this page's address without <code>/docs</code>; any text is a key if none is set."
+    return f"<h2>Calling it</h2><p>{where}</p>{shown}"
 
 
 def _operations(document: Json) -> Iterator[tuple[str, str, Json]]:

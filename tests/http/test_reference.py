@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -113,6 +114,19 @@ def test_the_page_is_self_contained(documented: Served) -> None:
     for path in ("/v1/chat/completions", "/api/tags", "/infill"):
         assert f"<code>{path}</code>" in page
     assert "repetition_penalty" in page
+    for language in ("cURL", "Python", "JavaScript"):
+        assert f"<h3>{language}</h3><pre><code>" in page
+
+
+def test_the_pages_example_for_python_runs(
+    documented: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = documented.request("GET", "/docs").body.decode()
+    example = html.unescape(page.partition("<h3>Python</h3><pre><code>")[2].partition("</code>")[0])
+    monkeypatch.setenv("OCSERVE", documented.url)
+    monkeypatch.setenv("OCSERVE_API_KEY", KEY)
+    exec(compile(example, "example", "exec"), {})
+    assert capsys.readouterr().out == "Hello, world!\n"
 
 
 def test_strangers_see_the_reference_but_no_model() -> None:

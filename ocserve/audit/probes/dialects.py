@@ -128,7 +128,8 @@ async def google_stream(subject: Subject) -> str:
 async def google_count(subject: Subject) -> str:
     """Google's countTokens says what the request then costs."""
     counted = dig((await _google(subject, "countTokens")).json, "totalTokens")
-    paid = dig((await _google(subject, "generateContent")).json, "usageMetadata", "promptTokenCount")
+    short = await _google(subject, "generateContent", generationConfig={"maxOutputTokens": 1})
+    paid = dig(short.json, "usageMetadata", "promptTokenCount")
     expect(counted == paid, f"{clean(counted, 20)} tokens were counted and {clean(paid, 20)} used")
     return f"{counted} tokens"
 

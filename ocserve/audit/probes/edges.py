@@ -10,7 +10,7 @@ import msgspec
 
 from ocserve.audit.server import Stream
 from ocserve.audit.subject import SHORT, STORY, Subject, named
-from ocserve.audit.verdict import Fault, Unproven, clean, expect
+from ocserve.audit.verdict import Fault, Refused, Unproven, clean, expect
 
 _LONG = 10_000  # tokens of a stream that a provider has to hold
 _PHRASE = "héllo Ωμέγα 日本語 עברית 👩‍👩‍👧 𝔘 ｡"
@@ -78,7 +78,11 @@ async def long_stream(subject: Subject) -> str:
     if subject.quick:
         raise Unproven("left out by --quick")
     bias = {str(token): -100 for token in await _ends(subject)}
-    stream = await subject.chat_stream(max_tokens=_LONG, temperature=1, logit_bias=bias or None)
+    given: dict[str, Any] = {"max_tokens": _LONG, "temperature": 1, "logit_bias": bias or None}
+    try:
+        stream = await subject.chat_stream(**given)
+    except Refused:  # a base model has no conversations
+        stream = await subject.complete_stream(**given)
     _complete(stream)
     used = stream.used("completion_tokens")
     if used < _LONG:

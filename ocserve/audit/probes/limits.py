@@ -196,7 +196,7 @@ async def context_near(subject: Subject) -> str:
     if subject.quick:
         raise Unproven("left out by --quick")
     text = await _words_for(subject, context - max(32, context // 100))
-    reply = await subject.chat(text, max_tokens=8)
+    reply = await subject.chat_stream(text, max_tokens=8)  # which says that it lives while a slow machine reads
     used = reply.used("prompt_tokens")
     expect(used > 0.9 * context, f"a prompt made for {context} tokens was counted as {used}: it was cut")
     expect(used + reply.used("completion_tokens") <= context, "prompt and answer exceed the listed context")
