@@ -202,12 +202,14 @@ def _with_attention(header: GgufHeader, plan: Plan, machine: Machine) -> Plan:
     """`plan` with the faster kind of attention.
 
     On a CPU llama.cpp computes flash attention row by row where a batch has fewer than 64 rows: for a model of 135M and
-    2,000 cells on two cores 17 ms a row of 16, 28 ms for one alone; without it 9 and 19.
+    2,000 cells on two cores 17 ms a row of 16, 28 ms for one alone; without it 9 and 19. But then each row pays for all
+    cells in use, so that prefixes nobody uses must be left to the tiers, which cannot take every state of a window.
     """
     without = replace(plan, flash_attention=False)
     on_cpu = not (machine.gpus and plan.gpu_layers)
+    plain = all(layer.keys and not layer.slides and not layer.state for layer in header.layers)
     exact = plan.kv_type in _UNQUANTISED and header.pooling == "none"
-    if on_cpu and exact and score_bytes(header, without) <= MOST_SCORE_BYTES:
+    if on_cpu and plain and exact and score_bytes(header, without) <= MOST_SCORE_BYTES:
         return without if fits(need(header, without, machine.gpus), machine) else plan
     return plan
 

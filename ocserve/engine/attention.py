@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 # llama.cpp rounds the cells that a batch looks at up to it.
-_STEP = 256
+CELL_STEP = 256
 
 
 class Span(NamedTuple):
@@ -46,4 +46,4 @@ class Attention:
 
 def scores(rows: int, in_use: int) -> int:
     """Scores that so many rows compute with `in_use` cells, their own among them, without flash attention."""
-    return rows * -(-in_use // _STEP) * _STEP
+    return rows * -(-in_use // CELL_STEP) * CELL_STEP

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from ocserve.engine.attention import CELL_STEP
+
 SURPRISE = 1.5  # a step that takes this many times what is expected, twice in a row, is a change and not noise
 COLLAPSE = 10.0  # once is enough: waiting for a second such step would cost more than a mistake
 TRIAL_STEPS = 128  # steps of a band between two trials of a thread count
@@ -249,7 +251,9 @@ class CostModel:
         """
         step_s = self.seconds(1)
         attended_s = (self.seconds(1, _CELLS_OF_STEP) - step_s) / _CELLS_OF_STEP
-        return round(share * step_s / (attended_s if self._dense else _PASSED_SHARE * attended_s))
+        if self._dense:
+            return max(CELL_STEP, round(share * step_s / attended_s))
+        return round(share * step_s / (_PASSED_SHARE * attended_s))
 
     def rows_within(self, seconds: float, *, rows: int, cells_per_row: int, most: int) -> int:
         """How many prompt rows, `most` at most, a step of `rows` other rows can take on within `seconds`; 0 if none.

@@ -141,13 +141,17 @@ class KvMemory:
         return True
 
     def shed(self) -> None:
-        """Leave to the tiers what they have of kept prefixes, the least valuable first, down to `most_idle` cells."""
-        if self._most_idle is None or self._storage is None or self._reuse is Reuse.WHOLE_STATE:
+        """Leave to the tiers what they have of kept prefixes, the least valuable first, down to `most_idle` cells.
+
+        What they do not have yet is stored, some blocks at each call: every step is slower while it stays.
+        """
+        if self._most_idle is None or self._storage is None or self._reuse is Reuse.WHOLE_STATE or not self._kept:
             return  # a whole state that does not end with a block is in no tier
         excess = self.cells_kept - self._most_idle()
         while excess > 0:
             victim = self._retention.give_up(self._candidates(filter(self._storage.has, self._kept)))
             if victim is None:
+                self._storage.save_some()
                 return
             excess -= self._tree.private_cells(victim)
             self._drop(victim)
