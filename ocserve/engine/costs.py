@@ -42,6 +42,7 @@ _BANDS = (1, 16)  # one row, up to 16, more: decoding alone, decoding together, 
 # 2.4), and attending this many cells as much as that step (same model: 23 kB a cell against 90 MB of weights).
 _ROW_SHARE, _CELLS_OF_STEP = 0.3, 4000
 _FEWEST_CELL_SHARE = 1e-6
+_MOST_SPREAD = 8  # between models in how many cells are worth a step
 # On a CPU, llama.cpp computes attention in tiles from so many rows on (GGML_FA_TILE_Q) and row by row below. In tiles a
 # cell costs about this share (135M model: 2 to 3 µs against 6 to 13).
 TILE_ROWS = 64
@@ -252,7 +253,8 @@ class CostModel:
         step_s = self.seconds(1)
         attended_s = (self.seconds(1, _CELLS_OF_STEP) - step_s) / _CELLS_OF_STEP
         if self._dense:
-            return max(CELL_STEP, round(share * step_s / attended_s))
+            least_s = step_s / (_MOST_SPREAD * _CELLS_OF_STEP)  # what was measured with noise may be next to nothing
+            return max(CELL_STEP, round(share * step_s / max(attended_s, least_s)))
         return round(share * step_s / (_PASSED_SHARE * attended_s))
 
     def rows_within(self, seconds: float, *, rows: int, cells_per_row: int, most: int) -> int:

@@ -205,6 +205,7 @@ class EngineLoop:
             self._admit()
         prompts = self._prompts()
         free = self._relieve()
+        self._kv.shed()
         prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
         self._announce()
         decoding = [each for each in self._running if each.phase is Phase.DECODE]
@@ -282,7 +283,6 @@ class EngineLoop:
                     continue
                 self._counts.resumed += sequence.parked is not None
                 self._kv.attach(sequence)
-                self._kv.shed()
             if sequence.restoring is not None and not restored:
                 decoding = any(each.phase is Phase.DECODE for each in self._running)
                 self._kv.restore_some(sequence, wait=not decoding)
