@@ -8,7 +8,7 @@ from typing import Any
 
 from ocserve.api import field_schema
 from ocserve.api.fields import Field, Schema
-from ocserve.api.operations import OPERATIONS, Operation
+from ocserve.api.operations import OPERATIONS, SSE, Operation
 from ocserve.api.response_schemas import SCHEMAS, ref
 from ocserve.modelcard import ServedModel
 
@@ -74,7 +74,7 @@ def _operation(operation: Operation, models: tuple[ServedModel, ...]) -> dict[st
         found["security"] = [{}]
     places = [_place(name, "path", _in_path(operation, models)) for name in _PARAMETER.findall(operation.path)]
     places += [
-        _place(field.name, "query", field_schema.in_text(field))
+        _place(field.name, "query", _in_query(field, models))
         for field in operation.query
         if field.kind != "unsupported" or field.neutral
     ]
@@ -96,6 +96,11 @@ def _in_path(operation: Operation, models: tuple[ServedModel, ...]) -> Schema:
     if models and "/models/" in operation.path:
         return {"type": "string", "enum": _names(models)}
     return {"type": "string", "minLength": 1}
+
+
+def _in_query(field: Field, models: tuple[ServedModel, ...]) -> Schema:
+    schema = field_schema.in_text(field)
+    return {**schema, "enum": _names(models)} if field.name == "model" and models else schema
 
 
 def _names(models: Iterable[ServedModel]) -> list[str]:
@@ -123,13 +128,24 @@ def _narrower(declared: Mapping[str, Field], models: tuple[ServedModel, ...]) ->
     return found
 
 
+def _record(media_type: str, record: Schema) -> Schema:
+    """One record of a stream: a line, or an event with JSON in `data`.
+
+    OpenAPI before 3.2 has no word for the parts of a stream; what reads such a document takes the schema for one's.
+    """
+    if media_type != SSE:
+        return record
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": record}
+    return {"type": "object", "properties": {"data": data, "event": {"type": "string"}}, "required": ["data"]}
+
+
 def _responses(operation: Operation) -> dict[str, object]:
     bodies: dict[str, object] = {operation.media_type: {"schema": ref(operation.answer)}}
     if operation.media_type != "application/json":
         bodies = {operation.media_type: {"schema": {"type": "string"}}}
     if operation.streamed is not None:
         media_type, record = operation.streamed
-        bodies[media_type] = {"schema": {"type": "string"}, "x-ocserve-record": ref(record)}
+        bodies[media_type] = {"schema": _record(media_type, ref(record))}
     refusals = {
         status: {"description": reason, "content": {"application/json": {"schema": ref(operation.error)}}}
         for status, reason in _REFUSALS.items()

@@ -1,7 +1,7 @@
 """Every operation of the API, in one list: what it is for, what it reads and what it answers.
 
-Parameters are the tables that requests are checked by. `route` names the line of the server's route list, which may
-serve several operations; a test holds the two lists to each other.
+Parameters are the tables that requests are checked by. `route` names the line of the server's route list; a test holds
+the two lists to each other.
 """
 
 from __future__ import annotations
@@ -60,12 +60,11 @@ class Operation:
     public: bool = False
     example: Mapping[str, object] | None = None
     links: tuple[str, ...] = ()
-    served_by: str | None = None  # the path of the route, where it is not this operation's
 
     @property
     def route(self) -> tuple[str, str]:
         """The method and path of the line in the route list."""
-        return self.method, self.served_by or self.path
+        return self.method, self.path
 
 
 # The default model answers to this name everywhere.
@@ -268,7 +267,7 @@ _GOOGLE_EXAMPLES: Mapping[str, Mapping[str, object]] = {
 def _google(method: str, summary: str, answer: str, reads: tuple[Field, ...], *, version: str) -> Operation:
     return Operation(
         method="POST",
-        path=f"/{version}/models/{{model}}:{method}",
+        path=f"/{version}/models/{{model:path}}:{method}",
         tag="Google",
         summary=summary,
         reads=protojson.table(*reads),
@@ -277,7 +276,6 @@ def _google(method: str, summary: str, answer: str, reads: tuple[Field, ...], *,
         streamed=(SSE, "GoogleContent") if method.startswith("stream") else None,
         query=queries.GOOGLE_STREAM if method.startswith("stream") else queries.GOOGLE,
         error="GoogleError",
-        served_by=f"/{version}/models/{{call:path}}",
     )
 
 
@@ -438,12 +436,5 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 
 
-def _queries() -> dict[tuple[str, str], Mapping[str, Field]]:
-    """What may stand in a query, by the route's method and path: all that one of its operations takes."""
-    found: dict[tuple[str, str], Mapping[str, Field]] = {}
-    for operation in sorted(OPERATIONS, key=lambda each: each.streamed is not None):
-        found[operation.route] = {**found.get(operation.route, {}), **_reads(*operation.query)}
-    return found
-
-
-QUERIES = _queries()
+# What may stand in a query, by the route's method and path.
+QUERIES = {operation.route: _reads(*operation.query) for operation in OPERATIONS}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocserve import config
-from ocserve.api import google, google_embed, google_wire
-from ocserve.api.fields import unsupported
-from ocserve.errors import NotFound
+from ocserve.api import google, google_wire
+from ocserve.api.dialect import Dialect
+from ocserve.api.fields import Values
+from ocserve.api.google_embed import EmbedContent
+from ocserve.api.questions import QuestionDialect
 from ocserve.http.ask import Ask
 from ocserve.http.exchange import Exchange
 from ocserve.http.generate import Generate
@@ -16,30 +20,32 @@ from ocserve.service import Service
 _FRAMINGS = {"sse": google_wire.EVENTS, "json": google_wire.ARRAY}
 
 
-class ModelCall:
+class _OfModel:
     """`POST /v1beta/models/{model}:{method}`; a model's id may contain slashes and colons."""
 
-    def __init__(self, service: Service, settings: config.Server) -> None:
-        self._service = service
-        self._settings = settings
+    def __init__(self, make: Callable[[str, Values], ASGIApp]) -> None:
+        self._make = make
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        model, _, method = Exchange.of(scope).match.params["call"].rpartition(":")
-        await self._endpoint(Exchange.of(scope).query.get("alt", str), model, method)(scope, receive, send)
+        exchange = Exchange.of(scope)
+        await self._make(exchange.match.params["model"], exchange.query)(scope, receive, send)
 
-    def _endpoint(self, alt: str | None, model: str, method: str) -> ASGIApp:
-        """`alt` is how the client wants a stream, as events or as one JSON array; all else is JSON."""
-        if method != "streamGenerateContent" and alt == "sse":
-            raise unsupported("alt", "only 'streamGenerateContent' answers with events.")
-        match method:
-            case "generateContent":
-                return Generate(self._service, google.GenerateContent(model), self._settings)
-            case "streamGenerateContent":
-                dialect = google.GenerateContent(model, _FRAMINGS[alt or "json"])
-                return Generate(self._service, dialect, self._settings)
-            case "countTokens":
-                return Ask(self._service, google.CountTokens(model), self._settings)
-            case "embedContent" | "batchEmbedContents":
-                embed = google_embed.EmbedContent(model, batch=method == "batchEmbedContents")
-                return Ask(self._service, embed, self._settings)
-        raise NotFound("There is no such method of a model.")
+
+def model_calls(service: Service, settings: config.Server) -> Mapping[str, ASGIApp]:
+    """What can be done with a model, by the method's name."""
+
+    def generates(make: Callable[[str, Values], Dialect]) -> ASGIApp:
+        return _OfModel(lambda model, query: Generate(service, make(model, query), settings))
+
+    def answers(make: Callable[[str], QuestionDialect]) -> ASGIApp:
+        return _OfModel(lambda model, _: Ask(service, make(model), settings))
+
+    return {
+        "generateContent": generates(lambda model, _: google.GenerateContent(model)),
+        "streamGenerateContent": generates(
+            lambda model, query: google.GenerateContent(model, _FRAMINGS[query.get("alt", str) or "json"])
+        ),
+        "countTokens": answers(google.CountTokens),
+        "embedContent": answers(lambda model: EmbedContent(model, batch=False)),
+        "batchEmbedContents": answers(lambda model: EmbedContent(model, batch=True)),
+    }

@@ -41,7 +41,7 @@ from ocserve.http.editors import (
     OllamaVersion,
 )
 from ocserve.http.generate import Generate
-from ocserve.http.google import ModelCall
+from ocserve.http.google import model_calls
 from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
 from ocserve.http.response_socket import ResponseSocket
 from ocserve.http.response_store import ResponseStore
@@ -84,8 +84,11 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         answers("/v1/embeddings", openai_embeddings),
         answers("/v1/rerank", rerank),
         answers("/v2/rerank", rerank),
-        Route("POST", "/v1/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),
-        Route("POST", "/v1beta/models/{call:path}", ModelCall(service, settings), error_body=google.error_body),
+        *(
+            Route("POST", f"/{version}/models/{{model:path}}:{method}", endpoint, error_body=google.error_body)
+            for version in ("v1", "v1beta")
+            for method, endpoint in model_calls(service, settings).items()
+        ),
         Route("GET", "/v1beta/models", ModelList(service, google_models), error_body=google.error_body),
         Route("GET", "/v1beta/models/{id:path}", ModelEntry(service, google_models), error_body=google.error_body),
         _shared("/v1/models", lambda catalogue: ModelList(service, catalogue)),

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from ocserve import config
+from ocserve.api.operations import OPERATIONS
 from ocserve.http.route_table import SOCKET, Route
 from ocserve.http.routes import routes
 from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Served, serving
@@ -16,7 +17,6 @@ from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Served, ser
 # Reviewed: nothing else answers without a caller. Of the reference, names of models are for callers only.
 PUBLIC = {("GET", path) for path in ("/health", "/ready", "/openapi.json", "/docs", "/api/version")}
 MESSAGE = {**CHAT, "max_tokens": 5}
-CONTENTS = {"contents": [{"parts": [{"text": "Hi"}]}]}
 RANKING = {"model": "tiny", "query": "Hi", "documents": ["Ho"]}
 BODIES = {
     "/v1/chat/completions": CHAT,
@@ -26,8 +26,7 @@ BODIES = {
     "/v1/embeddings": {"model": "tiny", "input": "Hi"},
     "/v1/rerank": RANKING,
     "/v2/rerank": RANKING,
-    "/v1/models/{call:path}": CONTENTS,
-    "/v1beta/models/{call:path}": CONTENTS,
+    **{each.path: each.example for each in OPERATIONS if each.tag == "Google" and each.method == "POST"},
     "/v1/responses": {"model": "tiny", "input": "Hi"},
     "/v1/responses/{id}/cancel": {},
     "/api/chat": CHAT,
@@ -60,7 +59,7 @@ def walk(served: Served) -> list[tuple[Route, str]]:
     for route in routes(served.service, config.Server()):
         if route.method == SOCKET:  # tests/http/test_websocket.py
             continue
-        path = route.path.replace("{id:path}", "tiny").replace("{call:path}", "tiny:generateContent")
+        path = route.path.replace("{id:path}", "tiny").replace("{model:path}", "tiny")
         path = path.replace("{id}", "resp_never")
         bare = path.removeprefix("/v1") if path.startswith("/v1/") else path
         for spelling in {path, f"{path}/", bare, f"/{path}", path.replace("/", "//") + "//", f"///{bare}"}:

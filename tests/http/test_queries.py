@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,9 +25,7 @@ CONTENTS = {"contents": [{"parts": [{"text": "Hi"}]}]}
 
 
 def path_of(route: str) -> str:
-    return (
-        route.replace("{call:path}", "tiny:generateContent").replace("{id:path}", "tiny").replace("{id}", "resp_none")
-    )
+    return re.sub(r"\{\w+:path\}", "tiny", route).replace("{id}", "resp_none")
 
 
 @pytest.mark.parametrize("route", sorted({operation.route for operation in OPERATIONS}), ids=" ".join)
