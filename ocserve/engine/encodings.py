@@ -102,6 +102,7 @@ class Encoding:
             mergeable_ranks=dict(zip(_as_bytes(texts), range(len(texts)), strict=True)),
             special_tokens={},
         )
+        self._encoding._mergeable_ranks = {}  # tiktoken has copied what it needs; this is megabytes
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of `text`. Raises `Unsupported` for the rare text that tiktoken's search for words gives up on."""

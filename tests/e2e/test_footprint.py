@@ -9,11 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+import openai
 import psutil
 
+from ocserve import app, config
+from ocserve.catalog.store import Store
 from tests.e2e.daemon import RunningDaemon, daemon
 
 RESIDENT_BYTES = 120_000_000
+OVERHEAD_BYTES = 100_000_000
 IDLE_SHARE = 0.005  # of one core
 START_CPU_S = 0.6
 
@@ -34,10 +39,31 @@ def cpu_s(*processes: psutil.Process) -> float:
     return sum(process.cpu_times().user + process.cpu_times().system for process in processes)
 
 
+def ask(running: RunningDaemon, text: str) -> None:
+    with openai.OpenAI(base_url=running.base_url, api_key="anything") as client:
+        client.chat.completions.create(model="default", messages=[{"role": "user", "content": text}], max_tokens=8)
+
+
 def test_the_front_process_is_small(server: RunningDaemon) -> None:
     resident = psutil.Process(server.process.pid).memory_info().rss
     print(f"front process: {resident / 1e6:.0f} MB resident")
     assert resident < RESIDENT_BYTES
+
+
+def test_the_engine_process_takes_little_beside_what_llama_takes(smollm2: Path, model_cache: Path) -> None:
+    """Model, KV cells and llama.cpp's buffers are what a process that has nothing else needs for the same context."""
+    tree = config.load(flags={"store.directory": model_cache}).config
+    installed = Store(tree.store).find("smollm2:135m")
+    assert installed is not None
+    spec = app.engine_spec(tree.engine, config.Cache(disk_bytes=0), installed, app.plan_here(tree, installed))
+    command = [sys.executable, "-m", "tests.e2e.bare_memory", msgspec.json.encode(spec).decode()]
+    bare = int(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout)
+    with daemon("smollm2:135m", store=model_cache) as running:
+        ask(running, "word " * 600)
+        engine = psutil.Process(running.engine_pid()).memory_info().rss
+    print(f"engine process: {engine / 1e6:.0f} MB resident, llama.cpp alone {bare / 1e6:.0f} MB")
+    assert bare > 100_000_000
+    assert engine - bare < OVERHEAD_BYTES
 
 
 def test_idle_costs_no_cpu(server: RunningDaemon, full: bool) -> None:
