@@ -12,7 +12,7 @@ from ocserve.audit.probes import PROBES
 from ocserve.audit.probes.documents import PAGES
 from ocserve.audit.session import Order
 from ocserve.audit.verdict import Verdict
-from tests.audit.faults import FAULTS, VISION_FAULTS
+from tests.audit.faults import FAULTS, VISION_FAULTS, status
 from tests.audit.provider import KEY, MODEL, Fault, Provider, running
 
 # What one server cannot show: TLS on loopback, a server error without a fault, a remote image.
@@ -94,6 +94,13 @@ def test_the_fault_is_found(provider: tuple[Provider, str], name: str, fault: Fa
     verdict = audited(url, *AFTER.get(name, ()), name)[name]
     assert verdict.status == "fail", verdict
     assert verdict.evidence
+
+
+def test_the_long_stream_of_a_model_without_conversations_is_a_completion(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    use(served, status(200, 400, "/chat/completions"))
+    verdict = audited(url, "long-stream")["long-stream"]
+    assert (verdict.status, verdict.evidence.startswith("10000 tokens")) == ("pass", True), verdict
 
 
 def test_limits_that_are_met_and_not_announced_are_found(provider: tuple[Provider, str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import tiny
 from tests.e2e.daemon import daemon
 
 KEY = "sk-check-0123456789abcdef"
@@ -26,10 +27,10 @@ SHORT = (
 )  # fmt: skip
 
 
-def check(model_cache: Path, *probes: str, **settings: str) -> tuple[Any, int]:
+def check(model_cache: Path, *probes: str, model: str = "smollm2:135m", **settings: str) -> tuple[Any, int]:
     """The report and the exit status."""
     environment = {"OCSERVE_API_KEY": KEY, "OCSERVE_AUTH_ANONYMOUS": "false", **settings}
-    with daemon("smollm2:135m", store=model_cache, env=environment) as running:
+    with daemon(model, store=model_cache, env=environment) as running:
         only = [word for name in probes for word in ("--probe", name)]
         command = [sys.executable, "-m", "ocserve", "check", running.base_url, "--key-from", "CHECK_KEY", "--json"]
         finished = subprocess.run(
@@ -54,3 +55,17 @@ def test_limits_that_are_set_are_announced_and_hold(smollm2: Path, model_cache: 
     report, _ = check(model_cache, *names, **settings)
     statuses = {each["probe"]: each["status"] for each in report["probes"] if each["probe"] in names}
     assert statuses == dict.fromkeys(names, "pass"), report["probes"]
+
+
+@pytest.mark.timeout(900)
+def test_a_stream_of_ten_thousand_tokens_arrives_whole(
+    model_cache: Path, request: pytest.FixtureRequest, tmp_path: Path, full: bool
+) -> None:
+    """On a model of random weights; with --full on a real one, which needs 17 tokens a second for it."""
+    if not full:
+        pytest.skip("ten thousand tokens take half a minute; --full makes them")
+    for model in (tiny.write(tmp_path / "tiny.gguf", context=12288), request.getfixturevalue("gemma")):
+        report, code = check(model_cache, "long-stream", model=str(model), OCSERVE_ENGINE_CONTEXT="12288")
+        [verdict] = [each for each in report["probes"] if each["probe"] == "long-stream"]
+        assert verdict["status"] == "pass", verdict
+        assert code == 0

@@ -87,8 +87,8 @@ async def long_stream(subject: Subject) -> str:
     used = stream.used("completion_tokens")
     if used < _LONG:
         raise Unproven(
-            f"the answer ended after {used} tokens with `{clean(stream.finishes[0], 20)}`; if that is the model's own "
-            "end, name its end tokens with --suppress"
+            f"the answer ended after {used} tokens and {stream.took_s:.0f} s with `{clean(stream.finishes[0], 20)}`; "
+            "if that is the model's own end, name its end tokens with --suppress"
         )
     subject.figures["long_stream_tok_per_s"] = used / stream.took_s
     return f"{used} tokens in {stream.took_s:.0f} s, finish reason {stream.finishes[0]}"
