@@ -50,7 +50,9 @@ class Shown:
 
 
 class Surface(ABC):
-    """One reply on one surface."""
+    """One reply on one surface. `ordered`: it keeps the order of thoughts, words and calls."""
+
+    ordered = True
 
     def __init__(self) -> None:
         self.reply = Reply(id="cafe", model="tiny", created=1, include_usage=True)
@@ -82,6 +84,8 @@ class Surface(ABC):
 
 class Chat(Surface):
     """OpenAI's chat completions."""
+
+    ordered = False
 
     def encoder(self) -> Encoder:
         return openai_chunks.ChatEncoder(self.reply, calls=True, logprobs=True)
@@ -244,6 +248,8 @@ class Google(Surface):
 
 class Ollama(Surface):
     """Ollama's chat."""
+
+    ordered = False
 
     def encoder(self) -> Encoder:
         return ollama_chat.encoder(self.reply)
