@@ -13,7 +13,7 @@ from ocserve.generation import Tool
 NO_PARAMETERS = '{"type":"object","properties":{},"additionalProperties":false}'
 
 # Surrogates and NUL stand for control tokens in answers (`marks`).
-_KEY = re.compile(r"[^\s<>\0\ud800-\udfff]+")
+_KEY = re.compile(r"[^\s<>\"\0\ud800-\udfff]+")
 _CHOICE = re.compile(r"[^<\n\0\ud800-\udfff]*")
 _SHARED = ("#/$defs/", "#/definitions/")
 _ROOT_KEYWORDS = frozenset(

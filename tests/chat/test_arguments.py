@@ -40,6 +40,7 @@ def test_names_that_a_tool_does_not_list_are_not_made_up(given: dict[str, Any], 
         {"properties": {"a": {"type": "string", "enum": ["x\0y"]}}},  # NUL and surrogates mean control tokens
         {"properties": {"a": {"type": "string", "enum": ["\ud800"]}}},
         {"properties": {"a\0": {"type": "string"}}},
+        {"properties": {'a"b': {"type": "string"}}},  # some formats write names between quotes
         {"properties": {"a": {"type": "object", "properties": {"b": {"$ref": "#"}}}}},
         {"properties": {"a": {"type": "array", "items": {"$ref": "#/properties/b"}}, "b": {"type": "string"}}},
     ],
