@@ -153,6 +153,27 @@ RECORDED: list[tuple[str, str | None, bool, str, str, str, list[tuple[str, Any]]
         "so",
         [WEATHER],
     ),
+    (
+        "minimax",
+        "think",
+        True,
+        'so</think>\n\nI look.\n<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Zürich'
+        '</parameter>\n</invoke>\n<invoke name="add"><parameter name="a">1</parameter>'
+        '<parameter name="b">[2.5, {"c": "}]\\\\\\""}]'
+        "</parameter></invoke>\n</minimax:tool_call>",
+        "I look.",
+        "so",
+        [WEATHER, SUM],
+    ),
+    (
+        "minimax",
+        None,
+        False,
+        '<minimax:tool_call>\n{"name": "now", "arguments": {}}\n</minimax:tool_call>',
+        "",
+        "",
+        [("now", {})],
+    ),
     ("llama", None, False, '{"name": "get_weather", "parameters": {"city": "Zürich"}}', "", "", [WEATHER]),
     ("llama", None, False, '{"name": "John", "age": 3}', '{"name": "John", "age": 3}', "", []),
     (

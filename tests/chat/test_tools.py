@@ -44,6 +44,7 @@ DETECTED = {
     "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": ("qwen_coder", "think"),
     "ByteDance-Seed-OSS": ("seed", "seed"),
     "GLM-4.6": ("glm", "think"),
+    "MiniMax-M2": ("minimax", "think"),
     "meta-llama-Llama-3.1-8B-Instruct": ("llama", None),
     "meta-llama-Llama-3.2-3B-Instruct": ("llama", None),
     "meta-llama-Llama-3.3-70B-Instruct": ("llama", None),

@@ -12,6 +12,7 @@ from ocserve.chat.tool_formats.harmony import HARMONY
 from ocserve.chat.tool_formats.hermes import HERMES
 from ocserve.chat.tool_formats.lists import FIREFUNCTION, KIMI, NEMOTRON
 from ocserve.chat.tool_formats.llama import LLAMA
+from ocserve.chat.tool_formats.minimax import MINIMAX
 from ocserve.chat.tool_formats.mistral import MISTRAL, MISTRAL_ID, MISTRAL_LIST
 from ocserve.chat.tool_formats.phi import PHI
 from ocserve.chat.tool_formats.qwen_coder import QWEN_CODER, SEED
@@ -31,6 +32,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     SEED,
     QWEN_CODER,
     GLM,
+    MINIMAX,
     NEMOTRON,
     FIREFUNCTION,
     FUNCTIONARY_V32,
