@@ -61,7 +61,7 @@ def test_limits_that_are_set_are_announced_and_hold(smollm2: Path, model_cache: 
 def test_a_stream_of_ten_thousand_tokens_arrives_whole(
     model_cache: Path, request: pytest.FixtureRequest, tmp_path: Path, full: bool
 ) -> None:
-    """On a model of random weights; with --full on a real one, which needs 17 tokens a second for it."""
+    """On random weights and on a real model, which has to make 17 tokens a second for it."""
     if not full:
         pytest.skip("ten thousand tokens take half a minute; --full makes them")
     for model in (tiny.write(tmp_path / "tiny.gguf", context=12288), request.getfixturevalue("gemma")):
