@@ -32,12 +32,12 @@ class Attention:
     def dense(self) -> bool:
         return self.in_use is not None
 
-    def cells(self, spans: Iterable[Span]) -> int:
-        """Cells that the rows of one batch attend in sum."""
+    def cells(self, spans: Iterable[Span], absent: int = 0) -> int:
+        """Cells that the rows of one batch attend in sum, or would if so many cells of others were not there."""
         if self.in_use is None:
             return sum(rows * computed + rows * (rows + 1) // 2 for computed, rows in spans)
         rows = sum(span.rows for span in spans)
-        return scores(rows, self.in_use() + rows)
+        return scores(rows, max(0, self.in_use() - absent) + rows)
 
     def cells_per_row(self, computed: int) -> int:
         """Cells that a row attends behind `computed` tokens of its sequence."""

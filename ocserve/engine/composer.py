@@ -33,7 +33,7 @@ MOST_STRETCH, SMOOTH_S = 10.0, 0.25
 # aims cannot be had (attention far into a long prompt is dear in small chunks), the larger miss is kept small.
 SLOWDOWN = 1.3
 # Prompt tokens that a step computes at least, so that a slow machine's prompts advance too.
-LEAST_CHUNK = 16
+LEAST_CHUNK = 8
 _SIZES = (32, TILE_ROWS, 96, 128, 192, 256, 384, 512, 1024, 2048)  # chunks that are weighed
 # A further prompt joins a batch if that takes at most this share of computing it afterwards, …
 JOINS_BELOW = 0.75
@@ -132,7 +132,7 @@ class Composer:
         """
         if not sequences or not prompts:
             return self._decode(sequences, free), self._prefill(prompts, self._batch_tokens, 0)
-        share = self._share(sequences, prompts[0].computed)
+        share = self._share(sequences, prompts)
         if share.apart:
             self._prompts_turn = not self._prompts_turn
             if self._prompts_turn:
@@ -146,28 +146,32 @@ class Composer:
         left = share.rows - (rows - len(sequences))
         return decode, self._prefill(prompts, min(max(left, LEAST_CHUNK), self._batch_tokens - rows), rows, drafted)
 
-    def _share(self, sequences: Ordered[Sequence], position: int) -> _Share:
-        """How many rows of a prompt, of which `position` are computed, go beside a row for each of `sequences`."""
-        rows = len(sequences)
+    def _share(self, sequences: Ordered[Sequence], prompts: Ordered[Sequence]) -> _Share:
+        """How many rows of the first of `prompts` go beside a row for each of `sequences`.
+
+        The bound is a multiple of what these would take if no prompt had come.
+        """
+        rows, position = len(sequences), prompts[0].computed
         most = self._batch_tokens - rows
         if most <= 0:
             return _Share(0, False, 0.0)
         # One row for each is what decoding alone takes: forced and drafted ones must not stretch the bound.
         others = [Span(sequence.computed, 1) for sequence in sequences]
-        alone_s = self._costs.seconds(rows, self._attention.cells(others))
-        target_s = bound_s(alone_s)
+        decode_s = self._costs.seconds(rows, self._attention.cells(others))
+        prompt_cells = sum(prompt.computed for prompt in prompts)
+        target_s = bound_s(self._costs.seconds(rows, self._attention.cells(others, absent=prompt_cells)))
         each = self._attention.cells_per_row(position)
         fitting = (
             self._costs.rows_within(target_s, rows=rows, cells_per_row=each, most=most),
-            self._costs.rows_within(target_s - alone_s, rows=0, cells_per_row=each, most=most),
+            self._costs.rows_within(target_s - decode_s, rows=0, cells_per_row=each, most=most),
         )
         sizes = {min(size, most) for size in (*fitting, *_SIZES, LEAST_CHUNK) if size >= LEAST_CHUNK or size == most}
-        return _least_miss([self._priced(Span(position, size), others, alone_s) for size in sorted(sizes)], target_s)
+        return _least_miss([self._priced(Span(position, size), others, decode_s) for size in sorted(sizes)], target_s)
 
-    def _priced(self, prompt: Span, others: list[Span], alone_s: float) -> _Share:
+    def _priced(self, prompt: Span, others: list[Span], decode_s: float) -> _Share:
         rows, cells = len(others) + prompt.rows, self._attention.cells([*others, prompt])
         mixed_s = self._costs.seconds(rows, cells, prefill=True)
-        apart_s = alone_s + self._costs.seconds(prompt.rows, self._attention.cells([prompt]), prefill=True)
+        apart_s = decode_s + self._costs.seconds(prompt.rows, self._attention.cells([prompt]), prefill=True)
         mixes = mixed_s <= MIXES_BELOW * apart_s
         return _Share(prompt.rows, not mixes, mixed_s if mixes else apart_s)
 

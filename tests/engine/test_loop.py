@@ -428,7 +428,8 @@ def test_a_long_prefix_comes_back_while_others_go_on(model: llama.Model, monkeyp
         engine.loop.turn(wait=False)
         tokens.append(len(engine.loop._running[0].generated))
         reached.append(again.computed)
-    assert reached == [*(48 * turn for turn in range(1, 8)), 400]  # and the rest is computed at once
+    assert reached[:7] == [48 * turn for turn in range(1, 8)]
+    assert reached[-1] == 400, "and the rest is computed"
     assert all(later > earlier for earlier, later in pairwise(tokens[:-1]))
     engine.run()
     end = engine.end("again")
