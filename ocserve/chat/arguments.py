@@ -28,6 +28,7 @@ _SCHEMAS = frozenset({"items", "prefixItems", "additionalItems", "additionalProp
 _NAMED_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _UPPER, _LOWER = frozenset({"maximum", "exclusiveMaximum"}), frozenset({"minimum", "exclusiveMinimum"})
 _MOST = 9_000_000_000_000_000_000  # llguidance counts in 64 bits itself and does not take their very last number
+_ARRAY_KEYWORDS = frozenset({"items", "minItems", "maxItems"})
 _JSON_TYPES = frozenset({"integer", "number", "boolean", "object", "array", "null"})
 
 
@@ -45,9 +46,9 @@ class Argument:
 def arguments_schema(tool: Tool) -> str:
     """The JSON Schema of a tool's arguments, as JSON text.
 
-    They are an object even where it does not say so, and have no names but those that it lists unless it says what
-    others are like: a model that is held to a schema which allows anything makes arguments up. Integers without bounds
-    fit 64 bits: a small model that may go on writes zeros without end.
+    They are an object even where it does not say so. Neither they nor objects within have names but those that it
+    lists, unless it says what others are like: a model that is held to a schema which allows anything makes them up.
+    Integers without bounds fit 64 bits: a small model that may go on writes zeros without end.
     """
     if tool.parameters is None:
         return NO_PARAMETERS
@@ -60,6 +61,7 @@ def arguments_schema(tool: Tool) -> str:
     _bound_integers(schema)
     if schema.get("type", "object") == "object":
         closed = {"additionalProperties": False} if _lists_all(schema) else {}
+        _close_listed(schema)
         return json.dumps({**schema, "type": "object", **closed}, ensure_ascii=False)
     conditions = schema.get("allOf", [])
     both = [*conditions, {"type": "object"}] if isinstance(conditions, list) else conditions
@@ -75,6 +77,21 @@ def _lists_all(schema: dict[str, object]) -> bool:
         and schema.keys() <= _ROOT_KEYWORDS - {"additionalProperties"}
         and all(isinstance(name, str) and name in listed for name in required)
     )
+
+
+def _close_listed(schema: dict[str, object]) -> None:
+    """Close the objects within that list their names, in place, where nothing but their own schema tells of them."""
+    waiting: list[object] = [schema]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict) or not part.keys() <= _ROOT_KEYWORDS | _ARRAY_KEYWORDS:
+            continue
+        waiting.append(part.get("items"))
+        properties = part.get("properties")
+        if isinstance(properties, dict):
+            waiting += properties.values()
+            if part is not schema and properties and part.get("type") == "object" and _lists_all(part):
+                part["additionalProperties"] = False
 
 
 def _bound_integers(schema: dict[str, object]) -> None:

@@ -88,3 +88,27 @@ def test_integers_without_bounds_fit_64_bits() -> None:
     assert properties["type"]["anyOf"][0]["items"] == {**integer, **bounds}
     assert properties["type"]["examples"] == [integer]
     assert schema["$defs"]["x"] == {"additionalProperties": {**integer, **bounds}, "enum": [integer]}
+
+
+def test_names_that_objects_within_do_not_list_are_not_made_up_either() -> None:
+    inner = {"type": "object", "properties": ONE}
+    closed = {**inner, "additionalProperties": False}
+    given = {
+        "type": "object",
+        "properties": {
+            "a": inner,
+            "b": {"type": "array", "items": {"type": "object", "properties": {"c": inner}}},
+            "any": {"type": "object", "properties": {}},
+            "open": {**inner, "additionalProperties": {"type": "string"}},
+            "either": {"oneOf": [inner, {"type": "string"}]},
+        },
+    }
+    properties = json.loads(arguments_schema(Tool(name="f", parameters=json.dumps(given))))["properties"]
+    wanted: Any = given["properties"]
+    assert properties["a"] == closed
+    assert properties["b"]["items"] == {"type": "object", "properties": {"c": closed}, "additionalProperties": False}
+    assert {name: properties[name] for name in ("any", "open", "either")} == {
+        name: wanted[name] for name in ("any", "open", "either")
+    }
+    beside = {**given, "allOf": [{"properties": {"a": {"required": ["x"]}}}]}
+    assert json.loads(arguments_schema(Tool(name="f", parameters=json.dumps(beside))))["properties"]["a"] == inner
