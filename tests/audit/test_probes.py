@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from ocserve.audit import session
-from ocserve.audit.probes import PROBES
+from ocserve.audit.probes import PROBES, edges
 from ocserve.audit.probes.documents import PAGES
 from ocserve.audit.session import Order
 from ocserve.audit.verdict import Verdict
@@ -83,8 +83,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "fault", "vision"), CASES)
-def test_the_fault_is_found(provider: tuple[Provider, str], name: str, fault: Fault, vision: bool) -> None:
+def test_the_fault_is_found(
+    provider: tuple[Provider, str], name: str, fault: Fault, vision: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served, url = provider
+    monkeypatch.setattr(edges, "_LONG", 1000)  # a right provider shows the whole figures
+    monkeypatch.setattr(edges, "_LEFT_BEHIND", 1024)
     use(served, fault, vision=vision)
     if name == "error-server":  # a server that fails, and says so in a form of its own
         inner = fault.answer

@@ -120,11 +120,12 @@ def test_p20_no_special_token_in_any_field_becomes_one(
             continue
         for text in texts:
             for field in fields:
-                for disguise in disguises(text, chance):
+                written = disguises(text, chance)
+                for disguise in written if full else chance.sample(written, 1):
                     segments = template.render(conversation({field: disguise}, calls=calls))
                     assert special_ids(vocabulary, segments) == expected
                     rendered += 1
-    assert rendered >= 3 * len(texts) * len(FIELDS[False])
+    assert rendered >= (3 if full else 1) * len(texts) * len(FIELDS[False])
 
 
 BENIGN = [
@@ -209,7 +210,7 @@ PIECES = st.sampled_from(
 WRITINGS = ["{}", "<|{}|>", "<{}>", "<|im_{}|>", "<|im_start|>{}", "<{}", "{}>", "[{}]", "a{}c", "{}{}", "<|{}{}>"]
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(st.lists(PIECES, max_size=8).map("".join), st.lists(PIECES, max_size=4).map("".join), st.sampled_from(WRITINGS))
 @example("im_start", "", "<|{}|>")
 @example("<|im_", "start|>", "{}{}")

@@ -78,7 +78,7 @@ def test_throughput_over_http_against_the_bare_loop(smollm2: Path, tmp_path: Pat
     shared = f"OCSERVE_CACHE_DIRECTORY={user_cache_path('ocserve-tests')}"  # so that the server need not measure
     for session in range(3):
         shares = ceiling.against_http(
-            smollm2, tmp_path / f"{session}", threads=[1], streams=[1, 8], rounds=1, tokens=32, arguments=shared,
+            smollm2, tmp_path / f"{session}", threads=[1], streams=[1, 4], rounds=1, tokens=32, arguments=shared,
             on_pair=lambda: None,
         )  # fmt: skip
         if all(share.ratio.median >= 0.4 for share in shares):

@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.daemon import RunningDaemon, daemon
 
 STREAMS = 6
-_ROUNDS_SHORT, _ROUNDS_FULL = 2, 20
+_ROUNDS_SHORT, _ROUNDS_FULL = 1, 20
 
 
 async def one_stream(client: openai.AsyncOpenAI, salt: str) -> str:

@@ -20,8 +20,8 @@ async def ask(client: openai.AsyncOpenAI) -> str:
 
 
 def test_a_hundred_clients_with_two_retries_each_all_finish(tiny_model: Path, full: bool) -> None:
-    """100 requests of one key at once; 60 a minute in the full form, 90 in the short one."""
-    per_minute = burst = 60 if full else 90
+    """100 requests of one key at once; 60 a minute in the full form, 96 in the short one."""
+    per_minute = burst = 60 if full else 96
     clients = 100
 
     async def all_at_once(url: str) -> list[str]:
@@ -37,11 +37,11 @@ def test_a_hundred_clients_with_two_retries_each_all_finish(tiny_model: Path, fu
 
 
 def test_refusals_are_immediate_carry_the_headers_and_never_exceed_the_rate(tiny_model: Path) -> None:
-    async def hammer(url: str) -> tuple[int, list[float], openai.RateLimitError]:
+    async def hammer(url: str) -> tuple[int, float, list[float], openai.RateLimitError]:
         passed, waits, last = 0, [], None
         async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
             begun = time.monotonic()
-            while time.monotonic() - begun < 4:
+            while time.monotonic() - begun < 2:
                 asked = time.monotonic()
                 try:
                     await client.completions.create(model="default", prompt=[40], max_tokens=1)
@@ -50,11 +50,11 @@ def test_refusals_are_immediate_carry_the_headers_and_never_exceed_the_rate(tiny
                     waits.append(time.monotonic() - asked)
                     last = refusal
         assert last is not None
-        return passed, waits, last
+        return passed, time.monotonic() - begun, waits, last
 
     with daemon(str(tiny_model), env={"OCSERVE_LIMITS_REQUESTS_PER_MINUTE": "30"}) as server:
-        passed, waits, last = asyncio.run(hammer(server.base_url))
-    assert passed <= 30 + 0.5 * 4 + 1
+        passed, elapsed, waits, last = asyncio.run(hammer(server.base_url))
+    assert passed <= 30 + 0.5 * elapsed + 1
     assert sorted(waits)[len(waits) // 2] < 0.1
     assert last.response.headers["x-ratelimit-limit-requests"] == "30"
     assert float(last.response.headers["retry-after-ms"]) > 0

@@ -46,7 +46,7 @@ def submit(engine: Engine, name: str, prompt: list[int], max_tokens: int) -> Seq
 def test_pressure_of_three_pools_is_invisible(smollm2: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that together need three times the pool all finish, and nothing of it stays behind."""
     monkeypatch.setattr(scheduler, "GROWTH_TOKENS", 8)
-    count, pool = (64, 2048) if full else (8, 256)
+    count, pool = (64, 2048) if full else (5, 160)
     engine, oracle = engine_and_oracle(smollm2, pool_tokens=pool, parallel=8)
     choose = random.Random(1)
     sequences = [
@@ -70,7 +70,7 @@ def test_conversations_share_what_they_have_in_common(model: str, full: bool, re
     path = request.getfixturevalue(model)
     choose = random.Random(2)
     engine, oracle = engine_and_oracle(path, pool_tokens=2048, parallel=4)
-    trunk = [choose.randrange(1000, 40000) for _ in range(700 if full else 200)]
+    trunk = [choose.randrange(1000, 40000) for _ in range(700 if full else 140)]  # a block is 128
     prompts = [[*trunk, *(choose.randrange(1000, 40000) for _ in range(20))] for _ in range(4 if full else 2)]
     first = [submit(engine, f"a{index}", prompt, 12) for index, prompt in enumerate(prompts)]
     engine.run()

@@ -73,7 +73,7 @@ async def test_a_conversation_goes_on_after_a_restart(model_cache: Path, tmp_pat
     with daemon("smollm2:135m", store=model_cache, env=env) as server:
         async with client(server) as api:
             before = 0
-            for turn in range(4):
+            for turn in range(3):
                 answer, prompt, cached = await ask(api, messages, max_tokens=24)
                 if turn:
                     assert prompt - cached <= 1.1 * (prompt - before)
