@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from pathlib import Path
 
 import openai
@@ -75,7 +76,8 @@ def test_throughput_over_http_against_the_bare_loop(smollm2: Path, tmp_path: Pat
         assert four.ratio.median >= 0.95, four
         assert eight.ratio.median >= 0.95, eight
         return
-    shared = f"OCSERVE_CACHE_DIRECTORY={user_cache_path('ocserve-tests')}"  # so that the server need not measure
+    # Profiles of earlier starts, so that the server need not measure.
+    shared = f"OCSERVE_CACHE_DIRECTORY={shlex.quote(str(user_cache_path('ocserve-tests')))}"
     for session in range(3):
         shares = ceiling.against_http(
             smollm2, tmp_path / f"{session}", threads=[1], streams=[1, 4], rounds=1, tokens=32, arguments=shared,
