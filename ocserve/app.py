@@ -33,6 +33,7 @@ from ocserve.engine.process import raise_descriptor_limit
 from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.http import application, server
+from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import CannotListen as CannotListen  # likewise
 from ocserve.machine import Device, HostMemory, host_memory, usable_cores
 from ocserve.modelcard import Capability, ServedModel
@@ -104,7 +105,7 @@ async def running(settings: config.Settings, models: Sequence[Installed]) -> Asy
             name: partial(served_model, tree, model, fits[name].plan, model is default, name in projectors)
             for name, model in installed.items()
         }
-        service = Service(fleet, described, Limiter(tree.limits), tree.limits)
+        service = Service(fleet, described, Limiter(tree.limits), tree.limits, ImageFetcher(tree.images))
         asgi = application.build(service, KeyRing(key, tree.auth, secret), tree.server)
         yield Daemon(facts, service, asgi)
     finally:
@@ -305,6 +306,7 @@ def served_model(
         digest=installed.sha256,
         capabilities=capabilities,
         input_modalities=("text", "image") if reads_images else ("text",),
+        image_urls=tree.images.fetch != "off" or bool(tree.images.fetch_hosts),
         output_modalities=modalities,
         dimensions=(facts.dimensions if facts else installed.header.embedding_length) * ("embedding" in capabilities),
     )

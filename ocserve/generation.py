@@ -29,12 +29,14 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """An image of a message, as the bytes of its file. It stands before character `at` of the message's content.
 
-    `where` is the field of the request that a refusal of it names.
+    `where` is the field of the request that a refusal of it names. One that is still to be fetched has a `url` and no
+    data.
     """
 
     data: bytes
     at: int
     where: str = "messages"
+    url: str | None = None
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

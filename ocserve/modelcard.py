@@ -121,7 +121,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     `architecture` is llama.cpp's word, `digest` the SHA-256 of the first file where it is known. Without `prices`
     nothing is charged.
     `dimensions` are the numbers of a vector of an embedding model, 0 of any other; neither that nor a reranking one
-    generates, so that its `max_output_tokens` is 0.
+    generates, so that its `max_output_tokens` is 0. `image_urls`: images are fetched from the addresses that are named.
     """
 
     id: str
@@ -143,6 +143,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
     prices: Prices | None = None
     dimensions: int = 0
+    image_urls: bool = False
 
     def answers_to(self, name: str) -> bool:
         """Whether a request for `name` means this model."""

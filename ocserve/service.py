@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import accumulate
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -30,6 +31,7 @@ from ocserve.engine.wire import Prepared
 from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded
 from ocserve.generation import (
     Answer,
+    ChatPrompt,
     Encoded,
     EncodeRequest,
     Failed,
@@ -52,6 +54,10 @@ from ocserve.modelcard import ServedModel
 _CANCEL_WAIT_S = 2.0
 # Log-probabilities in one answer, those of prompts, of all choices and of alternatives: about a hundred megabytes.
 _MOST_CHANCES = 1 << 19
+
+
+Fetch = Callable[[ChatPrompt], Awaitable[ChatPrompt]]
+Prompted = TypeVar("Prompted", GenerateRequest, EncodeRequest)
 
 
 class Trace:
@@ -198,9 +204,18 @@ def _numbered(event: GenerateEvent, first: int) -> GenerateEvent:
 class Service:
     """The models served and the way to have them generate. The first of `models` is the default."""
 
-    def __init__(self, fleet: Fleet, models: Mapping[str, Describe], limiter: Limiter, limits: config.Limits) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        models: Mapping[str, Describe],
+        limiter: Limiter,
+        limits: config.Limits,
+        fetch: Fetch | None = None,
+    ) -> None:
+        """`fetch` gets the images of a prompt that it names by their addresses only."""
         self.limiter = limiter
         self.fleet = fleet
+        self._fetch = fetch
         self._desks = {name: Desk(fleet.engines[name], describe, limits.queue) for name, describe in models.items()}
         self._default = next(iter(models))
         self._active = 0
@@ -285,6 +300,7 @@ class Service:
         try:
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
             stamped = [replace(each, request_id=secrets.token_hex(12), salt=caller.salt) for each in (request, *more)]
+            stamped = [await self._fetched(each) for each in stamped]
             async with self.fleet.lease(request.model) as engine:
                 generation = await _start(engine, stamped, lease, trace)
                 begun = time.monotonic()
@@ -328,8 +344,11 @@ class Service:
         """The answer to an admitted question that takes so many `places` in the queue."""
         self._enter(desk, places)
         try:
-            async with asyncio.timeout(question.deadline_s), self.fleet.lease(question.model) as engine:
-                answer = await engine.ask(replace(question, request_id=secrets.token_hex(12)))
+            async with asyncio.timeout(question.deadline_s):
+                if isinstance(question, EncodeRequest):
+                    question = await self._fetched(question)
+                async with self.fleet.lease(question.model) as engine:
+                    answer = await engine.ask(replace(question, request_id=secrets.token_hex(12)))
             trace.told(answer)
             return answer
         except TimeoutError:
@@ -337,6 +356,12 @@ class Service:
         finally:
             self._leave(desk, places)
             lease.settle(trace.usage.total_tokens)
+
+    async def _fetched(self, request: Prompted) -> Prompted:
+        """The request with its images; raises `InvalidRequest`."""
+        if self._fetch is None or not isinstance(request.prompt, ChatPrompt):
+            return request
+        return replace(request, prompt=await self._fetch(request.prompt))
 
     def _enter(self, desk: Desk, choices: int) -> None:
         desk.owed += choices

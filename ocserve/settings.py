@@ -156,6 +156,15 @@ class Images(_Branch, frozen=True):
     max_pixels: Annotated[Positive, Meta(description="most pixels of an image, judged before it is decoded")] = (
         40_000_000
     )
+    fetch: Annotated[
+        Literal["off", "public"],
+        Meta(description="whether images are fetched from the https addresses that requests name, if these are public"),
+    ] = "off"
+    fetch_hosts: Annotated[
+        tuple[Text, ...],
+        Meta(description="hosts (or host:port) that images are fetched from, also if private and by plain http"),
+    ] = ()
+    fetch_timeout_s: Annotated[Seconds, Meta(description="how long fetching an image may take")] = 10.0
 
 
 class Cache(_Branch, frozen=True):

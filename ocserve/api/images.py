@@ -10,6 +10,7 @@ from ocserve.errors import InvalidRequest
 from ocserve.generation import Image
 from ocserve.modelcard import ServedModel
 
+_MAX_URL = 8192
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
 
@@ -31,12 +32,16 @@ def of_base64(text: str, where: str) -> Image:
     return Image(data=data, at=0, where=where)
 
 
-def of_url(url: str, where: str) -> Image:
-    """The image that a data URL holds; nothing is fetched."""
+def of_url(url: str, model: ServedModel, where: str) -> Image:
+    """The image that a data URL holds, or one that is to be fetched where the operator allows that."""
+    if model.image_urls and url[:8].lower().startswith(("http://", "https://")):
+        if len(url) > _MAX_URL:
+            raise InvalidRequest(f"Invalid '{where}': an address has at most {_MAX_URL} characters.", param=where)
+        return Image(data=b"", at=0, where=where, url=url)
     head, comma, data = url.partition(",")
     media_type, _, encoding = head.removeprefix("data:").partition(";")
     if not head.startswith("data:") or not comma:
-        raise fields.unsupported(where, "images are sent as data URLs; nothing is fetched from other addresses.")
+        raise fields.unsupported(where, "images are sent as data URLs; this server fetches none.")
     if media_type.lower() not in MEDIA_TYPES or encoding.lower() != "base64":
         raise InvalidRequest(f"Invalid '{where}': expected a base64 data URL of {', '.join(MEDIA_TYPES)}.", param=where)
     return of_base64(data, where)

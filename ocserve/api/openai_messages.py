@@ -201,7 +201,7 @@ class MessageReader:
         self._images += 1
         if self._images > MAX_IMAGES:
             raise InvalidRequest(f"A request has at most {MAX_IMAGES} images.", param=path)
-        return images.of_url(url, f"{where}.url")
+        return images.of_url(url, self._model, f"{where}.url")
 
     def _tool_calls(self, values: Values, path: str) -> tuple[ToolCall, ...]:
         given: list[object] = values.get("tool_calls", list) or []

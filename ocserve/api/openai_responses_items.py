@@ -278,7 +278,7 @@ class ItemReader:
         if url is None:
             raise fields.missing(f"{path}.image_url")
         self._count_images(1, path)
-        said.add_image(images.of_url(url, f"{path}.image_url"))
+        said.add_image(images.of_url(url, self._model, f"{path}.image_url"))
         return {"type": "input_image", "image_url": url, "detail": "auto"}
 
     def _count_images(self, more: int, path: str) -> None:

@@ -46,7 +46,7 @@ def _document(model: ServedModel) -> Entry:
 
 def _input(model: ServedModel, modality: str) -> Entry:
     if modality == "image":
-        enums = {"sources": ("base64",), "formats": _IMAGE_FORMATS}
+        enums = {"sources": ("url", "base64") if model.image_urls else ("base64",), "formats": _IMAGE_FORMATS}
         supported = {name: {"type": "enum", "values": values} for name, values in enums.items()}
         return {"type": "image", "supported_inputs": supported}
     limits = {"max_context_length": _tokens(model.context_length)}

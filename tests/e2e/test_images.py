@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,35 @@ KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+def origin() -> Iterator[ThreadingHTTPServer]:
+    """A server of one image."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "image/png")
+            self.end_headers()
+            self.wfile.write(picture(seed=71))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory, origin: ThreadingHTTPServer) -> Iterator[RunningDaemon]:
     """A model whose projector lies beside it."""
     folder = tmp_path_factory.mktemp("seeing")
     tiny.write(folder / "tiny.gguf", context=2048)
     tiny_projector.write(folder / "mmproj-tiny.gguf")
     limits = {"OCSERVE_IMAGES_MAX_COUNT": "3", "OCSERVE_IMAGES_MAX_PIXELS": "1000000"}
-    with daemon(str(folder / "tiny.gguf"), "--ctx", "1024", env=limits) as running:
+    hosts = {"OCSERVE_IMAGES_FETCH_HOSTS": f"127.0.0.1:{origin.server_address[1]}"}
+    with daemon(str(folder / "tiny.gguf"), "--ctx", "1024", env=limits | hosts) as running:
         yield running
 
 
@@ -170,6 +194,25 @@ def test_limits_hold_and_the_engine_lives(seeing: RunningDaemon, client: openai.
         assert caught.value.param == "messages[0].content[0].image_url.url"
     assert chat(client, picture()).choices
     assert seeing.engine_pid() == engine
+
+
+def test_an_image_is_fetched_from_where_the_operator_says_and_nowhere_else(
+    client: openai.OpenAI, origin: ThreadingHTTPServer
+) -> None:
+    def ask(url: str) -> Any:
+        content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": ASK}]
+        return client.chat.completions.create(
+            model="default", messages=[{"role": "user", "content": content}], max_tokens=4, temperature=0
+        )
+
+    port = origin.server_address[1]
+    here, given = ask(f"http://127.0.0.1:{port}/a.png"), chat(client, picture(seed=71), max_tokens=4)
+    assert here.usage.prompt_tokens == given.usage.prompt_tokens
+    assert here.choices[0].message.content == given.choices[0].message.content
+    for url in (f"http://localhost:{port}/a.png", "http://127.0.0.1:1/a.png", "https://10.0.0.1/a.png"):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(url)
+        assert caught.value.param == "messages[0].content[0].image_url.url"
 
 
 def test_many_at_once_answer_as_one(client: openai.OpenAI) -> None:

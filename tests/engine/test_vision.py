@@ -107,6 +107,21 @@ def test_the_shared_prompt_answers_as_the_computed_one(seer: Seer) -> None:
     assert all(member.generated == alone.generated for member in choices.group.members)
 
 
+def test_a_block_that_ends_inside_an_image_is_restored_up_to_it(tmp_path: Path) -> None:
+    """Blocks in the tiers are of 128 tokens; this image lies across the border of the first."""
+    seer = Seer(tmp_path, "attention", "causal")
+    before = [3 + index for index in range(100)]
+    first = seer.show("first", before, picture(1), AFTER)
+    seer.run()
+    while seer.kv.save_some():
+        pass
+    seer.kv.drop_kept()
+    again = seer.show("again", before, picture(1), AFTER)
+    usage = seer.end_of("again").usage
+    assert usage.cached_tokens == len(before)
+    assert again.generated == first.generated
+
+
 def test_streams_go_on_while_an_image_is_encoded(seer: Seer, monkeypatch: pytest.MonkeyPatch) -> None:
     encode, held = Projector.encode, threading.Event()
 
