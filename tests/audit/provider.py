@@ -71,6 +71,7 @@ class Provider:
     fault: Fault = Fault()
     vision: bool = False
     remaining: int = 100_000
+    limit: int = 100_000
     waiting: int = 0
     made: int = 0
     cached: set[tuple[int, ...]] = field(default_factory=set)
@@ -160,7 +161,7 @@ class Provider:
     def _limits(self) -> Headers:
         return {
             **({"x-ocserve-ignored": "user"} if self.has("ours") else {}),
-            **{f"x-ratelimit-limit-{unit}": "100000" for unit in ("requests", "tokens")},
+            **{f"x-ratelimit-limit-{unit}": str(self.limit) for unit in ("requests", "tokens")},
             **{f"x-ratelimit-remaining-{unit}": str(self.remaining) for unit in ("requests", "tokens")},
             **{f"x-ratelimit-reset-{unit}": "60s" for unit in ("requests", "tokens")},
         }

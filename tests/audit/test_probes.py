@@ -42,7 +42,7 @@ def audited(url: str, *only: str, quick: bool = False) -> dict[str, Verdict]:
 
 
 def use(provider: Provider, fault: Fault, *, vision: bool = False, remaining: int = 100_000) -> None:
-    provider.fault, provider.vision, provider.remaining = fault, vision, remaining
+    provider.fault, provider.vision, provider.remaining, provider.limit = fault, vision, remaining, remaining
 
 
 def test_a_right_provider_passes_every_probe(provider: tuple[Provider, str]) -> None:
@@ -72,6 +72,9 @@ def test_a_limit_that_can_be_reached_is_reached(provider: tuple[Provider, str]) 
     assert audited(url, "limit-enforced")["limit-enforced"].status == "pass"
     use(served, Fault(words=frozenset({"no limit"})), remaining=20)
     assert audited(url, "limit-enforced")["limit-enforced"].status == "fail"
+    served.limit = 60_000_000  # so many a minute that none is ever missing
+    verdict = audited(url, "limit-enforced")["limit-enforced"]
+    assert (verdict.status, "refills faster" in verdict.evidence) == ("not_provable", True)
 
 
 CASES = [
