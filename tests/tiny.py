@@ -37,6 +37,11 @@ def _byte_alphabet() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
+def byte_token(byte: int) -> int:
+    """The token that is this byte alone."""
+    return len(SPECIALS) + byte
+
+
 def _vocabulary(writer: gguf.GGUFWriter, fill: bool) -> int:
     alphabet = _byte_alphabet()
     space = alphabet[32]

@@ -51,16 +51,12 @@ _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _NO_SPACE = r"[^\s\x{FEFF}]"  # ECMAScript's: the byte order mark is space to it
 
 
-class NoSchema(Exception):
-    """A keyword holds something else where it is to hold a schema."""
-
-    def __init__(self, keyword: str) -> None:
-        super().__init__(keyword)
-        self.keyword = keyword
+class Unsupported(Exception):
+    """What the compiler would take and not hold to, or could not say what is wrong with."""
 
 
 def simplified(schema: dict[str, object]) -> dict[str, object]:
-    """The schema, of any draft, as it can be compiled; raises `NoSchema`."""
+    """The schema, of any draft, as it can be compiled; raises `Unsupported`."""
     dialect = schema.get("$schema")
     bare = isinstance(dialect, str) and _SIBLINGS_IGNORED.match(dialect) is not None
     return _object(schema, bare=bare)
@@ -71,7 +67,7 @@ def _simplified(keyword: str, schema: object, *, bare: bool) -> object:
         return _object(schema, bare=bare)
     if isinstance(schema, bool):
         return schema
-    raise NoSchema(keyword)
+    raise Unsupported(f"what '{keyword}' holds is no schema.")
 
 
 def _object(schema: dict[str, object], *, bare: bool) -> dict[str, object]:
@@ -91,6 +87,7 @@ def _object(schema: dict[str, object], *, bare: bool) -> dict[str, object]:
         else:
             found[keyword] = _value(keyword, value)
     _guard(found)
+    _check_least_properties(found)
     return found
 
 
@@ -124,6 +121,15 @@ def _guard(schema: dict[str, object]) -> None:
         longest = schema.get("maxLength")
         if longest is None or (isinstance(longest, int) and longest > guard.max_length):
             schema["maxLength"] = guard.max_length
+
+
+def _check_least_properties(schema: dict[str, object]) -> None:
+    """The compiler counts a name that comes twice as two properties; whoever reads the answer has one of them."""
+    least, named = schema.get("minProperties"), schema.get("properties")
+    if isinstance(least, int) and least - (len(named) if isinstance(named, dict) else 0) > 1:
+        free = schema.get("additionalProperties") is not False or schema.get("patternProperties")
+        if free:
+            raise Unsupported("'minProperties' is supported up to one more than there are names in 'properties'.")
 
 
 def _forbids_nothing(keyword: str, value: object, schema: dict[str, object]) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
-from ocserve.engine.rewriting import NoSchema, simplified
+from ocserve.engine.rewriting import Unsupported, simplified
 from ocserve.errors import InvalidRequest
 
 # Where the schema of a response stands in a request; a tool's is elsewhere.
@@ -107,8 +107,8 @@ def _checked(text: str) -> Checked:
         raise _Refusal(f"all 'multipleOf' together, or their least common multiple, are above {MAX_MULTIPLES} units.")
     try:
         return Checked(json.dumps(simplified(schema), ensure_ascii=False), states)
-    except NoSchema as error:
-        raise _Refusal(f"what '{error.keyword}' holds is no schema.") from None
+    except Unsupported as error:
+        raise _Refusal(str(error)) from None
 
 
 def refusal(error: str, field: str = FIELD) -> InvalidRequest:

@@ -49,6 +49,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "object", "properties": {CANARY: False}, "required": [CANARY]}, "no value"),
     (False, "no value"),
     ({"type": "integer", "minimum": CANARY}, "'minimum'"),
+    ({"type": "object", "minProperties": 2}, "'minProperties'"),
+    ({"patternProperties": {"^a": {}}, "additionalProperties": False, "minProperties": 2}, "'minProperties'"),
     ({"type": {CANARY: 1}}, "'type'"),
     ({"properties": {CANARY: 7}}, "'properties'"),
     ({"anyOf": [{}, CANARY]}, "'anyOf'"),
@@ -137,6 +139,8 @@ HARMLESS: list[Any] = [
     {"anyOf": [{"type": "integer", "if": {"const": 1}}, {"then": {"const": 2}, "type": "null"}]},
     {"$defs": {"a": {"type": "array", "minContains": 2}}, "$ref": "#/$defs/a"},
     {"type": "object", "properties": {"not": {"type": "object", "unevaluatedProperties": True, "not": False}}},
+    {"type": "object", "properties": {"a": {}}, "required": ["a"], "minProperties": 2},
+    {"type": "object", "minProperties": 1},
     {"type": "object", "dependentRequired": {}, "properties": {"if": {"type": "integer"}}},
 ]
 

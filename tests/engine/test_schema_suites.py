@@ -161,6 +161,8 @@ def accepted(compiled: Compiling, start: Guide, instance: Any) -> bool:
 def check_refusal(compiled: Compiling, schema: Any, error: InvalidRequest) -> None:
     """It names a keyword that is in the schema, or says that nothing satisfies it, and llguidance refuses it too.
 
+    The one exception is what llguidance would take and not hold to: the least number of properties of any names.
+
     llguidance has the drafts' own schemas, so that the keyword may be in the one that `$ref` refers to.
     """
     assert (error.status, error.param) == (400, "response_format.json_schema.schema")
@@ -168,7 +170,8 @@ def check_refusal(compiled: Compiling, schema: Any, error: InvalidRequest) -> No
     document = json.dumps(schema)
     named = any(f'"{keyword}"' in document for keyword in keywords) or (keywords and DRAFT.search(document))
     assert named or "no value" in error.message, error.message
-    assert not compiled.compiles_unbounded(schema), error.message
+    unsound = "'minProperties' is supported up to" in error.message
+    assert unsound or not compiled.compiles_unbounded(schema), error.message
 
 
 def expected_exceptions(ran: set[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
