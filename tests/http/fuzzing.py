@@ -21,6 +21,7 @@ hooks = "tests.http.fuzz_hooks"
 continue-on-failure = true
 request-timeout = 120
 suppress-health-check = ["all"]
+cache.enabled = false
 [generation]
 allow-x00 = true
 no-shrink = true
