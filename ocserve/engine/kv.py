@@ -27,6 +27,7 @@ from ocserve.engine.tiers.tiers import Tiers
 LEAST_SHARED = 16
 # Blocks that are restored before anything is computed again, and others' streams wait for: milliseconds each.
 RESTORED_AT_ONCE = 32
+_STORES_AT_ONCE = 16  # of a few blocks each
 
 
 class Reuse(Enum):
@@ -140,10 +141,12 @@ class KvMemory:
         self.evictions += 1
         return True
 
-    def shed(self) -> None:
+    def shed(self, *, at_once: bool = False) -> None:
         """Leave to the tiers what they have of kept prefixes, the least valuable first, down to `most_idle` cells.
 
-        What they do not have yet is stored, some blocks at each call: every step is slower while it stays.
+        What they do not have yet is stored, some blocks at each call: every step is slower while it stays. `at_once`
+        stores more of it, for when nobody waits for a step: cells that are computed then lie below those that go, and
+        llama.cpp looks at all up to the highest in use.
         """
         if self._most_idle is None or self._storage is None or self._reuse is Reuse.WHOLE_STATE or not self._kept:
             return  # a whole state that does not end with a block is in no tier
@@ -151,8 +154,11 @@ class KvMemory:
         while excess > 0:
             victim = self._retention.give_up(self._candidates(filter(self._storage.has, self._kept)))
             if victim is None:
-                self._storage.save_some()
-                return
+                stored = sum(self._storage.save_some() for _ in range(_STORES_AT_ONCE if at_once else 1))
+                if not stored or not at_once:
+                    return
+                at_once = False
+                continue
             excess -= self._tree.private_cells(victim)
             self._drop(victim)
             self.evictions += 1

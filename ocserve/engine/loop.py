@@ -283,6 +283,7 @@ class EngineLoop:
                     continue
                 self._counts.resumed += sequence.parked is not None
                 self._kv.attach(sequence)
+                self._kv.shed(at_once=not any(each.phase is Phase.DECODE for each in self._running))
             if sequence.restoring is not None and not restored:
                 decoding = any(each.phase is Phase.DECODE for each in self._running)
                 self._kv.restore_some(sequence, wait=not decoding)
