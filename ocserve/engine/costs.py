@@ -19,7 +19,7 @@ one comes. The engine sees only its own steps; that the front process wants a co
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -47,6 +47,7 @@ _MOST_SPREAD = 8  # between models in how many cells are worth a step
 # cell costs about this share (135M model: 2 to 3 µs against 6 to 13).
 TILE_ROWS = 64
 _NO_TILES = 1 << 30
+_ALIKE_ROWS = 16  # without flash attention a cell costs the same in batches of so many rows or more
 _PASSED_SHARE = 0.05  # and this much a cell that is not the row's own (same model: 0.6 µs against 12)
 _TILED_SHARE = 0.35
 
@@ -71,11 +72,15 @@ def thread_candidates(cores: int) -> tuple[int, ...]:
 
 @dataclass(slots=True)
 class _Curve:
-    """Seconds of an undisturbed step under one thread count, by rows and attended cells."""
+    """Seconds of an undisturbed step under one thread count, by rows and attended cells.
+
+    From the knot number `alike` on, a cell costs the same at all sizes, so that one step teaches all of them.
+    """
 
     knots: Sequence[int]
     steps: list[float]
     cells: list[float]
+    alike: int
     slow_steps: int = 0
 
     def seconds(self, rows: int, cells: int) -> float:
@@ -88,19 +93,22 @@ class _Curve:
         """Move towards a step that took `ratio` times what the curve says, each part by its share in that."""
         left, share = self._place(rows)
         share = min(share, 1.0)
-        parts = [
-            (table, index, weight * table[index] * times)
-            for table, times in ((self.steps, 1), (self.cells, cells))
-            for index, weight in ((left, 1 - share), (left + 1, share))
-        ]
+        weights = ((left, 1 - share), (left + 1, share))
+        parts: list[tuple[list[float], Iterable[int], float]]
+        parts = [(self.steps, [index], weight * self.steps[index]) for index, weight in weights]
+        if left >= self.alike:
+            parts.append((self.cells, range(self.alike, len(self.cells)), self.cells[left] * cells))
+        else:
+            parts += [(self.cells, [index], weight * self.cells[index] * cells) for index, weight in weights]
         total = sum(part for _, _, part in parts)
         error = math.log(ratio)
         self.slow_steps = self.slow_steps + 1 if error > _STALL_CLIP else 0
         most = _STALL_CLIP if self.slow_steps <= _MOST_STALLS else _ERROR_CLIP
         error = max(-_ERROR_CLIP, min(most, error))
         gain = _CURVE_RATE * error * total / sum(part * part for _, _, part in parts)
-        for table, index, part in parts:
-            table[index] *= math.exp(gain * part)
+        for table, indices, part in parts:
+            for index in indices:
+                table[index] *= math.exp(gain * part)
         for index in range(left, 0, -1):
             self.steps[index - 1] = min(self.steps[index - 1], self.steps[index])
         for index in range(left + 1, len(self.steps)):
@@ -147,7 +155,9 @@ def _fit(timings: Sequence[Timing], knots: Sequence[int], tiles: int) -> _Curve:
         highest = max(highest, same[0].seconds - cell_cost(rows) * same[0].cells, same[0].seconds / 10)
         measured.append((rows, highest))
     steps = [_extended(measured, rows) for rows in knots]
-    return _Curve(knots, steps, [cell_cost(rows) for rows in knots])
+    alike = bisect_left(knots, _ALIKE_ROWS) if tiles == _NO_TILES else len(knots)
+    costs = [cell_cost(rows) for rows in knots]
+    return _Curve(knots, steps, [*costs[:alike], *(costs[-1] for _ in costs[alike:])], alike)
 
 
 def _extended(measured: Sequence[tuple[int, float]], rows: int) -> float:

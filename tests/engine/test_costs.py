@@ -153,6 +153,21 @@ def test_what_cells_cost_is_learnt_apart_from_what_rows_cost() -> None:
         assert costs.seconds(8, 8 * depth) == pytest.approx(attentive(1, 8, 8 * depth), rel=0.1)
 
 
+def test_without_flash_attention_what_cells_cost_large_batches_teaches_all_of_them() -> None:
+    """A long prompt alone is read in the largest ones; beside streams it will be read in smaller ones."""
+
+    def attentive(threads: int, rows: int, cells: int) -> float:
+        return 0.005 + 0.004 * rows + 2e-6 * cells
+
+    shallow = [Timing(1, rows, rows, attentive(1, rows, rows)) for rows in (1, 8, 64, MOST)]
+    costs = CostModel(shallow, most_rows=MOST, dense=True)
+    for depth in range(256, 4096, 256):
+        for _ in range(4):
+            costs.observe(MOST, MOST * depth, 1, attentive(1, MOST, MOST * depth))
+    for rows in (32, 64, 128):
+        assert costs.seconds(rows, rows * 3000) == pytest.approx(attentive(1, rows, rows * 3000), rel=0.15)
+
+
 @given(
     st.lists(st.floats(1e-5, 10), min_size=1, max_size=6),
     st.lists(st.tuples(st.integers(1, MOST), st.integers(0, 10**6), st.floats(1e-6, 100)), max_size=60),
