@@ -127,7 +127,8 @@ class ContentEncoder:
                 parts = self._parts(event)
                 return (self._record(event.index, parts),) if parts else ()
             case Finished(reason=reason, index=index):
-                parts = [*self._whole_call(index), {"text": ""}]
+                # Clients drop a call that has an empty text beside it.
+                parts = self._whole_call(index) or [{"text": ""}]
                 candidate = self._candidate(index, parts, self._candidates[index].taken(), FINISH_REASONS[reason])
                 self._unfinished -= 1
                 if not self._unfinished:

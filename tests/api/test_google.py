@@ -492,7 +492,7 @@ def test_the_records_of_a_stream() -> None:
         [{"text": "I "}],
         [{"text": "look."}],
         [{"functionCall": call}],
-        [{"functionCall": other}, {"text": ""}],
+        [{"functionCall": other}],
     ]
     assert ["finishReason" in record["candidates"][0] for record in records] == [False] * 5 + [True]
     assert ["usageMetadata" in record for record in records] == [False] * 5 + [True]
