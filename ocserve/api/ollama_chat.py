@@ -160,7 +160,11 @@ def encoder(reply: Reply) -> ChatEncoder:
 
 def load(body: bytes, models: Models, *, refuse_unknown: bool) -> Load | None:
     """The load that `body` asks for if it has no messages."""
-    return ollama_request.load(body, _TABLE, ("messages",), models, refuse_unknown=refuse_unknown)
+
+    def check(values: Values) -> None:
+        ToolReader(refuse_unknown=refuse_unknown, nested=True).tools(values.get("tools", list) or [])
+
+    return ollama_request.load(body, _TABLE, ("messages",), models, refuse_unknown=refuse_unknown, check=check)
 
 
 def loaded(model: ServedModel, now: int) -> bytes:

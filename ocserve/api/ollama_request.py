@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +97,13 @@ def _think() -> Reader[Reasoning]:
 
 def keep_alive() -> Field:
     """How long to keep the model: a matter of this server's settings."""
-    shape = {"anyOf": [{"type": "string"}, {"type": "number"}]}
-    return Field("keep_alive", "advisory", shape=shape)
+
+    def reader(value: object, where: str) -> object:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise fields.wrong_type(where, "a string or a number", value)
+        return value
+
+    return Field("keep_alive", "advisory", Reader(reader, {"anyOf": [{"type": "string"}, {"type": "number"}]}))
 
 
 SHARED: tuple[Field, ...] = (
@@ -124,12 +129,22 @@ class Load:
 
 
 def load(
-    body: bytes, table: Mapping[str, Field], prompts: tuple[str, ...], models: Models, *, refuse_unknown: bool
+    body: bytes,
+    table: Mapping[str, Field],
+    prompts: tuple[str, ...],
+    models: Models,
+    *,
+    refuse_unknown: bool,
+    check: Callable[[Values], None] = lambda values: None,
 ) -> Load | None:
-    """The load that `body` asks for; None if it has one of the `prompts`, and so is to be answered."""
+    """The load that `body` asks for; None if it has one of the `prompts`, and so is to be answered.
+
+    `check` refuses what is wrong within the parameters that a load has no use for.
+    """
     values = fields.read(json_body.decode(body), table, refuse_unknown=refuse_unknown)
     if any(values.get(name, object) for name in prompts):
         return None
+    check(values)
     options = _options(values, refuse_unknown=refuse_unknown)
     return Load(model_of(values.get("model", str), models), (*values.ignored, *options.ignored))
 

@@ -202,7 +202,7 @@ class _Pair:
         scenario = Scenario(name="ceiling", about="", phases=(Phase(name="x", groups=(group,)),))
         texts = Texts(label, self.scale)
         player = load.Load(self.target, texts, time.perf_counter(), lambda: None, lambda sample: None)
-        samples = asyncio.run(player.scenario(scenario))
+        samples = load.run(player.scenario(scenario))
         rate = measures.decode_rate(samples)
         if rate is None:
             errors = {sample.error for sample in samples if sample.error is not None}

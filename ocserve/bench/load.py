@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
     import httpx2
 
 _FEW_WORDS, _MANY_WORDS = 40, 240
+_NICE = 10
+
+Result = TypeVar("Result")
 
 
 class TargetUnusable(Exception):
@@ -33,6 +40,21 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[_Model]
+
+
+def run(playing: Coroutine[Any, Any, Result]) -> Result:
+    """Run it to its end on a thread that gives way to others: the load generator must not take cores from the server.
+
+    Otherwise, on few cores, every token that arrives interrupts the computing of the next one.
+    """
+
+    def gently() -> Result:
+        if sys.platform == "linux":  # elsewhere the whole process would give way, and what it starts later
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        return asyncio.run(playing)
+
+    with ThreadPoolExecutor(1, "load") as thread:
+        return thread.submit(gently).result()
 
 
 async def first_model(url: str, key: str | None) -> str:

@@ -121,7 +121,7 @@ def run(
             texts = Texts(f"{seed}/{number}" if alike else f"{seed}/{number}/{at}", scales[0 if alike else at])
             player = load.Load(contenders[at].target, texts, origin, contenders[at].restart, on_sample)
             playing = player.trace(work.trace) if work.trace else player.scenario(work.scenario)
-            passes[at].append(asyncio.run(playing))
+            passes[at].append(load.run(playing))
     labels = [contender.target.label for contender in contenders]
     return Report(
         scenario=work.scenario.name,

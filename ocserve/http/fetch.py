@@ -13,9 +13,9 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
-import httpx2
 from msgspec.structs import replace
 
 from ocserve import __version__
@@ -23,6 +23,9 @@ from ocserve.api.images import MEDIA_TYPES
 from ocserve.config import Images
 from ocserve.errors import InvalidRequest
 from ocserve.generation import ChatPrompt, Image
+
+if TYPE_CHECKING:  # a server that fetches nothing does not load it
+    import httpx2
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -92,6 +95,8 @@ class ImageFetcher:
         )
 
     async def _bytes(self, url: str, where: str) -> bytes:
+        import httpx2
+
         try:
             async with self._places, asyncio.timeout(self._settings.fetch_timeout_s):
                 return await self._fetch(url)
@@ -105,6 +110,8 @@ class ImageFetcher:
             ) from None
 
     async def _fetch(self, url: str) -> bytes:
+        import httpx2
+
         for _ in range(_MAX_REDIRECTS + 1):
             target = await self._target(url)
             if self._context is None:
@@ -120,6 +127,8 @@ class ImageFetcher:
         raise _Refused
 
     async def _target(self, url: str) -> _Target:
+        import httpx2
+
         parsed = httpx2.URL(url)
         host, port = parsed.host, parsed.port or _DEFAULT_PORTS.get(parsed.scheme, 0)
         trusted = bool({host, f"{host}:{port}"} & set(self._settings.fetch_hosts))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -245,3 +247,13 @@ def test_the_first_listed_model_is_the_default() -> None:
         assert asyncio.run(load.first_model(f"{served.url}/v1", None)) == MODEL.id
     with pytest.raises(load.TargetUnusable):
         asyncio.run(load.first_model("http://127.0.0.1:9/v1", None))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities of their own")
+def test_the_load_generator_gives_way_and_nobody_else_does() -> None:
+    async def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert load.run(priority()) >= min(before + 10, 19)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

@@ -125,6 +125,20 @@ def test_a_request_without_messages_loads_the_model(client: ollama.Client, capab
     assert capable.engine.loaded
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        ("/api/chat", {"messages": [], "tools": [{"function": {"name": "N"}}]}, "tools[0].type"),
+        ("/api/chat", {"messages": [], "options": {"top_k": "x"}}, "options.top_k"),
+        ("/api/chat", {"messages": [], "keep_alive": {}}, "keep_alive"),
+        ("/api/generate", {"keep_alive": True}, "keep_alive"),
+    ],
+)
+def test_a_load_is_checked_as_what_is_answered(capable: Served, path: str, fields: dict[str, Any], named: str) -> None:
+    answer = capable.request("POST", path, {"model": "tiny", **fields})
+    assert (answer.status, named in answer.json["error"]) == (400, True), answer.json
+
+
 def test_a_chat_is_answered_whole_and_in_lines(client: ollama.Client) -> None:
     whole = client.chat("tiny", messages=say("Hi"))
     assert whole.message.content == "Hello, world!"
