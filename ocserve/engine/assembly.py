@@ -127,6 +127,10 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
     encoder, problem = _encoder(model, spec, context_tokens, turns, tokenizer, pictures)
     identity = _identity(spec)
     tiers = _tiers(spec, identity)
+
+    def most_idle(begins: bool) -> int:
+        return 0 if begins and not spec.flash_attention else costs.passed_over(_PASSED_OVER)
+
     kv = KvMemory(
         context,
         reuse=Reuse.WHOLE_STATE if model.recurrent or model.hybrid or model.window else Reuse.ANY_PREFIX,
@@ -136,7 +140,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
         recompute_s=lambda tokens, position: costs.seconds(tokens, tokens * (position + tokens // 2), prefill=True),
         window=model.window,
         sharing=spec.prefix_cache,
-        most_idle=None if layers_on_gpus(model) else lambda: costs.passed_over(_PASSED_OVER),
+        most_idle=None if layers_on_gpus(model) else most_idle,
     )
     loop = _loop(spec, context, kv, costs, Emitter(model.vocab, turns, send), projector)
     preparer = Preparer(

@@ -51,12 +51,13 @@ class KvMemory:
         recompute_s: Callable[[int, int], float],
         window: int = 0,
         sharing: bool = True,
-        most_idle: Callable[[], int] | None = None,
+        most_idle: Callable[[bool], int] | None = None,
     ) -> None:
         """`capacity` is cells (tokens); `recompute_s` predicts the seconds to compute tokens behind a position.
 
         `most_idle` is how many cells kept prefixes may hold beside running sequences where the tiers have them too
-        (None: any number): on a CPU every row of a step passes over every cell, also those that are not its own.
+        (None: any number): on a CPU every row of a step passes over every cell, also those that are not its own. It is
+        told whether a first sequence is about to begin, whose cells would lie above those that stay.
         `window` is how many positions the model's sliding layers attend, 0 if it has none; `identity` names everything
         that a stored state is valid for, apart from the tenant.
         """
@@ -150,7 +151,7 @@ class KvMemory:
         """
         if self._most_idle is None or self._storage is None or self._reuse is Reuse.WHOLE_STATE or not self._kept:
             return  # a whole state that does not end with a block is in no tier
-        excess = self.cells_kept - self._most_idle()
+        excess = self.cells_kept - max(LEAST_SHARED, self._most_idle(at_once))
         while excess > 0:
             victim = self._retention.give_up(self._candidates(filter(self._storage.has, self._kept)))
             if victim is None:

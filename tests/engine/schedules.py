@@ -115,7 +115,7 @@ class Engine:
             window=self.model.window,
             recompute_s=lambda tokens, position: tokens * 0.0025,
             sharing=sharing,
-            most_idle=None if most_idle is None else lambda: most_idle,
+            most_idle=None if most_idle is None else lambda begins: most_idle,
         )
         self.events: dict[str, list[GenerateEvent]] = defaultdict(list)
         self.loop = EngineLoop(
