@@ -275,7 +275,7 @@ class EngineLoop:
         """Prompts that can be computed now, in the order in which they are served."""
         ordered = self._order.sort(each for each in self._running if each.phase is Phase.PREFILL)
         ready: list[Sequence] = []
-        restored = False
+        begun = restored = False
         for index, sequence in enumerate(ordered):
             if not sequence.attached:
                 ahead = [*ordered[:index], *(later for later in ordered[index + 1 :] if later.attached)]
@@ -283,9 +283,14 @@ class EngineLoop:
                     continue
                 self._counts.resumed += sequence.parked is not None
                 self._kv.attach(sequence)
-                self._kv.shed(at_once=not any(each.phase is Phase.DECODE for each in self._running))
+                begun = True
+        decoding = any(each.phase is Phase.DECODE for each in self._running)
+        if begun:  # and has taken what it shares of what goes
+            self._kv.shed(at_once=not decoding)
+        for sequence in ordered:
+            if not sequence.attached:
+                continue
             if sequence.restoring is not None and not restored:
-                decoding = any(each.phase is Phase.DECODE for each in self._running)
                 self._kv.restore_some(sequence, wait=not decoding)
                 restored = True
             if sequence.restoring is None:

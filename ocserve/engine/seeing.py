@@ -12,7 +12,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from typing import Protocol
 
-from ocserve.engine.bindings import LlamaError
 from ocserve.engine.context import Embeddings
 from ocserve.engine.slots import Sequence, Shown
 from ocserve.engine.vision import Tile
@@ -86,7 +85,7 @@ class Sight:
                 key, tile = self._next()[0]
             try:
                 found = self._projector.encode(tile)
-            except LlamaError:
+            except Exception:  # noqa: BLE001  # whatever it was, who waits for this image must hear of it
                 with self._turn:
                     self._failed.add(key)
                     self._wanted.pop(key, None)

@@ -81,6 +81,7 @@ class Projector:
         if code != 0:
             raise LlamaError("the projector could not take the picture")
         parts: list[tuple[int, ...] | Tile] = []
+        digest = picture.digest
         for index in range(api.mtmd_input_chunks_size(chunks)):
             chunk = api.mtmd_input_chunks_get(chunks, index)
             kind = api.mtmd_input_chunk_get_type(chunk)
@@ -90,7 +91,7 @@ class Projector:
             elif kind != api.MTMD_INPUT_CHUNK_TYPE_IMAGE or api.mtmd_input_chunk_get_n_pos(chunk) != tokens:
                 raise LlamaError("the projector answered with what is no image")
             else:
-                key = picture.digest + index.to_bytes(4)
+                key = digest + index.to_bytes(4)
                 parts.append(Tile(key, image_ids(key, tokens), self._whole, chunk, owner))
         return parts
 
@@ -99,6 +100,8 @@ class Projector:
         if self._api.mtmd_encode_chunk(self._context, tile.chunk) != 0:
             raise LlamaError("the projector could not compute the image")
         pointer = self._api.mtmd_get_output_embd(self._context)
+        if not pointer:
+            raise LlamaError("the projector gave no embeddings")
         return np.ctypeslib.as_array(pointer, shape=(tile.tokens, self._width)).copy()
 
 

@@ -370,6 +370,20 @@ def test_idle_cells_that_no_tier_has_yet_are_stored_while_another_request_runs(m
     Oracle(model).check(again)
 
 
+def test_prompts_that_begin_together_take_their_prefixes_before_idle_cells_go(model: llama.Model) -> None:
+    """The first of them once had the second one's prefix sent to the tiers, from where it came back in whole blocks."""
+    engine = Engine(Path(), model=model, pool_tokens=2048)
+    engine.kv._most_idle = lambda begins: 0 if begins else 2048
+    told = [engine.submit(f"r{index}", prompt(200, first=7 * index), 5) for index in range(2)]
+    engine.run()
+    before = engine.kv.hits.resident
+    for sequence in told:
+        engine.submit(f"{sequence.id} again", [*sequence.prompt, *sequence.generated, 9], 5)
+    engine.run()
+    assert engine.kv.hits.resident - before >= 2 * 200
+    assert engine.kv.hits.host == 0
+
+
 def test_idle_cells_that_no_tier_has_room_for_stay(model: llama.Model) -> None:
     engine = Engine(Path(), model=model, most_idle=0, tiers=Tiers(HostTier(1000), None))
     engine.submit("one", prompt(300), 5)
