@@ -10,10 +10,10 @@ import json
 import re
 
 from ocserve.api import fields, images, tools, turns
-from ocserve.api.fields import Field, Values
+from ocserve.api.fields import Field, Reader, Values
 from ocserve.api.turns import Content
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Image, Message, ToolCall
+from ocserve.generation import Image, Message, Role, ToolCall
 from ocserve.modelcard import ServedModel
 
 MAX_MESSAGES = 8192
@@ -39,8 +39,9 @@ _REFUSED = (
 _TYPE = Field("type", "effective", fields.string(64), required=True)
 _CACHE = Field("cache_control", "advisory", fields.pairs(8))
 
+_ROLE: Reader[Role] = fields.word("user", "assistant", "system")
 MESSAGE = fields.table(
-    Field("role", "effective", fields.word("user", "assistant", "system"), required=True),
+    Field("role", "effective", _ROLE, required=True),
     Field("content", "effective", required=True, shape={"anyOf": [{"type": "string"}, {"type": "array"}]}),
     _CACHE,
 )
@@ -132,10 +133,11 @@ class MessageReader:
 
     def _turns(self, value: object, path: str) -> list[Message]:
         values = self._read(value, MESSAGE, path)
-        role, content = values.get("role", str), values.get("content", object)
+        role, content = values.made("role", _ROLE), values.get("content", object)
+        assert role is not None
         path = f"{path}.content"
         if isinstance(content, str):
-            return [Message(role=role, content=content)]  # type: ignore[arg-type]  # the table's words are roles
+            return [Message(role=role, content=content)]
         if not isinstance(content, list):
             raise fields.wrong_type(path, "a string or an array of content blocks", content)
         blocks = [

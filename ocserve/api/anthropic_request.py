@@ -48,7 +48,7 @@ CHOICE = fields.table(
     Field("name", "effective", fields.string(1024, empty=False)),
     Field("disable_parallel_tool_use", "effective", fields.boolean()),
 )
-_MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+_MODES: dict[str, tools.Mode] = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 PROMPT: tuple[Field, ...] = (
     Field("model", "effective", fields.string(256, empty=False), required=True),

@@ -20,6 +20,7 @@ from ocserve.errors import InvalidRequest
 
 Value = TypeVar("Value")
 Made = TypeVar("Made", covariant=True)
+Word = TypeVar("Word", bound=str)
 Schema = dict[str, Any]
 ParameterClass = Literal["effective", "advisory", "unsupported"]
 
@@ -88,6 +89,11 @@ class Values:
         """The value of `name`, if the request has one."""
         value = self._values.get(name)
         assert value is None or isinstance(value, kind)
+        return value
+
+    def made(self, name: str, reader: Reader[Made]) -> Made | None:
+        """What `reader`, the field's own, made of the value of `name`."""
+        value: Made | None = self._values.get(name)
         return value
 
     def __contains__(self, name: str) -> bool:
@@ -249,15 +255,16 @@ def string(max_bytes: int, *, empty: bool = True) -> Reader[str]:
     return Reader(reader, {"type": "string", **least, "maxLength": max_bytes})
 
 
-def word(*words: str) -> Reader[str]:
+def word(*words: Word) -> Reader[Word]:
     """One of a few strings."""
 
-    def reader(value: object, where: str) -> str:
+    def reader(value: object, where: str) -> Word:
         if not isinstance(value, str):
             raise wrong_type(where, "a string", value)
-        if value not in words:
-            raise InvalidRequest(f"Invalid '{where}': supported are {', '.join(map(repr, words))}.", param=where)
-        return value
+        for known in words:
+            if known == value:
+                return known
+        raise InvalidRequest(f"Invalid '{where}': supported are {', '.join(map(repr, words))}.", param=where)
 
     return Reader(reader, {"type": "string", "enum": list(words)})
 

@@ -79,7 +79,13 @@ TOOL = protojson.table(
         )
     ),
 )  # fmt: skip
-_MODES = {"AUTO": "auto", "VALIDATED": "auto", "MODE_UNSPECIFIED": "auto", "ANY": "required", "NONE": "none"}
+_MODES: dict[str, tools.Mode] = {
+    "AUTO": "auto",
+    "VALIDATED": "auto",
+    "MODE_UNSPECIFIED": "auto",
+    "ANY": "required",
+    "NONE": "none",
+}
 CALLING = protojson.table(
     Field("mode", "effective", protojson.enum(*_MODES)),
     Field("allowedFunctionNames", "effective", fields.strings(tools.MAX_TOOLS, 1024)),

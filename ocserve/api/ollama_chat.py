@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from ocserve.api import fields, images, json_body, ollama_request
 from ocserve.api.blocks import Block
 from ocserve.api.dialect import Models, Parsed, Reply
-from ocserve.api.fields import Field, Values
+from ocserve.api.fields import Field, Reader, Values
 from ocserve.api.ollama_request import Load
 from ocserve.api.ollama_wire import ReplyEncoder, dumps, error_body, timestamp
 from ocserve.api.tools import NESTED, ToolReader
-from ocserve.generation import ChatPrompt, Image, Message, ToolCall
+from ocserve.generation import ChatPrompt, Image, Message, Role, ToolCall
 from ocserve.modelcard import ServedModel
 
 __all__ = ["PARAMETERS", "encoder", "error_body", "load", "loaded", "parse"]
@@ -34,8 +34,9 @@ CALL = fields.table(
     Field("id", "effective", fields.string(_MAX_NAME)),
     Field("type", "advisory", fields.string(64)),
 )
+_ROLE: Reader[Role] = fields.word("system", "user", "assistant", "tool")
 MESSAGE = fields.table(
-    Field("role", "effective", fields.word("system", "user", "assistant", "tool"), required=True),
+    Field("role", "effective", _ROLE, required=True),
     Field("content", "effective", ollama_request.TEXT),
     Field("thinking", "effective", ollama_request.TEXT),
     Field("images", "effective", ollama_request.IMAGES),
@@ -89,7 +90,8 @@ class _Messages:
 
     def _message(self, value: object, path: str) -> Message:
         values = self._fields(value, MESSAGE, path)
-        role = values.get("role", str)
+        role = values.made("role", _ROLE)
+        assert role is not None
         calls = tuple(
             self._call(item, f"{path}.tool_calls[{index}]")
             for index, item in enumerate(values.get("tool_calls", list) or [])
@@ -98,7 +100,7 @@ class _Messages:
             raise fields.unsupported(f"{path}.tool_calls", "only the assistant's messages have tool calls.")
         self._open += calls
         message = Message(
-            role=role,  # type: ignore[arg-type]  # one of the table's words
+            role=role,
             content=values.get("content", str) or "",
             reasoning=values.get("thinking", str) or "",
             images=self.images(values, f"{path}.images"),

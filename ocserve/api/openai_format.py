@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Literal
 
 from ocserve.api import fields
 from ocserve.api.fields import Field, Reader, Values
@@ -18,6 +19,7 @@ from ocserve.generation import Constraint, GrammarConstraint, JsonConstraint
 SCHEMA = "response_format.json_schema.schema"
 GRAMMAR = "response_format.grammar"
 
+Syntax = Literal["lark", "regex"]
 _PATH = "response_format"
 _TYPES = ("text", "json_object", "json_schema", "grammar")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -41,11 +43,12 @@ JSON_SCHEMA = fields.table(
     Field("strict", "effective", fields.boolean()),
     Field("description", "advisory", fields.string(_MAX_DESCRIPTION)),
 )
+_SYNTAX: Reader[Syntax] = fields.word("lark", "regex")
 FORMAT = fields.table(
     Field("type", "effective", fields.word(*_TYPES), required=True),
     Field("json_schema", "effective", fields.pairs(8), of=JSON_SCHEMA),
     Field("grammar", "effective", fields.string(_MAX_GRAMMAR, empty=False)),
-    Field("syntax", "effective", fields.word("lark", "regex")),
+    Field("syntax", "effective", _SYNTAX),
 )
 
 
@@ -70,8 +73,8 @@ def constraint(value: dict[str, object] | None, *, refuse_unknown: bool) -> tupl
         text = form.get("grammar", str)
         if text is None:
             raise fields.missing(GRAMMAR)
-        syntax = form.get("syntax", str) or "lark"
-        return GrammarConstraint(text=text, syntax=syntax), form.ignored  # type: ignore[arg-type]  # of the table
+        syntax = form.made("syntax", _SYNTAX) or "lark"
+        return GrammarConstraint(text=text, syntax=syntax), form.ignored
     return (None if kind == "text" else JsonConstraint()), form.ignored
 
 
@@ -100,11 +103,11 @@ def _json_schema() -> Reader[JsonConstraint]:
     return Reader(reader, {"anyOf": [{"type": "object"}, {"type": "boolean"}, {"type": "string"}]})
 
 
-def _grammar(syntax: str) -> Reader[GrammarConstraint]:
+def _grammar(syntax: Syntax) -> Reader[GrammarConstraint]:
     text = fields.string(_MAX_GRAMMAR, empty=False)
 
     def reader(value: object, where: str) -> GrammarConstraint:
-        return GrammarConstraint(text=text(value, where), syntax=syntax)  # type: ignore[arg-type]  # ours
+        return GrammarConstraint(text=text(value, where), syntax=syntax)
 
     return Reader(reader, text.schema)
 
@@ -126,12 +129,13 @@ def _quoted(text: str) -> str:
     return "".join(rf"\x{{{ord(sign):x}}}" if sign.isascii() and not sign.isalnum() else sign for sign in text)
 
 
-STRUCTURED = fields.table(
-    Field("json", "effective", _json_schema()),
-    Field("regex", "effective", _grammar("regex")),
-    Field("choice", "effective", _one_of_several()),
-    Field("grammar", "effective", _grammar("lark")),
-)
+_READERS: dict[str, Reader[Constraint]] = {
+    "json": _json_schema(),
+    "regex": _grammar("regex"),
+    "choice": _one_of_several(),
+    "grammar": _grammar("lark"),
+}
+STRUCTURED = fields.table(*(Field(name, "effective", reader) for name, reader in _READERS.items()))
 
 
 def _structured() -> Reader[object]:
@@ -140,11 +144,7 @@ def _structured() -> Reader[object]:
     def reader(value: object, where: str) -> object:
         return value if isinstance(value, bool) else fields.mapping(value, where)
 
-    inner = {
-        name: {"anyOf": [field.reader.schema, {"type": "null"}]}
-        for name, field in STRUCTURED.items()
-        if isinstance(field.reader, Reader)
-    }
+    inner = {name: {"anyOf": [reader.schema, {"type": "null"}]} for name, reader in _READERS.items()}
     flag_or_object = [{"type": "boolean"}, {"type": "object", "properties": inner, "additionalProperties": False}]
     return Reader(reader, {"anyOf": flag_or_object})
 
@@ -160,16 +160,16 @@ def asked(values: Values, *, refuse_unknown: bool) -> tuple[Constraint | None, d
     read as, and the paths of what was ignored. Two of them are one too many."""
     made, ignored = constraint(values.get("response_format", dict), refuse_unknown=refuse_unknown)
     found: dict[str, Constraint] = {} if made is None else {_PATH: made}
-    for name in STRUCTURED:
-        if (one := values.get(f"guided_{name}", object)) is not None:
-            found[f"guided_{name}"] = one  # type: ignore[assignment]  # made by the readers above
+    for name, reader in _READERS.items():
+        if (one := values.made(f"guided_{name}", reader)) is not None:
+            found[f"guided_{name}"] = one
     structured = values.get("structured_outputs", object)
     if isinstance(structured, dict):
         path = "structured_outputs"
         inner = fields.read(structured, STRUCTURED, refuse_unknown=refuse_unknown, path=path)
-        for name in STRUCTURED:
-            if (one := inner.get(name, object)) is not None:
-                found[f"{path}.{name}"] = one  # type: ignore[assignment]
+        for name, reader in _READERS.items():
+            if (one := inner.made(name, reader)) is not None:
+                found[f"{path}.{name}"] = one
     if len(found) > 1:
         first, second = list(found)[:2]
         raise InvalidRequest(f"'{second}' and '{first}' both say what the answer must be.", param=second)

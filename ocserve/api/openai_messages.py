@@ -125,7 +125,7 @@ class MessageReader:
             raise fields.missing(f"{path}.content")
         said = _Content() if content is None else self._content(content, role, f"{path}.content")
         return Message(
-            role=role,  # type: ignore[arg-type]  # one of get_args(Role)
+            role=role,
             content=said.text,
             images=said.images,
             reasoning=reasoning,
@@ -134,14 +134,15 @@ class MessageReader:
             tool_calls=calls,
         )
 
-    def _role(self, values: Values, path: str) -> str:
+    def _role(self, values: Values, path: str) -> Role:
         """The message's role, after checking that it may have the fields it has."""
-        role = values.get("role", str) or ""
-        if role == "function":
+        given_role = values.get("role", str)
+        if given_role == "function":
             raise fields.unsupported(
                 f"{path}.role", "the role 'function' is deprecated; use 'tool' with 'tool_call_id'."
             )
-        if role not in _ROLES:
+        role: Role | None = next((known for known in _ROLES if known == given_role), None)
+        if role is None:
             raise InvalidRequest(
                 f"Invalid value for '{path}.role'. Supported values are: {', '.join(_ROLES)}.", param=f"{path}.role"
             )

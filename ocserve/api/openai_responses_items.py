@@ -12,11 +12,11 @@ import msgspec
 from msgspec.structs import replace
 
 from ocserve.api import fields, images, openai_wire, tools
-from ocserve.api.fields import Field, Values
+from ocserve.api.fields import Field, Reader, Values
 from ocserve.api.openai_messages import MAX_IMAGES
 from ocserve.api.turns import Content
 from ocserve.errors import InvalidRequest
-from ocserve.generation import Message, ToolCall, joined
+from ocserve.generation import Message, Role, ToolCall, joined
 from ocserve.modelcard import ServedModel
 
 MAX_ITEMS = 4096
@@ -52,11 +52,12 @@ _MADE_BY = (
     Field("async", "advisory", fields.boolean()),
 )
 
+_ROLE: Reader[Role] = fields.word("user", "assistant", "system", "developer")
 MESSAGE = fields.table(
     _TYPE,
     _ID,
     _STATUS,
-    Field("role", "effective", fields.word("user", "assistant", "system", "developer"), required=True),
+    Field("role", "effective", _ROLE, required=True),
     Field("content", "effective", required=True),
     Field("phase", "advisory", fields.word("commentary", "final_answer")),
 )
@@ -192,10 +193,11 @@ class ItemReader:
 
     def _message(self, given: dict[str, object], path: str) -> Item:
         values = self._fields(given, MESSAGE, path)
-        role = values.get("role", str)
+        role = values.made("role", _ROLE)
+        assert role is not None
         kind = "output_text" if role == "assistant" else "input_text"
         said, parts = self._content(values.get("content", object), f"{path}.content", kind)
-        piece = said.message(role)  # type: ignore[arg-type]  # of the table's words
+        piece = said.message(role)
         return self._made_of(values, "msg", piece, type="message", role=role, content=parts)
 
     def _call(self, given: dict[str, object], path: str) -> Item:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 from ocserve.api import fields
 from ocserve.api.fields import Field, Reader, Values
 from ocserve.errors import InvalidRequest
 from ocserve.generation import Tool, ToolChoice
 
+Mode = Literal["none", "auto", "required"]
+_MODE: Reader[Mode] = fields.word("none", "auto", "required")
 MAX_TOOLS = 256
 MAX_DESCRIPTION = 64 * 1024
 # Vendors differ: OpenAI takes 64 letters, digits, underscores and dashes, Anthropic 128, Google dots and colons too.
@@ -92,11 +95,11 @@ def named(name: object, tools: Sequence[Tool], where: str) -> str:
     return name
 
 
-def choice(mode: str, tools: Sequence[Tool], where: str, *, names: tuple[str, ...] = (), parallel: bool) -> ToolChoice:
+def choice(mode: Mode, tools: Sequence[Tool], where: str, *, names: tuple[str, ...] = (), parallel: bool) -> ToolChoice:
     """The choice among `tools`; a call can only be demanded where there is something to call."""
     if mode == "required" and not tools:
         raise InvalidRequest(f"'{where}' demands a tool call, but the request has no tools.", param=where)
-    return ToolChoice(mode=mode, names=names, parallel=parallel)  # type: ignore[arg-type]  # of the callers' tables
+    return ToolChoice(mode=mode, names=names, parallel=parallel)
 
 
 class ToolReader:
@@ -130,7 +133,7 @@ class ToolReader:
         if value is None:
             return ToolChoice(parallel=parallel)
         if isinstance(value, str):
-            return choice(fields.word(*_MODES)(value, path), tools, path, parallel=parallel)
+            return choice(_MODE(value, path), tools, path, parallel=parallel)
         if not isinstance(value, dict):
             raise fields.wrong_type(path, "a string or an object", value)
         if kind(value, path, ("function", "allowed_tools"), refused=("custom",)) == "allowed_tools":
@@ -146,7 +149,7 @@ class ToolReader:
             values = self._read(inner, _ALLOWED, path)
         else:
             values = self._read(value, _ALLOWED_FLAT, path)
-        mode = values.get("mode", str)
+        mode = values.made("mode", _ALLOWED_MODE)
         assert mode is not None
         names = []
         for index, item in enumerate(fields.array(values.get("tools", list), f"{path}.tools", 1, MAX_TOOLS)):
@@ -184,7 +187,6 @@ def kind(value: object, path: str, known: tuple[str, ...], *, refused: tuple[str
     return fields.word(*known)(found, where)
 
 
-_MODES = ("none", "auto", "required")
 _CACHE = Field("cache_control", "advisory", fields.pairs(8))
 _FUNCTION = fields.table(*FUNCTION)
 _TYPE = Field("type", "effective", fields.word("function"), required=True)
@@ -196,12 +198,13 @@ _NAMED = fields.table(_NAME_ONLY)
 _REFERENCE_NESTED = fields.table(_TYPE, Field("function", "effective", fields.pairs(8), required=True, of=_NAMED))
 _REFERENCE_FLAT = fields.table(_TYPE, _NAME_ONLY)
 
+_ALLOWED_MODE: Reader[Mode] = fields.word("auto", "required")
 _ALLOWED_TYPE = Field("type", "effective", fields.word("allowed_tools"), required=True)
 
 
 def _allowed(reference: dict[str, Field]) -> tuple[Field, ...]:
     return (
-        Field("mode", "effective", fields.word("auto", "required"), required=True),
+        Field("mode", "effective", _ALLOWED_MODE, required=True),
         Field("tools", "effective", fields.items(MAX_TOOLS), required=True, of=reference),
     )
 
@@ -212,4 +215,4 @@ _ALLOWED_NESTED = fields.table(
 )
 _ALLOWED_FLAT = fields.table(_ALLOWED_TYPE, *_allowed(_REFERENCE_FLAT))
 
-TOOL_CHOICE: fields.Schema = {"anyOf": [{"type": "string", "enum": list(_MODES)}, {"type": "object"}]}
+TOOL_CHOICE: fields.Schema = {"anyOf": [{"type": "string", "enum": list(get_args(Mode))}, {"type": "object"}]}

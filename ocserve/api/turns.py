@@ -30,9 +30,10 @@ class Content:
         """Put an image behind what has been said."""
         self._images.append(replace(image, at=self._length))
 
-    def message(self, role: Role, **fields: str | None) -> Message:
+    def message(self, role: Role, *, tool_call_id: str | None = None, name: str | None = None) -> Message:
         """The turn that it makes."""
-        return Message(role=role, content="".join(self._pieces), images=tuple(self._images), **fields)  # type: ignore[arg-type]
+        content, images = "".join(self._pieces), tuple(self._images)
+        return Message(role=role, content=content, images=images, tool_call_id=tool_call_id, name=name)
 
 
 _SIDES = ("user", "assistant")

@@ -79,4 +79,4 @@ def test_a_hostile_body_of_4_mib_costs_milliseconds(body: bytes) -> None:
     begun = time.process_time()
     with suppress(InvalidRequest):  # some of them are merely large
         json_body.check_shape(body, 64)
-    assert time.process_time() - begun < 0.2
+    assert time.process_time() - begun < 0.5  # the dearest takes 0.05 s

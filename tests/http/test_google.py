@@ -191,12 +191,12 @@ def test_several_candidates_and_log_probabilities() -> None:
 
 
 def test_silence_is_nothing_that_the_client_must_parse() -> None:
-    with serving(lambda: ScriptedEngine(Script(prefill_s=0.5)), stream_heartbeat_s=0.1) as served:
+    with serving(lambda: ScriptedEngine(Script(prefill_s=2)), stream_heartbeat_s=0.1) as served:
         begun = time.monotonic()
         with served.connect() as peer:
             peer.sendall(served.compose("POST", f"{STREAM}?alt=sse", BASE))
             assert peer.recv(4096)
-            assert time.monotonic() - begun < 0.4, "nothing was heard during the prefill"
+            assert time.monotonic() - begun < 1.5, "nothing was heard during the prefill"
         assert served.request("POST", STREAM, BASE).json
         with client(served) as api:
             chunks = list(api.models.generate_content_stream(model="tiny", contents="Hi"))
