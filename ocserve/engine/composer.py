@@ -25,10 +25,10 @@ from ocserve.engine.slots import Sequence
 from ocserve.engine.speculation import MOST_DRAFTED
 
 # A step with prompts in it may take this many times as long as without …
-STRETCH = 7.0
+STRETCH = 6.5
 # … or up to this many times, if it is then no longer than so many seconds: four words a second are read as fast as they
 # come, and small chunks are dear.
-MOST_STRETCH, SMOOTH_S = 10.0, 0.25
+MOST_STRETCH, SMOOTH_S = 9.0, 0.225
 # Beside running streams a prompt should take at most this many times what it takes in the largest chunks. Where both
 # aims cannot be had (attention far into a long prompt is dear in small chunks), the larger miss is kept small.
 SLOWDOWN = 1.3

@@ -87,21 +87,24 @@ class Drawing:
         self._counts.accepted += accepted
 
     def _draw(self, sequence: Sequence, row: int) -> int:
-        logits = self._usable(row)
         best = sequence.group.request.logprobs
         if best is None:
+            self._check(row)
             self._logprob = None
             return self._sampled(sequence, row)
-        logprobs = RowLogprobs(logits, best, self._emitter.piece)  # before a mask is laid over them
+        logprobs = RowLogprobs(self._usable(row), best, self._emitter.piece)  # before a mask is laid over them
         token = self._sampled(sequence, row)
         self._logprob = logprobs.of(token)
         return token
 
     def _usable(self, row: int) -> Logits:
+        self._check(row)
+        return self._context.logits(row)
+
+    def _check(self, row: int) -> None:
         # NaN or all -inf would abort the process inside the sampler; it ends this sequence only.
         if not self._context.usable(row):
             raise UnusableDistribution("The model produced no usable distribution for this sequence.")
-        return self._context.logits(row)
 
     def _sampled(self, sequence: Sequence, row: int) -> int:
         if sequence.guide is not None:

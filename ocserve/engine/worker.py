@@ -8,6 +8,7 @@ prefixes, whatever it is computing; the death of the front ends it at once.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -64,6 +65,8 @@ class Worker:
 
     def run(self) -> NoReturn:
         """Start the threads and compute until the front is gone."""
+        gc.collect()
+        gc.freeze()  # the vocabulary and all else that stays: looking through it again would hold up a step
         for target in (self._read, self._beat):
             threading.Thread(target=target, daemon=True, name=target.__name__).start()
         _start_with_deep_stack(self._duty.prepare)
