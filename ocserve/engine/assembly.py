@@ -120,6 +120,7 @@ def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) 
         decode_threads=spec.threads_decode,
         prefill_threads=spec.threads_prefill,
         dense=not spec.flash_attention,
+        row_in_cells=model.row_in_cells,
     )
     log.close()
     turns = Turns()

@@ -41,7 +41,7 @@ class Attention:
 
     def cells_per_row(self, computed: int) -> int:
         """Cells that a row attends behind `computed` tokens of its sequence."""
-        return computed if self.in_use is None else self.in_use()
+        return computed if self.in_use is None else scores(1, self.in_use() + 1)
 
 
 def scores(rows: int, in_use: int) -> int:

@@ -47,7 +47,9 @@ _MOST_SPREAD = 8  # between models in how many cells are worth a step
 # cell costs about this share (135M model: 2 to 3 µs against 6 to 13).
 TILE_ROWS = 64
 _NO_TILES = 1 << 30
-_ALIKE_ROWS = 16  # without flash attention a cell costs the same in batches of so many rows or more
+_ROW_IN_CELLS = 4000.0  # without flash attention, in batches of many rows (135M model: 5,100 by time)
+_SHARED_SPREAD, _SINGLE_SPREAD = 2.0, 3.0  # how far measured costs of cells may lie from the usual there
+_ALIKE_ROWS = 16  # a cell costs the same there in batches of so many rows or more
 _PASSED_SHARE = 0.05  # and this much a cell that is not the row's own (same model: 0.6 µs against 12)
 _TILED_SHARE = 0.35
 
@@ -126,10 +128,10 @@ def _knots(most_rows: int, tiles: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, max(2, most_rows), *({tiles - 1} if most_rows > tiles else ())}))
 
 
-def _fit(timings: Sequence[Timing], knots: Sequence[int], tiles: int) -> _Curve:
+def _fit(timings: Sequence[Timing], knots: Sequence[int], tiles: int, row_in_cells: float) -> _Curve:
     """The curve through timings of one thread count; what was not measured is extended from what was.
 
-    From so many rows on, attention is computed in `tiles`.
+    From so many rows on, attention is computed in `tiles`; `row_in_cells` as in `CostModel`.
     """
     by_rows: dict[int, list[Timing]] = {}
     for timing in sorted(timings, key=lambda timing: (timing.rows, timing.cells)):
@@ -157,7 +159,14 @@ def _fit(timings: Sequence[Timing], knots: Sequence[int], tiles: int) -> _Curve:
     steps = [_extended(measured, rows) for rows in knots]
     alike = bisect_left(knots, _ALIKE_ROWS) if tiles == _NO_TILES else len(knots)
     costs = [cell_cost(rows) for rows in knots]
-    return _Curve(knots, steps, [*costs[:alike], *(costs[-1] for _ in costs[alike:])], alike)
+    if alike < len(knots):
+        # A difference of two timings, either of which may have been disturbed, is trusted within limits only.
+        usual = steps[-1] / knots[-1] / row_in_cells
+        shared = next((cost for rows, cost in cell_costs.items() if rows >= _ALIKE_ROWS), usual)
+        shared = max(usual / _SHARED_SPREAD, min(usual * _SHARED_SPREAD, shared))
+        costs = [min(cost, _SINGLE_SPREAD * per_step / _CELLS_OF_STEP) for cost in costs[:alike]]
+        costs += [shared] * (len(knots) - alike)
+    return _Curve(knots, steps, costs, alike)
 
 
 def _extended(measured: Sequence[tuple[int, float]], rows: int) -> float:
@@ -225,8 +234,10 @@ class CostModel:
         decode_threads: int | None = None,
         prefill_threads: int | None = None,
         dense: bool = False,
+        row_in_cells: float = _ROW_IN_CELLS,
     ) -> None:
-        """`dense`: attention is computed without flash attention, so that there are no tiles."""
+        """`dense`: attention is computed without flash attention, so that there are no tiles; attending about
+        `row_in_cells` cells is then as much arithmetic as the rest of a row, in batches of many rows."""
         by_threads: dict[int, list[Timing]] = {}
         for timing in timings:
             by_threads.setdefault(timing.threads, []).append(timing)
@@ -237,7 +248,9 @@ class CostModel:
         self._dense = dense
         tiles = _NO_TILES if dense else TILE_ROWS
         knots = _knots(most_rows, tiles)
-        self._curves = {threads: _fit(by_threads[threads], knots, tiles) for threads in sorted(by_threads)}
+        self._curves = {
+            threads: _fit(by_threads[threads], knots, tiles, row_in_cells) for threads in sorted(by_threads)
+        }
         self._bands = [_Band(0, {threads: _Arm() for threads in self._curves}) for _ in range(len(_BANDS) + 1)]
         for band, rows in zip(self._bands, (1, 8, most_rows), strict=True):
             costs = self._costs(band, min(rows, most_rows), 0)

@@ -258,6 +258,12 @@ class Model:
         self.has_decoder: bool = api.llama_model_has_decoder(self.pointer)
 
     @property
+    def row_in_cells(self) -> float:
+        """How many cells' attention is as much arithmetic as the rest of a row: two operations for each weight, four
+        for each number of a query."""
+        return self.parameters / (2 * max(1, self.layers * self.embedding_length))
+
+    @property
     def description(self) -> str:
         """llama.cpp's own words for architecture, size and quantisation."""
         buffer = ctypes.create_string_buffer(256)

@@ -27,15 +27,15 @@ from ocserve.engine.llama import Vocab
 from ocserve.engine.wire import EngineSpec
 from ocserve.machine import usable_cores
 
-BUDGET_S = 2.5
+BUDGET_S = 3.0
+_DEEP_SHARE = 0.4  # of the budget is kept for steps behind many cells where every row computes with all of them
 MOST_SPREAD, MOST_OTHERS = 0.15, 0.2  # beyond, the machine was busy and its timings are not worth keeping
 _SIZES = (1, 8, 64, 2, 4, 16, 32, 128, 256, 512, 1024, 2048)  # most telling first: one stream, several, a prompt
 _FEW_ROWS = 8
 _HOPELESS = 1.3  # a count that takes this many times the best at `_FEW_ROWS` is not timed with more rows
-_DEPTHS = (1024, 256)  # cells in memory at which a single row is timed again: the deepest that the budget allows
+_DEPTHS = (1024, 512, 256)  # cells in memory at which a single row is timed again: the deepest that the budget allows
 _COPIES = 8  # where rows attend all cells, so many copies of a short prompt make them
 _CHUNK = 32  # rows that are timed there too
-_STALL = 3.0  # a repeat that took this many times the fastest tells of another process, not of the step
 _MOST_REPEATS, _WORTH_REPEATING_S = 3, 0.15
 
 
@@ -203,7 +203,8 @@ class _Stopwatch:
     def time(self, rows: int, threads: int, *, must: bool = False) -> None:
         """Time a step of `rows`, several times if it is short, each time with nothing before it."""
         expected = self._expected(rows, threads)
-        if not must and self._spent_s + expected > self._budget_s:
+        kept_s = _DEEP_SHARE * self._budget_s if self._attention.dense else 0.0
+        if not must and self._spent_s + expected > self._budget_s - kept_s:
             return
         self._context.use_threads(threads)
         repeats: list[float] = []
@@ -216,7 +217,7 @@ class _Stopwatch:
         """Time single rows after a long prompt: what attended cells cost."""
         known = [timing for timing in self.timings if timing.rows == 1]
         best = min(self.timings, key=lambda timing: timing.seconds / timing.rows)
-        room = self._context.pool_tokens - _MOST_REPEATS * len(known)
+        room = self._context.pool_tokens - _MOST_REPEATS * (len(known) + _CHUNK)
         per_row, repeats_s = best.seconds / best.rows, _MOST_REPEATS * sum(timing.seconds for timing in known)
         left_s = self._budget_s - self._spent_s - repeats_s
         copies = min(_COPIES, self._context.sequences) if self._attention.dense else 1
@@ -236,7 +237,10 @@ class _Stopwatch:
         if self._attention.dense and chunks and _CHUNK * per_row <= self._budget_s - self._spent_s:
             fastest = min(chunks, key=lambda timing: timing.seconds)
             self._context.use_threads(fastest.threads)
-            self._note(fastest.threads, Span(self._depth, _CHUNK), [self._step(_CHUNK)])
+            repeats = [self._step(_CHUNK)]
+            while len(repeats) < _MOST_REPEATS and self._spent_s + repeats[0] <= self._budget_s:
+                repeats.append(self._step(_CHUNK))
+            self._note(fastest.threads, Span(self._depth, _CHUNK), repeats)
 
     def _copy(self, copies: int) -> None:
         """Let so many sequences in all have the cells that sequence 0 has."""
@@ -245,13 +249,15 @@ class _Stopwatch:
             self._in_use += sum(self._depth for other in range(1, copies) if self._context.restore(other, state))
 
     def _note(self, threads: int, span: Span, repeats: Sequence[float]) -> None:
-        """Timings of steps as they are computed now, of which `span` is the last."""
+        """Timings of steps as they are computed now, of which `span` is the last.
+
+        The fastest counts: noise makes steps slow, and what cells cost is a small difference between two timings.
+        """
         fastest = min(repeats)
-        usual = [seconds for seconds in repeats if seconds <= _STALL * fastest]
         self._in_use -= span.rows
         cells = self._attention.cells([span])
         self._in_use += span.rows
-        self.timings.append(Timing(threads=threads, rows=span.rows, cells=cells, seconds=median(usual)))
+        self.timings.append(Timing(threads=threads, rows=span.rows, cells=cells, seconds=fastest))
         if len(repeats) == _MOST_REPEATS:
             self._spreads.append(median(repeats) / fastest - 1)
 

@@ -160,12 +160,21 @@ def test_without_flash_attention_what_cells_cost_large_batches_teaches_all_of_th
         return 0.005 + 0.004 * rows + 2e-6 * cells
 
     shallow = [Timing(1, rows, rows, attentive(1, rows, rows)) for rows in (1, 8, 64, MOST)]
-    costs = CostModel(shallow, most_rows=MOST, dense=True)
+    costs = CostModel(shallow, most_rows=MOST, dense=True, row_in_cells=2500.0)
     for depth in range(256, 4096, 256):
         for _ in range(4):
             costs.observe(MOST, MOST * depth, 1, attentive(1, MOST, MOST * depth))
     for rows in (32, 64, 128):
         assert costs.seconds(rows, rows * 3000) == pytest.approx(attentive(1, rows, rows * 3000), rel=0.15)
+
+
+def test_a_disturbed_timing_does_not_make_the_cells_of_many_rows_dear() -> None:
+    """What a step is predicted to take decides which steps are computed: those too dear would never teach better."""
+    shallow = [Timing(1, rows, rows, 0.005 + 0.005 * rows) for rows in (1, 8, 32, 64, MOST)]
+    stalled = Timing(1, 32, 32 * 1024, 10 * (0.005 + 0.005 * 32))
+    costs = CostModel([*shallow, stalled], most_rows=MOST, dense=True, row_in_cells=5000.0)
+    usual = 0.005 + 0.005 * 32 + 1e-6 * 32 * 1024
+    assert usual < costs.seconds(32, 32 * 1024) < 1.5 * usual
 
 
 @given(
