@@ -25,10 +25,10 @@ from ocserve.engine.slots import Sequence
 from ocserve.engine.speculation import MOST_DRAFTED
 
 # A step with prompts in it may take this many times as long as without …
-STRETCH = 6.5
-# … or up to this many times, if it is then no longer than so many seconds: four words a second are read as fast as they
+STRETCH = 6.25
+# … or up to this many times, if it is then no longer than so many seconds: five tokens a second are read as fast as they
 # come, and small chunks are dear.
-MOST_STRETCH, SMOOTH_S = 9.0, 0.225
+MOST_STRETCH, SMOOTH_S = 8.0, 0.2
 # Beside running streams a prompt should take at most this many times what it takes in the largest chunks. Where both
 # aims cannot be had (attention far into a long prompt is dear in small chunks), the larger miss is kept small.
 SLOWDOWN = 1.3
@@ -37,7 +37,7 @@ LEAST_CHUNK = 8
 _SIZES = (32, TILE_ROWS, 96, 128, 192, 256, 384, 512, 1024, 2048)  # chunks that are weighed
 # A further prompt joins a batch if that takes at most this share of computing it afterwards, …
 JOINS_BELOW = 0.75
-# … and prompts join decoding sequences below this one.
+# … and prompts join decoding sequences below this one, where attention is computed in tiles; elsewhere if it saves at all.
 MIXES_BELOW = 0.9
 _FEW_PARTS = 3
 
@@ -172,7 +172,7 @@ class Composer:
         rows, cells = len(others) + prompt.rows, self._attention.cells([*others, prompt])
         mixed_s = self._costs.seconds(rows, cells, prefill=True)
         apart_s = decode_s + self._costs.seconds(prompt.rows, self._attention.cells([prompt]), prefill=True)
-        mixes = mixed_s <= MIXES_BELOW * apart_s
+        mixes = mixed_s <= (1.0 if self._attention.dense else MIXES_BELOW) * apart_s
         return _Share(prompt.rows, not mixes, mixed_s if mixes else apart_s)
 
     def _decode(self, sequences: Ordered[Sequence], free: int) -> list[Chunk]:
