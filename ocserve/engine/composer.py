@@ -26,8 +26,8 @@ from ocserve.engine.speculation import MOST_DRAFTED
 
 # A step with prompts in it may take this many times as long as without …
 STRETCH = 6.25
-# … or up to this many times, if it is then no longer than so many seconds: five tokens a second are read as fast as they
-# come, and small chunks are dear.
+# … or up to this many times, if it is then no longer than so many seconds: five tokens a second are read as fast as
+# they come, and small chunks are dear.
 MOST_STRETCH, SMOOTH_S = 8.0, 0.2
 # Beside running streams a prompt should take at most this many times what it takes in the largest chunks. Where both
 # aims cannot be had (attention far into a long prompt is dear in small chunks), the larger miss is kept small.
@@ -37,7 +37,8 @@ LEAST_CHUNK = 8
 _SIZES = (32, TILE_ROWS, 96, 128, 192, 256, 384, 512, 1024, 2048)  # chunks that are weighed
 # A further prompt joins a batch if that takes at most this share of computing it afterwards, …
 JOINS_BELOW = 0.75
-# … and prompts join decoding sequences below this one, where attention is computed in tiles; elsewhere if it saves at all.
+# … and prompts join decoding sequences below this one. Without tiles, where rows do not make others dearer, they join
+# if that saves anything.
 MIXES_BELOW = 0.9
 _FEW_PARTS = 3
 
