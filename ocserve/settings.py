@@ -141,7 +141,7 @@ class Engine(_Branch, frozen=True):
     draft_model: Annotated[
         Text | None, Meta(description="a small model with the vocabulary of the first model served that drafts for it")
     ] = None
-    heartbeat_timeout_s: Annotated[Seconds, Meta(description="silence after which the engine counts as hung")] = 5.0
+    heartbeat_timeout_s: Annotated[Seconds, Meta(description="silence after which the engine counts as hung")] = 10.0
     load_timeout_s: Annotated[Seconds, Meta(description="time for a model to load")] = 600.0
     restart_wait_s: Annotated[Seconds, Meta(description="how long a request waits for a restarting engine")] = 30.0
 

@@ -159,14 +159,25 @@ def _fit(timings: Sequence[Timing], knots: Sequence[int], tiles: int, row_in_cel
     steps = [_extended(measured, rows) for rows in knots]
     alike = bisect_left(knots, _ALIKE_ROWS) if tiles == _NO_TILES else len(knots)
     costs = [cell_cost(rows) for rows in knots]
-    if alike < len(knots):
-        # A difference of two timings, either of which may have been disturbed, is trusted within limits only.
+    if tiles == _NO_TILES:
         usual = steps[-1] / knots[-1] / row_in_cells
         shared = next((cost for rows, cost in cell_costs.items() if rows >= _ALIKE_ROWS), usual)
-        shared = max(usual / _SHARED_SPREAD, min(usual * _SHARED_SPREAD, shared))
-        costs = [min(cost, _SINGLE_SPREAD * per_step / _CELLS_OF_STEP) for cost in costs[:alike]]
-        costs += [shared] * (len(knots) - alike)
+        costs = _dense_costs(knots, costs[0], per_step / _CELLS_OF_STEP, shared, usual)
     return _Curve(knots, steps, costs, alike)
+
+
+def _dense_costs(
+    knots: Sequence[int], single: float, usual_single: float, shared: float, usual_shared: float
+) -> list[float]:
+    """What a cell costs each row without flash attention, from what it was seen to cost one row and each of many.
+
+    A cell is read once for all rows, so that between the two the cost falls with each doubling. Either is a difference
+    of two timings, which may have been disturbed: it is trusted within limits of the usual only.
+    """
+    shared = max(usual_shared / _SHARED_SPREAD, min(usual_shared * _SHARED_SPREAD, shared))
+    single = max(shared, min(usual_single * _SINGLE_SPREAD, single))
+    many = math.log(_ALIKE_ROWS)
+    return [single * (shared / single) ** min(1.0, math.log(rows) / many) for rows in knots]
 
 
 def _extended(measured: Sequence[tuple[int, float]], rows: int) -> float:

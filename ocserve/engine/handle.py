@@ -75,7 +75,7 @@ class LoadError(Exception):
 class Supervision:
     """The supervisor's limits, seconds. `on_event` is told of life-cycle facts by name (for the log)."""
 
-    heartbeat_timeout_s: float = 5.0
+    heartbeat_timeout_s: float = 10.0
     load_timeout_s: float = 600.0
     restart_wait_s: float = 30.0
     on_event: Callable[..., None] = lambda name, **facts: None

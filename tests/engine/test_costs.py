@@ -168,6 +168,18 @@ def test_without_flash_attention_what_cells_cost_large_batches_teaches_all_of_th
         assert costs.seconds(rows, rows * 3000) == pytest.approx(attentive(1, rows, rows * 3000), rel=0.15)
 
 
+def test_without_flash_attention_a_cell_is_read_once_for_all_rows() -> None:
+    """Four rows were never timed behind many cells: what these cost them lies between what they cost one and many."""
+    timings = [Timing(1, 1, 1, 0.02), Timing(1, 1, 1024, 0.02 + 5e-6 * 1024)]
+    timings += [Timing(1, 32, 32, 0.16), Timing(1, 32, 32 * 1024, 0.16 + 1e-6 * 32 * 1024)]
+    costs = CostModel(timings, most_rows=MOST, dense=True, row_in_cells=4000.0)
+    each = [(costs.seconds(rows, rows * 1000) - costs.seconds(rows)) / (rows * 1000) for rows in (1, 2, 4, 8, 16)]
+    assert each == sorted(each, reverse=True)
+    assert each[0] == pytest.approx(5e-6, rel=0.1)
+    assert each[2] == pytest.approx(2.2e-6, rel=0.2)
+    assert each[4] == pytest.approx(1e-6, rel=0.3)
+
+
 def test_a_disturbed_timing_does_not_make_the_cells_of_many_rows_dear() -> None:
     """What a step is predicted to take decides which steps are computed: those too dear would never teach better."""
     shallow = [Timing(1, rows, rows, 0.005 + 0.005 * rows) for rows in (1, 8, 32, 64, MOST)]
