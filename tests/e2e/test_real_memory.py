@@ -46,18 +46,20 @@ def submit(engine: Engine, name: str, prompt: list[int], max_tokens: int) -> Seq
 def test_pressure_of_three_pools_is_invisible(smollm2: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that together need three times the pool all finish, and nothing of it stays behind."""
     monkeypatch.setattr(scheduler, "GROWTH_TOKENS", 8)
-    count, pool = (64, 2048) if full else (5, 160)
-    engine, oracle = engine_and_oracle(smollm2, pool_tokens=pool, parallel=8)
+    # All slots together outgrow the pool, and answers are long enough that they do so while all are running.
+    count, pool, slots, answer = (64, 3072, 48, 80) if full else (5, 160, 8, 32)
+    engine, oracle = engine_and_oracle(smollm2, pool_tokens=pool, parallel=slots)
     choose = random.Random(1)
     sequences = [
-        submit(engine, f"r{index}", [choose.randrange(1000, 40000) for _ in range(64)], 32) for index in range(count)
+        submit(engine, f"r{index}", [choose.randrange(1000, 40000) for _ in range(64)], answer)
+        for index in range(count)
     ]
     engine.run()
     assert all(isinstance(engine.end(sequence.id), Finished) for sequence in sequences)
     equal = sum(oracle.check(sequence) for sequence in sequences)
     stats = engine.loop.stats()
     print(f"{count} requests, pool {pool}: {stats.preemptions} parked and resumed, {equal} equal to the token")
-    assert stats.preemptions == stats.parked == stats.resumed > 0
+    assert stats.preemptions >= stats.parked == stats.resumed > 0
     assert stats.prefill_tokens <= count * 64 + stats.resumed
     engine.kv.drop_kept()
     assert engine.kv.cells == 0
