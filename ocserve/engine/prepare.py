@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from queue import SimpleQueue
 
 from ocserve.engine.answers import AnswerPlan
@@ -155,7 +156,7 @@ class Preparer:
         seed = request.sampling.seed
         first_seed = secrets.randbits(_SEED_BITS) if seed is None else seed
         group = Group(request)
-        try:
+        with ExitStack() as made:
             for index in range(request.choices):
                 sampler = SamplerChain(
                     self._vocab,
@@ -165,30 +166,33 @@ class Preparer:
                     prompt=words,
                     dry=dry,
                 )
+                made.callback(sampler.close)
+                followed = guide.copy() if guide is not None else None
+                if followed is not None:
+                    made.callback(followed.close)
                 Sequence(
                     group,
                     prompt.ids,
                     max_tokens=max_tokens,
                     sampler=sampler,
                     deadline=math.inf,  # until it is taken
-                    guide=guide.copy() if guide is not None else None,
-                    speculator=self._drafts(request, words) if guide is None else None,
+                    guide=followed,
+                    speculator=self._drafts(request, words, made) if guide is None else None,
                     plan=plan,
                     images=prompt.images,
                 )
-        except BaseException:
-            _close(group)
-            raise
+            made.pop_all()  # the choices own it
         return group
 
-    def _drafts(self, request: GenerateRequest, prompt: tuple[int, ...]) -> Speculator | None:
+    def _drafts(self, request: GenerateRequest, prompt: tuple[int, ...], made: ExitStack) -> Speculator | None:
         """What drafts for a choice. Not for one with a seed: when to draft follows from measured times, and a batch of
         another size may round otherwise, so that its answer would not be the same each time."""
         if self._drafter is None or request.sampling.seed is not None:
             return None
-        drafter = self._drafter(prompt)
         # Of more characters than that, few could come true before the context ends.
         predicted = self._encoder.content((request.prediction or "")[: _PREDICTED_CHARS * self._context])
+        drafter = self._drafter(prompt)
+        made.callback(drafter.close)
         return Speculator(Prediction(tuple(predicted), drafter) if predicted else drafter)
 
     def _refuse(self, request: GenerateRequest | Question, error: ApiError) -> None:

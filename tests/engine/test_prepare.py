@@ -8,19 +8,20 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import msgspec
 import pytest
 
 from ocserve.engine import prepare
 from ocserve.engine.bindings import LlamaError
-from ocserve.engine.constraint import GrammarCompiler
+from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import LoadLog, Model
 from ocserve.engine.prepare import Preparer
 from ocserve.engine.sampler import SamplerChain
-from ocserve.engine.speculation import PromptLookup
+from ocserve.engine.speculation import PromptLookup, Speculator
 from ocserve.engine.tokens import PromptEncoder
 from ocserve.engine.turns import Turns
 from ocserve.engine.wire import Prepared, Refused
-from ocserve.generation import GenerateRequest, Sampling, TextPrompt
+from ocserve.generation import GenerateRequest, JsonConstraint, Sampling, TextPrompt
 
 CONTEXT = 64
 
@@ -114,3 +115,36 @@ def test_a_sampler_that_cannot_be_made_refuses_its_request_alone(
     preparer.submit(request("b"))
     assert isinstance(told.get(timeout=10), Prepared)
     assert Chain.open == 3
+
+
+@pytest.mark.parametrize("part", ["guide", "drafter", "prediction"])
+def test_what_a_choice_has_is_freed_when_its_next_part_cannot_be_made(
+    replies: tuple[Preparer, SimpleQueue[Any]], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Each of its parts is made once for each of three choices; the third one fails."""
+    preparer, told = replies
+    made: list[str] = []
+
+    def failing(make: Callable[..., Any]) -> Callable[..., Any]:
+        def third_fails(*args: Any, **kwargs: Any) -> Any:
+            made.append(part)
+            if len(made) == 3:
+                raise RuntimeError
+            return make(*args, **kwargs)
+
+        return third_fails
+
+    asked = request("a")
+    if part == "guide":
+        monkeypatch.setattr(Guide, "copy", failing(Guide.copy))
+        asked = msgspec.structs.replace(asked, constraint=JsonConstraint(schema=None))
+    elif part == "drafter":
+        monkeypatch.setattr(Drafts, "__init__", failing(Drafts.__init__))
+    else:
+        monkeypatch.setattr(prepare, "Speculator", failing(Speculator))
+    preparer.submit(asked)
+    refused = told.get(timeout=10)
+    assert isinstance(refused, Refused)
+    assert refused.error.status == 500
+    assert len(made) == 3
+    assert (Chain.open, Drafts.open) == (0, 0)
