@@ -19,7 +19,7 @@ from ocserve.engine.context import Context
 from ocserve.engine.prefixes import PrefixTree, Tokens, common_prefix
 from ocserve.engine.retention import Kept, Retention
 from ocserve.engine.slots import Parked, Sequence
-from ocserve.engine.storage import Hits, Storage
+from ocserve.engine.storage import STORED_AT_ONCE, Hits, Storage
 from ocserve.engine.tiers.blocks import BLOCK_TOKENS
 from ocserve.engine.tiers.tiers import Tiers
 
@@ -27,7 +27,6 @@ from ocserve.engine.tiers.tiers import Tiers
 LEAST_SHARED = 16
 # Blocks that are restored before anything is computed again, and others' streams wait for: milliseconds each.
 RESTORED_AT_ONCE = 32
-_STORES_AT_ONCE = 16  # of a few blocks each
 
 
 class Reuse(Enum):
@@ -73,6 +72,7 @@ class KvMemory:
         self._running: dict[int, Sequence] = {}
         self._kept: set[int] = set()
         self._salts: dict[int, bytes] = {}
+        self._idle_cells: int | None = None  # that `shed` found, 0 if none can go, until the sharing of cells changes
         self.hits = Hits()
         self.evictions = 0
         self._storage = None
@@ -145,24 +145,36 @@ class KvMemory:
     def shed(self, *, at_once: bool = False) -> None:
         """Leave to the tiers what they have of kept prefixes, the least valuable first, down to `most_idle` cells.
 
-        What they do not have yet is stored, some blocks at each call: every step is slower while it stays. `at_once`
-        stores more of it, for when nobody waits for a step: cells that are computed then lie below those that go, and
-        llama.cpp looks at all up to the highest in use.
+        Once in each step. What they do not have yet is stored, some of it each time: every step is slower while it
+        stays. `at_once`, besides, stores more of it, for when nobody waits for a step: cells that are computed then lie
+        below those that go, and llama.cpp looks at all up to the highest in use.
         """
-        if self._most_idle is None or self._storage is None or self._reuse is Reuse.WHOLE_STATE or not self._kept:
+        storage = self._storage
+        if storage is None:
+            return
+        if not at_once:
+            storage.begin_step()
+        if self._most_idle is None or self._reuse is Reuse.WHOLE_STATE:
             return  # a whole state that does not end with a block is in no tier
-        excess = self.cells_kept - max(LEAST_SHARED, self._most_idle(at_once))
+        if self._idle_cells is None:
+            self._idle_cells = self.cells_kept
+        excess = self._idle_cells - max(LEAST_SHARED, self._most_idle(at_once))
+        left = storage.step_bytes if at_once else STORED_AT_ONCE
+        held = storage.held() if excess > 0 else []
         while excess > 0:
-            victim = self._retention.give_up(self._candidates(filter(self._storage.has, self._kept)))
-            if victim is None:
-                stored = sum(self._storage.save_some() for _ in range(_STORES_AT_ONCE if at_once else 1))
-                if not stored or not at_once:
-                    return
-                at_once = False
-                continue
-            excess -= self._tree.private_cells(victim)
-            self._drop(victim)
-            self.evictions += 1
+            victim = self._retention.give_up(self._candidates(held))
+            if victim is not None:
+                held.remove(victim)
+                excess -= self._tree.private_cells(victim)
+                self._drop(victim)
+                self.evictions += 1
+            elif not storage.unsaved:
+                self._idle_cells = excess = 0
+            elif left <= 0:
+                return
+            else:
+                left -= storage.save_some(left)
+                held = storage.held()
 
     def _candidates(self, holders: Iterable[int]) -> list[Kept]:
         return [Kept(holder, self._tree.length(holder), self._tree.private_cells(holder)) for holder in holders]
@@ -182,6 +194,7 @@ class KvMemory:
         self._close(holder)
 
     def _close(self, holder: int) -> None:
+        self._idle_cells = None
         self._context.forget(holder)
         self._tree.close(holder)
         self._salts.pop(holder, None)
@@ -311,6 +324,7 @@ class KvMemory:
         assert sequence.slot is not None
         self._context.share(donor, sequence.slot, 0, length)
         self._tree.adopt(sequence.slot, donor, length)
+        self._idle_cells = None
         self._retention.hit(donor)
         return length
 
@@ -384,6 +398,7 @@ class KvMemory:
                 if earlier in self._kept:
                     hits += self._retention.hits(earlier)
                     self._drop(earlier)
+        self._idle_cells = None
         self._kept.add(holder)
         self._retention.keep(holder, hits)
         if self._storage is not None:
@@ -412,13 +427,18 @@ class KvMemory:
             self._context.forget_range(sequence.slot, 0, shared)
             self._context.share(match.donor, sequence.slot, 0, shared)
             self._tree.adopt(sequence.slot, match.donor, shared)
+            self._idle_cells = None
         self._tree.append(sequence.slot, tokens[shared:])
         sequence.computed = parked.length
         return True
 
     def save_some(self) -> bool:
         """Copy a few blocks of a kept prefix to the tiers; False if there are none. For times without work."""
-        return self._storage is not None and self._storage.save_some()
+        if not self.unsaved or self._storage is None:
+            return False
+        self._storage.save_some()
+        self._storage.begin_step()
+        return True
 
 
 def _add_stop(sequence: Sequence, stop: int) -> None:

@@ -6,8 +6,8 @@ are stored block by block; the others as whole states (`whole`), which can only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ocserve.engine.context import Context
 from ocserve.engine.prefixes import PrefixTree, Tokens
@@ -15,9 +15,12 @@ from ocserve.engine.slots import Restoration, Sequence
 from ocserve.engine.tiers.blocks import BLOCK_TOKENS, block_keys, root_key
 from ocserve.engine.tiers.tiers import Tiers
 
-# Blocks that are copied to the tiers before messages are looked at again: milliseconds each.
-_STORED_AT_ONCE = 4
-_STORED_ON_EVICTION = 16
+# Bytes that are copied to the tiers before messages are looked at again: some milliseconds.
+STORED_AT_ONCE = 16 << 20
+# Of what is given up or has to leave at once in one step, for which a request waits: a tenth of a second.
+STORED_IN_A_STEP = 192 << 20
+# A prefix whose blocks had to leave the tiers again is not copied there more often than this.
+_MOST_STORED = 2
 
 
 @dataclass(slots=True)
@@ -27,6 +30,16 @@ class Hits:
     resident: int = 0
     host: int = 0
     disk: int = 0
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A kept prefix: the keys of its whole blocks, once they are needed, and how many of the first are to be stored."""
+
+    salt: bytes
+    left: int
+    keys: list[bytes] = field(default_factory=list)
+    stored: int = 0  # times
 
 
 class Storage:
@@ -53,25 +66,45 @@ class Storage:
         self._whole = whole
         self._scratch = scratch
         self._make_room = make_room
-        # Kept holders, oldest first: their tenants' salts and how many of their first blocks are to be stored.
-        self._unsaved: dict[int, tuple[bytes, int]] = {}
-        self._saved: dict[int, list[bytes]] = {}  # kept holders that were stored, and the keys of their blocks
+        self._step_bytes = STORED_IN_A_STEP
+        self._unsaved: dict[int, _Kept] = {}  # by holder, the oldest first
+        self._saved: dict[int, _Kept] = {}  # what was stored and found room there
 
     @property
     def unsaved(self) -> bool:
         """Whether there is work for `save_some`."""
         return bool(self._unsaved)
 
-    def has(self, holder: int) -> bool:
-        """Whether the tiers hold the whole blocks of a kept prefix."""
-        keys = self._saved.get(holder)
-        return keys is not None and all(key in self._tiers for key in keys)
+    def begin_step(self) -> None:
+        """Another step may store `STORED_IN_A_STEP`."""
+        self._step_bytes = STORED_IN_A_STEP
+
+    @property
+    def step_bytes(self) -> int:
+        """What this step may still store."""
+        return self._step_bytes
+
+    def held(self) -> list[int]:
+        """Kept prefixes whose whole blocks the tiers hold. What lies behind the last of them is computed again.
+
+        One whose blocks had to leave the tiers is to be stored again; had they to leave a second time, it counts as
+        held: its beginning is all that there is room for. O(blocks of all kept prefixes).
+        """
+        gone = [holder for holder, kept in self._saved.items() if kept.stored < _MOST_STORED and not self._has(kept)]
+        for holder in gone:
+            kept = self._saved.pop(holder)
+            kept.left = len(kept.keys)
+            self._unsaved[holder] = kept
+        return list(self._saved)
+
+    def _has(self, kept: _Kept) -> bool:
+        return all(key in self._tiers for key in kept.keys)
 
     # --- out --------------------------------------------------------------------------------------------------------
 
     def keep(self, holder: int, salt: bytes) -> None:
         """This kept prefix is to be stored when there is time."""
-        self._unsaved[holder] = salt, self._tree.length(holder) // BLOCK_TOKENS
+        self._unsaved[holder] = _Kept(salt, self._tree.length(holder) // BLOCK_TOKENS)
 
     def forget(self, holder: int) -> None:
         """The holder's cells are given up."""
@@ -80,47 +113,68 @@ class Storage:
 
     def save_beginning(self, holder: int) -> None:
         """Store the beginning of a prefix that is about to be given up, unless it is: a step waits for this."""
-        if holder in self._unsaved:
-            salt, _ = self._unsaved[holder]
-            keys = self._keys(salt, self._tree.tokens(holder))
-            self._store(holder, keys, range(min(_STORED_ON_EVICTION, len(keys))))
+        kept = self._unsaved.get(holder)
+        if kept is None:
+            return
+        self._name(holder, kept)
+        for index in range(1 if self._whole else len(kept.keys)):
+            if self._step_bytes <= 0:
+                return
+            if self._whole:
+                self._store_whole(holder, kept)
+            else:
+                self._store(holder, kept, index)
 
-    def save_some(self) -> bool:
-        """Store some blocks of the oldest kept prefix; False if there are none. For times without work.
+    def save_some(self, most_bytes: int = STORED_AT_ONCE) -> int:
+        """Store blocks of the oldest kept prefix, about `most_bytes` of them, at least one; returns the bytes copied.
 
         Its last blocks come first: what was stored last is given up last, and a prefix is worth its beginning. Each is
-        tried once, whatever becomes of those before it.
+        tried once, whatever becomes of those before it. A prefix for whose first block no tier has room stays where it
+        is and is not tried again.
         """
-        holder = next(iter(self._unsaved), None)
-        if holder is None:
-            return False
-        salt, count = self._unsaved[holder]
-        keys = self._keys(salt, self._tree.tokens(holder))
-        end = min(count, len(keys))
-        begin = max(0, end - _STORED_AT_ONCE)
-        self._store(holder, keys, range(end - 1, begin - 1, -1))
-        if begin:
-            self._unsaved[holder] = salt, begin
-        else:
+        holder, kept = next(iter(self._unsaved.items()))
+        self._name(holder, kept)
+        copied = 0
+        if self._whole:
+            copied, kept.left = self._store_whole(holder, kept), 0
+        while kept.left and copied < most_bytes:
+            kept.left -= 1
+            copied += self._store(holder, kept, kept.left)
+        if not kept.left:
             del self._unsaved[holder]
-            self._saved[holder] = keys
-            self._tiers.touch(keys)
-        return True
+            kept.stored += 1
+            self._tiers.touch(kept.keys)
+            if not kept.keys or kept.keys[0] in self._tiers:
+                self._saved[holder] = kept
+        return copied
+
+    def _name(self, holder: int, kept: _Kept) -> None:
+        if not kept.keys:
+            kept.keys = self._keys(kept.salt, self._tree.tokens(holder))
+            kept.left = min(kept.left, len(kept.keys))
 
     def _keys(self, salt: bytes, tokens: Tokens) -> list[bytes]:
         return block_keys(root_key(self._identity, salt), tokens)
 
-    def _store(self, holder: int, keys: list[bytes], blocks: Iterable[int]) -> None:
-        """Copy to the tiers what they do not have of these blocks of a kept prefix, or its whole state."""
-        if self._whole:
-            if self._tree.length(holder) % BLOCK_TOKENS == 0 and keys and keys[-1] not in self._tiers:
-                self._tiers.put(keys[-1], self._context.save(holder).data)
-            return
-        for index in blocks:
-            if keys[index] not in self._tiers:
-                self._context.share(holder, self._scratch, index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
-                self._tiers.put(keys[index], self._context.save(self._scratch).data)
-                self._context.forget(self._scratch)
+    def _store(self, holder: int, kept: _Kept, index: int) -> int:
+        """Copy a block of a kept prefix to the tiers unless they have it; returns its bytes."""
+        if kept.keys[index] in self._tiers:
+            return 0
+        self._context.share(holder, self._scratch, index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
+        state = self._context.save(self._scratch).data
+        self._context.forget(self._scratch)
+        return self._put(kept.keys[index], state)
+
+    def _store_whole(self, holder: int, kept: _Kept) -> int:
+        """Copy the state of a prefix that ends with a block to the tiers unless they have it; returns its bytes."""
+        if self._tree.length(holder) % BLOCK_TOKENS or not kept.keys or kept.keys[-1] in self._tiers:
+            return 0
+        return self._put(kept.keys[-1], self._context.save(holder).data)
+
+    def _put(self, key: bytes, state: memoryview) -> int:
+        self._tiers.put(key, state)
+        self._step_bytes -= state.nbytes
+        return state.nbytes
 
     # --- in ---------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ import pytest
 
 from ocserve.engine import kv, llama, scheduler, storage
 from ocserve.engine.constraint import GrammarCompiler
-from ocserve.engine.context import Context, DecodeStatus, Row
+from ocserve.engine.context import Context, DecodeStatus, Row, State
+from ocserve.engine.prefixes import PrefixTree
 from ocserve.engine.tiers import blocks
 from ocserve.engine.tiers.disk import DiskTier
 from ocserve.engine.tiers.host import HostTier
@@ -392,6 +393,92 @@ def test_idle_cells_that_no_tier_has_room_for_stay(model: llama.Model) -> None:
     engine.submit("other", prompt(40, first=5), 5)
     engine.run()
     assert engine.kv.cells_kept >= 300
+
+
+def test_idle_cells_whose_blocks_had_to_leave_the_tiers_are_stored_again(model: llama.Model) -> None:
+    """Otherwise they would stay for ever, and be looked at in every step."""
+    tiers = Tiers(HostTier(100_000), None)  # a block takes 33 kB
+    engine = Engine(Path(), model=model, most_idle=50, tiers=tiers)
+    engine.submit("one", prompt(300), 5)
+    engine.run()
+    while engine.kv.save_some():
+        pass
+    tiers.put(b"another's", bytes(99_000))
+    engine.submit("other", prompt(20, first=3), 30)
+    for _ in range(4):
+        engine.loop.turn(wait=False)
+    assert engine.kv.cells_kept <= 50
+    engine.run()
+    engine.submit("again", [*prompt(300), 9], 5)
+    engine.run()
+    assert engine.kv.hits.host == 256
+
+
+def test_idle_cells_go_where_a_tier_has_room_for_their_beginning(model: llama.Model) -> None:
+    engine = Engine(Path(), model=model, most_idle=50, tiers=Tiers(HostTier(40_000), None))
+    engine.submit("one", prompt(300), 5)
+    engine.run()
+    engine.submit("other", prompt(20, first=3), 30)
+    for _ in range(6):
+        engine.loop.turn(wait=False)
+    assert engine.kv.cells_kept <= 50
+    engine.run()
+    engine.submit("again", [*prompt(300), 9], 5)
+    engine.run()
+    assert engine.kv.hits.host == 128
+
+
+@pytest.mark.parametrize("host_bytes", [1000, 1 << 22])
+def test_steps_look_at_no_idle_prefix_that_cannot_go(
+    model: llama.Model, monkeypatch: pytest.MonkeyPatch, host_bytes: int
+) -> None:
+    """No tier has room for them, or another sequence runs on their cells: until that changes there is nothing to do."""
+    engine = Engine(Path(), model=model, pool_tokens=2048, most_idle=0, tiers=Tiers(HostTier(host_bytes), None))
+    for index in range(4):
+        engine.submit(f"r{index}", prompt(200, first=7 * index), 5)
+    engine.run()
+    while engine.kv.save_some():
+        pass
+    engine.submit("other", [*prompt(200), 9], 100)
+    for _ in range(3):
+        engine.loop.turn(wait=False)
+    looked: list[object] = []
+    monkeypatch.setattr(Tiers, "__contains__", lambda self, key: looked.append(key) or True)
+    monkeypatch.setattr(PrefixTree, "private_cells", lambda self, holder: looked.append(holder) or 1)
+    for _ in range(10):
+        engine.loop.turn(wait=False)
+    assert not looked
+
+
+def test_a_step_stores_no_more_bytes_than_a_request_may_wait_for(
+    model: llama.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four long prefixes that no tier has yet are to go when a first sequence begins."""
+    block = 35_000
+    monkeypatch.setattr(storage, "STORED_IN_A_STEP", 2 * block)
+    monkeypatch.setattr(kv, "STORED_AT_ONCE", block)
+    engine = Engine(Path(), model=model, pool_tokens=2048, most_idle=2048)
+    for index in range(4):
+        engine.submit(f"r{index}", prompt(400, first=7 * index), 5)
+    engine.run()
+    engine.kv._most_idle = lambda begins: 0
+    saved: list[int] = []
+    save = Context.save
+
+    def counted(self: Context, sequence: int) -> State:
+        state = save(self, sequence)
+        saved[-1] += state.nbytes
+        return state
+
+    monkeypatch.setattr(Context, "save", counted)
+    engine.submit("other", prompt(20, first=3), 60)
+    for _ in range(12):
+        saved.append(0)
+        engine.loop.turn(wait=False)
+    assert 2 * block <= saved[0] <= 5 * block
+    assert max(saved[1:]) <= 2 * block
+    assert sum(saved) > 11 * 32_000, "all twelve blocks"
+    assert engine.kv.cells_kept <= 16
 
 
 def test_a_state_that_cannot_be_restored_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,7 @@ class Schedule:
             park_bytes=self._park_bytes,
             tiers=self._tiers,
             costs=self._choose.choice([FixedCosts(), FixedCosts(step_s=0.01, row_s=0.00001)]),
+            most_idle=self._choose.choice([None, 0, 100]),
         )
 
     def _new_tiers(self) -> Tiers:
