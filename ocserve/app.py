@@ -45,11 +45,12 @@ NO_PROJECTORS: Mapping[str, ProjectorFile] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A running server's parts. `facts` are the default model's engine's."""
+    """A running server's parts. `facts` are the default model's engine's, `edge` the settings that its guards obey."""
 
     facts: EngineFacts
     service: Service
     asgi: application.App
+    edge: config.Server
 
 
 async def serve(
@@ -66,7 +67,7 @@ async def serve(
         async with running(settings, models) as daemon:
             await server.serve(
                 daemon.asgi,
-                address,
+                daemon.edge,
                 on_ready=lambda url: on_ready(daemon, url),
                 drain=daemon.service.drain,
                 sockets=sockets,
@@ -106,10 +107,17 @@ async def running(settings: config.Settings, models: Sequence[Installed]) -> Asy
             for name, model in installed.items()
         }
         service = Service(fleet, described, Limiter(tree.limits), tree.limits, ImageFetcher(tree.images))
-        asgi = application.build(service, KeyRing(key, tree.auth, secret), tree.server)
-        yield Daemon(facts, service, asgi)
+        edge = sized(tree.server, reads_images=bool(projectors))
+        asgi = application.build(service, KeyRing(key, tree.auth, secret), edge)
+        yield Daemon(facts, service, asgi, edge)
     finally:
         await fleet.close()
+
+
+def sized(edge: config.Server, *, reads_images: bool) -> config.Server:
+    """The edge with a limit of bodies: usual photographs are a few megabytes each, in base64."""
+    unset = edge.max_body_bytes is None
+    return replace(edge, max_body_bytes=config.IMAGE_BODY_BYTES) if unset and reads_images else edge
 
 
 def by_name(models: Sequence[Installed]) -> dict[str, Installed]:

@@ -23,7 +23,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from ocserve.settings import IMAGE_BODY_BYTES as IMAGE_BODY_BYTES
 from ocserve.settings import SECRETS as SECRETS
+from ocserve.settings import TEXT_BODY_BYTES as TEXT_BODY_BYTES
 from ocserve.settings import Auth as Auth
 from ocserve.settings import Cache as Cache
 from ocserve.settings import Config as Config

@@ -184,7 +184,7 @@ class RequestTimeout(ApiError):
 
 
 class PayloadTooLarge(ApiError):
-    """The body exceeds `server.max_body_bytes`."""
+    """The body exceeds `server.max_body_bytes`, or with its images what an engine can be told."""
 
     status = 413
     type = "invalid_request_error"

@@ -49,14 +49,12 @@ from ocserve.generation import (
 )
 from ocserve.modelcard import ServedModel
 
-# How long a cancelled generation may take to report its exact usage. It needs one decode step; a hung engine is the
-# supervisor's business.
+# How long a cancelled generation may take to report its exact usage: it needs one decode step.
 _CANCEL_WAIT_S = 2.0
 # Log-probabilities in one answer, those of prompts, of all choices and of alternatives: about a hundred megabytes.
 _MOST_CHANCES = 1 << 19
 
-
-Fetch = Callable[[ChatPrompt], Awaitable[ChatPrompt]]
+Fetch = Callable[[ChatPrompt, str], Awaitable[ChatPrompt]]
 Prompted = TypeVar("Prompted", GenerateRequest, EncodeRequest)
 
 
@@ -212,7 +210,7 @@ class Service:
         limits: config.Limits,
         fetch: Fetch | None = None,
     ) -> None:
-        """`fetch` gets the images of a prompt that it names by their addresses only."""
+        """`fetch` gets the images of a prompt that it names by their addresses only, for a key's id."""
         self.limiter = limiter
         self.fleet = fleet
         self._fetch = fetch
@@ -296,25 +294,26 @@ class Service:
         choices = sum(each.choices for each in (request, *more))
         desk.check_queue(choices, "prompt" if more else "n")
         lease = self.limiter.admit(caller.key_id, retry=attempt)
-        self._enter(desk, choices)
+        self._enter()
         try:
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
             stamped = [replace(each, request_id=secrets.token_hex(12), salt=caller.salt) for each in (request, *more)]
-            stamped = [await self._fetched(each) for each in stamped]
-            async with self.fleet.lease(request.model) as engine:
-                generation = await _start(engine, stamped, lease, trace)
-                begun = time.monotonic()
-                try:
-                    yield generation
-                finally:
-                    if more or not generation.ended:  # one prompt's failure ends the others
-                        _cancel(engine, stamped)
-                    if not generation.ended:
-                        with suppress(TimeoutError):
-                            await asyncio.wait_for(generation.cancelled(), _CANCEL_WAIT_S)
-                    desk.learn(time.monotonic() - begun)
+            stamped = [await self._fetched(each, caller) for each in stamped]
+            with desk.place(choices, sum(queued_bytes(each.prompt) for each in stamped)):
+                async with self.fleet.lease(request.model) as engine:
+                    generation = await _start(engine, stamped, lease, trace)
+                    begun = time.monotonic()
+                    try:
+                        yield generation
+                    finally:
+                        if more or not generation.ended:  # one prompt's failure ends the others
+                            _cancel(engine, stamped)
+                        if not generation.ended:
+                            with suppress(TimeoutError):
+                                await asyncio.wait_for(generation.cancelled(), _CANCEL_WAIT_S)
+                        desk.learn(time.monotonic() - begun)
         finally:
-            self._leave(desk, choices)
+            self._leave()
             lease.settle(trace.usage.total_tokens)
 
     async def ask(self, question: Question, caller: Caller, trace: Trace, *, attempt: int | None = None) -> Answer:
@@ -328,48 +327,49 @@ class Service:
         trace.model = question.model
         desk = self._desks[question.model]
         if isinstance(question, EncodeRequest):
-            with desk.encoding(queued_bytes(question.prompt)):
-                lease = self.limiter.admit(caller.key_id, retry=attempt)
-                return await self._asked(desk, replace(question, salt=caller.salt), lease, trace)
+            lease = self.limiter.admit(caller.key_id, retry=attempt)
+            return await self._asked(desk, replace(question, salt=caller.salt), caller, lease, trace)
         desk.check_queue()
         lease = self.limiter.admit(caller.key_id, retry=attempt)
         lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
         begun = time.monotonic()
         try:
-            return await self._asked(desk, question, lease, trace, places=1)
+            return await self._asked(desk, question, caller, lease, trace)
         finally:
             desk.learn(time.monotonic() - begun)
 
-    async def _asked(self, desk: Desk, question: Question, lease: Lease, trace: Trace, places: int = 0) -> Answer:
-        """The answer to an admitted question that takes so many `places` in the queue."""
-        self._enter(desk, places)
+    async def _asked(self, desk: Desk, question: Question, caller: Caller, lease: Lease, trace: Trace) -> Answer:
+        """The answer to an admitted question."""
+        self._enter()
         try:
             async with asyncio.timeout(question.deadline_s):
                 if isinstance(question, EncodeRequest):
-                    question = await self._fetched(question)
-                async with self.fleet.lease(question.model) as engine:
-                    answer = await engine.ask(replace(question, request_id=secrets.token_hex(12)))
+                    question = await self._fetched(question, caller)
+                    place = desk.encoding(queued_bytes(question.prompt))
+                else:
+                    place = desk.place()
+                with place:
+                    async with self.fleet.lease(question.model) as engine:
+                        answer = await engine.ask(replace(question, request_id=secrets.token_hex(12)))
             trace.told(answer)
             return answer
         except TimeoutError:
             raise Overloaded("The request waited as long as it was allowed to run.") from None
         finally:
-            self._leave(desk, places)
+            self._leave()
             lease.settle(trace.usage.total_tokens)
 
-    async def _fetched(self, request: Prompted) -> Prompted:
-        """The request with its images; raises `InvalidRequest`."""
+    async def _fetched(self, request: Prompted, caller: Caller) -> Prompted:
+        """The request with its images; raises `InvalidRequest`, and `Overloaded` where too many are fetched."""
         if self._fetch is None or not isinstance(request.prompt, ChatPrompt):
             return request
-        return replace(request, prompt=await self._fetch(request.prompt))
+        return replace(request, prompt=await self._fetch(request.prompt, caller.key_id))
 
-    def _enter(self, desk: Desk, choices: int) -> None:
-        desk.owed += choices
+    def _enter(self) -> None:
         self._active += 1
         self._idle.clear()
 
-    def _leave(self, desk: Desk, choices: int) -> None:
-        desk.owed -= choices
+    def _leave(self) -> None:
         self._active -= 1
         if not self._active:
             self._idle.set()

@@ -19,8 +19,13 @@ BatchTokens = Annotated[int, Meta(ge=1, le=65_536)]
 Sequences = Annotated[int, Meta(ge=1, le=254)]  # llama.cpp has 256 ids; one is for copying, one for a frozen state
 Threads = Annotated[int, Meta(ge=1, le=512)]
 Natural = Annotated[int, Meta(ge=0)]
+# An engine is told no more in one message; what exceeds that after all is refused as too large.
+BodyBytes = Annotated[int, Meta(ge=1, le=64 * 1024 * 1024)]
 Seconds = Annotated[float, Meta(gt=0)]
 Text = Annotated[str, Meta(min_length=1)]
+
+TEXT_BODY_BYTES = 4 * 1024 * 1024
+IMAGE_BODY_BYTES = 32 * 1024 * 1024  # four photographs of five megabytes in base64, and what is said of them
 
 SECRETS = frozenset({"auth.api_key", "store.hub_token"})
 
@@ -60,7 +65,10 @@ class Server(_Branch, frozen=True):
         ),
     ] = ()
     cors_origins: Annotated[tuple[Text, ...], Meta(description="browser origins that may call")] = ()
-    max_body_bytes: Annotated[Positive, Meta(description="largest request body")] = 4 * 1024 * 1024
+    max_body_bytes: Annotated[
+        BodyBytes | None,
+        Meta(description="largest request body; unset: 4 MiB, or 32 MiB where a model that is served reads images"),
+    ] = None
     max_json_depth: Annotated[Positive, Meta(description="deepest nesting of a JSON body")] = 64
     header_timeout_s: Annotated[Seconds, Meta(description="time for a request's headers to arrive")] = 10.0
     body_timeout_s: Annotated[Seconds, Meta(description="time for a request's body to arrive")] = 30.0
@@ -80,6 +88,11 @@ class Server(_Branch, frozen=True):
     unknown_parameters: Annotated[
         Literal["refuse", "ignore"], Meta(description="what happens to request parameters that nobody knows")
     ] = "refuse"
+
+    @property
+    def most_body_bytes(self) -> int:
+        """`max_body_bytes`; where it is unset and nobody has decided, that of servers without images."""
+        return self.max_body_bytes or TEXT_BODY_BYTES
 
 
 class Auth(_Branch, frozen=True):
@@ -156,6 +169,7 @@ class Images(_Branch, frozen=True):
     max_pixels: Annotated[Positive, Meta(description="most pixels of an image, judged before it is decoded")] = (
         40_000_000
     )
+    max_total_pixels: Annotated[Positive, Meta(description="most pixels of a request's images together")] = 100_000_000
     fetch: Annotated[
         Literal["off", "public"],
         Meta(description="whether images are fetched from the https addresses that requests name, if these are public"),
@@ -164,7 +178,10 @@ class Images(_Branch, frozen=True):
         tuple[Text, ...],
         Meta(description="hosts (or host:port) that images are fetched from, also if private and by plain http"),
     ] = ()
-    fetch_timeout_s: Annotated[Seconds, Meta(description="how long fetching an image may take")] = 10.0
+    fetch_timeout_s: Annotated[
+        Seconds,
+        Meta(description="how long fetching a request's images may take, all together and with the wait for it"),
+    ] = 15.0
 
 
 class Cache(_Branch, frozen=True):

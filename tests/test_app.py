@@ -12,6 +12,7 @@ from ocserve.catalog.errors import DoesNotFit
 from ocserve.catalog.need import need
 from ocserve.catalog.pull import describe_file
 from ocserve.catalog.store import Installed
+from ocserve.engine import wire
 from ocserve.machine import Device, HostMemory
 from tests.catalog import shapes
 
@@ -72,3 +73,14 @@ def test_without_a_plan_an_engine_is_told_what_settings_and_card_ask_for(model: 
     assert need(
         model.header, planning.wanted(config.Engine(), config.Cache(), model.card.defaults, model.header).plan
     ).kv_bytes
+
+
+def test_a_server_that_reads_images_takes_photographs_unless_it_is_told_otherwise() -> None:
+    unset, told = config.Server(), config.Server(max_body_bytes=1000)
+    assert app.sized(unset, reads_images=True).most_body_bytes == config.IMAGE_BODY_BYTES > 4 * 5_000_000 * 4 // 3
+    assert app.sized(unset, reads_images=False).most_body_bytes == config.TEXT_BODY_BYTES
+    assert app.sized(told, reads_images=True).most_body_bytes == 1000
+    settings = {"server.max_body_bytes": wire.MAX_FRAME_BYTES}
+    assert config.load(settings, environ={}).config.server.most_body_bytes == wire.MAX_FRAME_BYTES
+    with pytest.raises(config.ConfigError):
+        config.load({"server.max_body_bytes": wire.MAX_FRAME_BYTES + 1}, environ={})

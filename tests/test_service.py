@@ -11,12 +11,15 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Limiter
+from ocserve.engine import desk
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.handle import LoadError
 from ocserve.engine.residency import Memory, Rules
+from ocserve.engine.sizes import queued_bytes
 from ocserve.engine.wire import EngineFacts
 from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded, RateLimited
 from ocserve.generation import (
+    ChatPrompt,
     Embedded,
     EmbedRequest,
     Encoded,
@@ -24,6 +27,8 @@ from ocserve.generation import (
     Failed,
     Finished,
     GenerateRequest,
+    Image,
+    Message,
     Sampling,
     Started,
     TextDelta,
@@ -459,3 +464,53 @@ def test_what_a_later_prompt_used_before_it_failed_is_counted() -> None:
     failed = Failed(error=EngineUnavailable("gone").info, usage=Usage(prompt_tokens=6, completion_tokens=300))
     trace.observe(failed, 1, 1)
     assert (trace.usage.prompt_tokens, trace.usage.completion_tokens) == (11, 307)
+
+
+def shown(size: int, url: str | None = None) -> ChatPrompt:
+    image = Image(data=bytes(size), at=0, url=url)
+    return ChatPrompt(messages=(Message(role="user", images=(image,)),))
+
+
+async def test_the_files_of_images_count_where_prompts_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(desk, "_MOST_ENCODING_BYTES", 1000)
+    made = service(ScriptedEngine(Script(tokens=("x",) * 20, step_s=0.01)))
+    asked = replace(REQUEST, prompt=shown(600))
+    async with made.generation(asked, CALLER, Trace("r", "/x")) as generation:
+        with pytest.raises(Overloaded) as caught:
+            async with made.generation(asked, CALLER, Trace("r", "/x")):
+                pass
+        assert caught.value.retry_after_s
+        assert [event async for event in generation]
+    async with made.generation(replace(REQUEST, prompt=shown(5000)), CALLER, Trace("r", "/x")):
+        pass  # alone it fits
+    one = made._desks[MODEL.id]
+    with one.encoding(queued_bytes(shown(600))), pytest.raises(Overloaded), one.encoding(queued_bytes(shown(600))):
+        pass
+
+
+async def test_what_is_still_fetched_holds_no_place() -> None:
+    arrived = asyncio.Event()
+
+    async def fetch(prompt: ChatPrompt, key: str) -> ChatPrompt:
+        if prompt.messages[0].images[0].url is not None:
+            await arrived.wait()
+        assert key == CALLER.key_id
+        return shown(10)
+
+    made = service(ScriptedEngine(Script()), queue=0)
+    made._fetch = fetch
+
+    async def ask() -> None:
+        async with made.generation(
+            replace(REQUEST, prompt=shown(0, "https://a.test/")), CALLER, Trace("r", "/x")
+        ) as generation:
+            assert [event async for event in generation]
+
+    waiting = [asyncio.create_task(ask()) for _ in range(MODEL.parallel)]
+    await asyncio.sleep(0.05)
+    assert (made.owed(MODEL.id), made.active) == (0, MODEL.parallel)
+    assert await run(made)
+    arrived.set()
+    await asyncio.gather(*waiting)
+    assert (made.owed(MODEL.id), made.active) == (0, 0)

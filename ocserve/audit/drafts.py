@@ -16,7 +16,7 @@ from ocserve import peer
 from ocserve.audit.server import dig
 from ocserve.audit.subject import Subject
 from ocserve.audit.verdict import Verdict, clean
-from ocserve.config import Config
+from ocserve.config import IMAGE_BODY_BYTES, TEXT_BODY_BYTES, Config
 
 _PARAMETERS = (
     "max-tokens", "temperature", "top-p", "stop", "seed", "top-k", "min-p", "top-a", "frequency-penalty",
@@ -30,7 +30,7 @@ def draft(subject: Subject, verdicts: Mapping[str, Verdict], settings: Config | 
     text = resources.files("ocserve.audit").joinpath("items", "drafts.toml").read_text(encoding="utf-8")
     facts = _facts(subject, verdicts)
     if settings is not None:
-        facts |= _from_settings(settings)
+        facts |= _from_settings(settings, images=subject.takes("image"))
     drafted = {}
     for name, versions in tomllib.loads(text).items():
         candidates = [versions[kind] for kind in (("own", "any") if subject.is_ours else ("any",)) if kind in versions]
@@ -153,7 +153,7 @@ def _images(subject: Subject, verdicts: Mapping[str, Verdict]) -> str:
     return "; ".join(f"{name}: {verdicts[name].evidence}" for name in names)
 
 
-def _from_settings(settings: Config) -> dict[str, str]:
+def _from_settings(settings: Config, *, images: bool) -> dict[str, str]:
     def limit(value: int | None) -> str:
         return "unlimited" if value is None else str(value)
 
@@ -172,7 +172,7 @@ def _from_settings(settings: Config) -> dict[str, str]:
         "cache_host": size(settings.cache.host_bytes),
         "cache_disk": size(settings.cache.disk_bytes),
         "drain": f"{settings.server.drain_s:g}",
-        "max_body": size(settings.server.max_body_bytes),
+        "max_body": size(settings.server.max_body_bytes or (IMAGE_BODY_BYTES if images else TEXT_BODY_BYTES)),
         "log_level": settings.log.level,
         "cors": ", ".join(settings.server.cors_origins) or "none",
     }

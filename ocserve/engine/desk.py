@@ -17,6 +17,8 @@ _LONGEST_RETRY_S = 119.0  # the usual SDKs give up when told to wait more than 1
 _MOST_ENCODING = 64
 _MOST_ENCODING_BYTES = 32 * 1024 * 1024
 _ENCODING_RETRY_S = 1.0
+# Of all prompts that are answered or wait, the files of their images included: what this process and the engine keep.
+_MOST_BYTES = 512 * 1024 * 1024
 
 # How a model is answered for, given what its engine said of itself when it was last loaded (None: never yet).
 Describe = Callable[[EngineFacts | None], ServedModel]
@@ -32,6 +34,7 @@ class Desk:
         self._facts = engine.facts
         self._model = describe(engine.facts)
         self.owed = 0  # a request of several choices counts as that many: it takes as many slots
+        self._bytes = 0  # of the prompts owed
         self._encoding: list[int] = []  # the bytes of each prompt that is to be tokenised only
         self._typical_s: float | None = None  # moving average of a generation's time in its slot
         self._promised = 0.0  # the last moment that an overloaded client was told, so that the next one is told a later
@@ -65,6 +68,24 @@ class Desk:
             f"{self.owed} answers are generated or waited for; this request would make them more than {room}.",
             retry_after_s=min(self._promised - now, _LONGEST_RETRY_S),
         )
+
+    @contextmanager
+    def place(self, choices: int = 1, size: int = 0) -> Iterator[None]:
+        """Owe that many answers, to prompts of `size` bytes together; raises as `check_queue`."""
+        self.check_queue(choices)
+        if self._bytes and self._bytes + size > _MOST_BYTES:
+            raise Overloaded(
+                f"The prompts that are answered or waited for have {self._bytes} bytes; this request would make them "
+                f"more than {_MOST_BYTES}.",
+                retry_after_s=self._typical_s or _FIRST_GUESS_S,
+            )
+        self.owed += choices
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self.owed -= choices
+            self._bytes -= size
 
     @contextmanager
     def encoding(self, size: int) -> Iterator[None]:

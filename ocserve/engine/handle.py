@@ -20,7 +20,7 @@ from ocserve.engine import wire
 from ocserve.engine.flights import Events, Flight, unfinished
 from ocserve.engine.process import spawn
 from ocserve.engine.quarantine import Quarantine
-from ocserve.errors import ApiError, EngineCrashed, EngineUnavailable
+from ocserve.errors import ApiError, EngineCrashed, EngineUnavailable, PayloadTooLarge
 from ocserve.generation import Answer, Failed, Finished, GenerateEvent, GenerateRequest, Question
 
 WORKER = (sys.executable, "-m", "ocserve.engine.worker")
@@ -325,7 +325,7 @@ class EngineHandle:
         flight = Flight(digest, asyncio.get_running_loop().create_future(), choices=choices, unfinished=choices)
         self._flights[work.request_id] = flight
         try:
-            connection.send(message)
+            _tell(connection, message)
             return await flight.reply
         except BaseException:
             self.cancel(work.request_id)
@@ -420,6 +420,15 @@ class EngineHandle:
             flight.reply.set_exception(error)
         else:
             flight.events.put_nowait(Failed(error=error.info))
+
+
+def _tell(connection: _Connection, message: wire.FrontMessage) -> None:
+    try:
+        connection.send(message)
+    except wire.FrameError:
+        raise PayloadTooLarge(
+            f"The request with its images exceeds the {wire.MAX_FRAME_BYTES} bytes that an engine can be told."
+        ) from None
 
 
 def _crash_error() -> EngineCrashed:

@@ -337,10 +337,13 @@ class KvMemory:
             self._freeze(sequence)
         sequence.stops = [stop for stop in sequence.stops if stop > sequence.computed]
 
-    def cut(self, sequence: Sequence) -> None:
-        """Free the cells behind the sequence's computed tokens: drafts that were not confirmed."""
+    def cut(self, sequence: Sequence) -> bool:
+        """Free the cells behind the sequence's computed tokens: drafts that were not confirmed, or half an image.
+
+        False where this memory cannot: the sequence cannot go on.
+        """
         assert sequence.slot is not None
-        self._context.truncate(sequence.slot, sequence.computed)
+        return self._context.truncate(sequence.slot, sequence.computed)
 
     # --- lengths at which states are frozen ---------------------------------------------------------------------------
 

@@ -365,8 +365,7 @@ class EngineLoop:
             )
             status = self._decode(decode)
             if status is not DecodeStatus.OK:
-                self._kv.cut(sequence)  # what of the image was computed
-                self._recover(status, [chunk])
+                self._recover(status, [chunk], undone=self._kv.cut(sequence))  # what of the image was computed
                 return
             newest = min(most, count - begin) - 1
         self._computed([], (chunk,), [0], [newest if image.end == sequence.length else None])
@@ -429,11 +428,11 @@ class EngineLoop:
         sequence.close()
         self._most_running = self._parallel
 
-    def _recover(self, status: DecodeStatus, chunks: list[Chunk]) -> None:
-        """A batch that could not be computed; llama.cpp restored its state."""
+    def _recover(self, status: DecodeStatus, chunks: list[Chunk], *, undone: bool = True) -> None:
+        """A batch that could not be computed; llama.cpp restored its state, unless it is not `undone`."""
         if status in (DecodeStatus.ABORTED, DecodeStatus.FATAL):
             raise EngineBroken(f"llama_decode failed: {status.name}")
-        if status is DecodeStatus.NO_SLOT and len(self._running) > 1:
+        if undone and status is DecodeStatus.NO_SLOT and len(self._running) > 1:
             self._most_running = len(self._running) - 1  # until one of them ends
             self._preempt(self._running[-1])
         else:

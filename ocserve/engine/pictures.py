@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from ocserve.config import Images
@@ -10,6 +11,9 @@ from ocserve.engine.images import check, decode
 from ocserve.engine.vision import Projector, Tile
 from ocserve.errors import ContextLengthExceeded, InvalidRequest
 from ocserve.generation import Image
+
+# For decoding a request's images: a third of what a preparation may take before the engine counts as hung.
+_LONGEST_S = 10.0
 
 
 class Pictures:
@@ -25,19 +29,20 @@ class Pictures:
 
         No more is decoded once they are more than the `context`.
         """
-        check(images, self._limits)
+        until = time.monotonic() + _LONGEST_S
+        check(images, self._limits, until)
         found: list[list[tuple[int, ...] | Tile]] = []
         tokens = 0
         for image in images:
-            parts = self._divided(image)
+            parts = self._divided(image, until)
             tokens += sum(part.tokens if isinstance(part, Tile) else len(part) for part in parts)
             if tokens >= context:
                 raise ContextLengthExceeded(limit=context, prompt_tokens=tokens, param="messages", at_least=True)
             found.append(parts)
         return found
 
-    def _divided(self, image: Image) -> list[tuple[int, ...] | Tile]:
-        picture = decode(image, self._limits)
+    def _divided(self, image: Image, until: float) -> list[tuple[int, ...] | Tile]:
+        picture = decode(image, self._limits, until)
         try:
             parts = self._projector.divide(picture)
         except LlamaError:

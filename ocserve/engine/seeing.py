@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from typing import Protocol
+from weakref import WeakSet
 
 from ocserve.engine.context import Embeddings
 from ocserve.engine.slots import Sequence, Shown
@@ -40,7 +41,7 @@ class Sight:
         self._turn = threading.Condition()
         self._wanted: dict[Key, Tile] = {}
         self._seen: OrderedDict[Key, Embeddings] = OrderedDict()  # least recently used first
-        self._failed: set[Key] = set()  # since the loop last asked
+        self._failed: WeakSet[Tile] = WeakSet()  # another request with the same image has its own try
         self._bytes = 0
 
     def ready(self, prompts: Ordered[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
@@ -56,13 +57,12 @@ class Sight:
                     ready.append(sequence)
                     continue
                 key = _key(sequence, image)
-                if key in self._failed:
+                if image.tile in self._failed:
                     failed.append(sequence)
                     continue
                 wanted[key] = image.tile
                 if sequence.words_ahead or key in self._seen:
                     ready.append(sequence)
-            self._failed.clear()  # another request has its own try
             self._wanted = wanted
             self._turn.notify()
         return ready, failed
@@ -87,7 +87,7 @@ class Sight:
                 found = self._projector.encode(tile)
             except Exception:  # noqa: BLE001  # whatever it was, who waits for this image must hear of it
                 with self._turn:
-                    self._failed.add(key)
+                    self._failed.add(tile)
                     self._wanted.pop(key, None)
             else:
                 with self._turn:

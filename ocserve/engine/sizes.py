@@ -24,8 +24,17 @@ def certain_bytes(prompt: Prompt) -> int:
 
 
 def queued_bytes(prompt: Prompt) -> int:
-    """Bytes of a prompt that waits, about."""
-    return _ID_BYTES * len(prompt.tokens) if isinstance(prompt, TokenPrompt) else text_bytes(prompt)
+    """Bytes of a prompt that waits, about: of its text, its ids and the files of its images."""
+    if isinstance(prompt, TokenPrompt):
+        return _ID_BYTES * len(prompt.tokens)
+    return text_bytes(prompt) + image_bytes(prompt)
+
+
+def image_bytes(prompt: Prompt) -> int:
+    """Bytes of the images' files; 0 for those that are still to be fetched."""
+    if not isinstance(prompt, ChatPrompt):
+        return 0
+    return sum(len(image.data) for message in prompt.messages for image in message.images)
 
 
 def least_tokens(question: EmbedRequest | ScoreRequest) -> int:

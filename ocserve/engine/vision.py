@@ -16,7 +16,7 @@ from ocserve.engine.images import Picture
 from ocserve.engine.llama import SILENT, LoadLog, Model, supports_gpu_offload
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Tile:
     """A picture, or a part of one, ready to be encoded: it takes the place of `tokens` tokens.
 

@@ -44,7 +44,7 @@ def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
         RouteExists,
         lambda app: Query(app, settings),
         JsonOnly,
-        lambda app: BodyLimits(app, settings.max_body_bytes, settings.body_timeout_s),
+        lambda app: BodyLimits(app, settings.most_body_bytes, settings.body_timeout_s),
         lambda app: JsonDepth(app, settings.max_json_depth),
     )
     app: ASGIApp = _endpoint

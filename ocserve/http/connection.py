@@ -50,7 +50,7 @@ class EdgeConfig(uvicorn.Config):
             app,
             http=Connection,
             ws=websocket.WebSocket,
-            ws_max_size=edge.max_body_bytes,
+            ws_max_size=edge.most_body_bytes,
             ws_per_message_deflate=False,  # a small message could unpack to a huge one
             ws_ping_interval=websocket.PING_S,
             ws_ping_timeout=None,  # some clients answer pings only while they wait for a message

@@ -101,7 +101,7 @@ class _Conversation:
             data = b"" if text is None else text.encode()
             if (
                 self._waiting.qsize() >= _MOST_WAITING
-                or self._waiting_bytes + len(data) > self._settings.max_body_bytes
+                or self._waiting_bytes + len(data) > self._settings.most_body_bytes
             ):
                 await self._turn(None)
                 continue

@@ -46,6 +46,37 @@ def text_bomb() -> bytes:
     return good[:33] + _chunk(b"zTXt", bomb) * 16 + good[33:]
 
 
+def scan_bomb() -> bytes:
+    """A progressive JPEG that goes over its image hundreds of times, in a few bytes each."""
+    file = io.BytesIO()
+    Image.new("RGB", SIZE).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * 500 + data[-2:]
+
+
+def exif_bomb(kind: str) -> bytes:
+    """A good image of two megabytes whose metadata say 60,000 times that a value is all of these megabytes.
+
+    It is turned by 90 degrees all the same.
+    """
+    bulk = bytes(1 << 21 if kind != "JPEG" else 1 << 13)
+    count = 60_000 if kind != "JPEG" else 4_000
+    entries = [struct.pack("<HHLL", 0x0112, 3, 1, 6)]
+    entries += [struct.pack("<HHLL", 0x0113 + number, 7, len(bulk), 8) for number in range(count)]
+    exif = b"II*\0" + struct.pack("<LH", 8, len(entries)) + b"".join(entries) + bulk
+    good = picture(kind)
+    if kind == "PNG":
+        return good[:33] + _chunk(b"eXIf", exif) + good[33:]
+    if kind == "JPEG":
+        exif = b"Exif\0\0" + exif
+        assert len(exif) < 1 << 16
+        return good[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + good[2:]
+    file = io.BytesIO()
+    Image.open(io.BytesIO(good)).save(file, kind, exif=exif)
+    return file.getvalue()
+
+
 @functools.cache
 def hostile() -> dict[str, bytes]:
     """What must be refused, by what is wrong with it."""
@@ -70,4 +101,5 @@ def hostile() -> dict[str, bytes]:
         "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
         "text bomb": text_bomb(),
+        "scan bomb": scan_bomb(),
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ import openai
 import pytest
 from google import genai
 from google.genai import types
+from PIL import Image
 
 from tests import tiny, tiny_projector
 from tests.e2e.daemon import RunningDaemon, daemon
@@ -194,6 +197,14 @@ def test_limits_hold_and_the_engine_lives(seeing: RunningDaemon, client: openai.
         assert caught.value.param == "messages[0].content[0].image_url.url"
     assert chat(client, picture()).choices
     assert seeing.engine_pid() == engine
+
+
+def test_usual_photographs_fit_into_a_request(client: openai.OpenAI) -> None:
+    noise = Image.frombytes("RGB", (800, 700), random.Random(1).randbytes(3 * 800 * 700))
+    file = io.BytesIO()
+    noise.save(file, "PNG")
+    photographs = [file.getvalue() + bytes(5_000_000 - len(file.getvalue()) + index) for index in range(3)]
+    assert chat(client, *photographs).usage.prompt_tokens_details.model_dump()["image_tokens"] == 3 * TOKENS
 
 
 def test_an_image_is_fetched_from_where_the_operator_says_and_nowhere_else(

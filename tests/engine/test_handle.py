@@ -16,9 +16,10 @@ import pytest
 from msgspec.structs import replace
 
 from ocserve.engine import handle as handle_module
+from ocserve.engine import wire
 from ocserve.engine.handle import EngineHandle, LoadError, Supervision
 from ocserve.engine.wire import EngineSpec
-from ocserve.errors import ApiError, EngineCrashed, InvalidRequest, RequestQuarantined
+from ocserve.errors import ApiError, EngineCrashed, InvalidRequest, PayloadTooLarge, RequestQuarantined
 from ocserve.generation import (
     Encoded,
     EncodeRequest,
@@ -341,3 +342,13 @@ async def test_a_question_that_nobody_waits_for_any_more_is_forgotten() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(engine.ask(question("never")), 0.2)
         assert not engine._flights
+
+
+async def test_what_no_message_can_hold_is_too_large_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with handle() as engine:
+        monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 10_000)
+        with pytest.raises(PayloadTooLarge) as caught:
+            await engine.prepare(request("a " * 10_000))
+        assert caught.value.status == 413
+        assert (await engine.prepare(request("a b"))).prompt_tokens
+        assert engine.restarts == 0

@@ -12,6 +12,7 @@ import pytest
 
 from ocserve.engine import llama
 from ocserve.engine.bindings import LlamaError
+from ocserve.engine.context import Context, DecodeStatus
 from ocserve.engine.images import Picture
 from ocserve.engine.slots import Sequence, Shown
 from ocserve.engine.vision import Projector, Tile, image_ids
@@ -178,6 +179,20 @@ def test_an_image_that_cannot_be_encoded_ends_its_request_only(seer: Seer, monke
     monkeypatch.setattr(Projector, "encode", encode)
     seer.show("again", BEFORE, picture(1), AFTER)
     assert seer.end_of("again").usage.completion_tokens
+
+
+def test_half_an_image_that_cannot_be_taken_back_ends_its_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recurrent state behind half of an image cannot go back to where the image begins."""
+    seer = Seer(tmp_path, "attention", "causal")
+    stream = seer.submit("stream", [60, 61, 62], 40)
+    monkeypatch.setattr(Context, "decode_embeddings", lambda *args, **rest: DecodeStatus.NO_SLOT)
+    monkeypatch.setattr(Context, "truncate", lambda *args: False)
+    seer.show("shown", BEFORE, picture(1), AFTER)
+    seer.run()
+    assert isinstance(seer.end("shown"), Failed)
+    assert len(stream.generated) == 40
 
 
 @pytest.mark.parametrize("park_bytes", [0, 1 << 22])

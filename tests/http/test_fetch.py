@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import shutil
 import ssl
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ocserve.config import Images
-from ocserve.errors import InvalidRequest
+from ocserve.errors import InvalidRequest, Overloaded
 from ocserve.generation import ChatPrompt, Image, Message
 from ocserve.http.fetch import ImageFetcher, is_public
 
@@ -45,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server: Origin = self.server  # type: ignore[assignment]
         server.asked.append((self.headers["host"], self.path))
-        kind, headers, body = self.path[1:], {"content-type": "image/png"}, BYTES
+        kind, headers, body = self.path[1:].partition("?")[0], {"content-type": "image/png"}, BYTES
         if kind == "slow":
             time.sleep(0.5)
         if kind in ("loop", "away"):
@@ -95,9 +96,9 @@ class Names:
         return self.addresses
 
 
-async def fetched(fetcher: ImageFetcher, *urls: str) -> list[bytes]:
+async def fetched(fetcher: ImageFetcher, *urls: str, key: str = "key") -> list[bytes]:
     images = tuple(Image(data=b"", at=0, where=f"images[{index}]", url=url) for index, url in enumerate(urls))
-    prompt = await fetcher(ChatPrompt(messages=(Message(role="user", images=images),)))
+    prompt = await fetcher(ChatPrompt(messages=(Message(role="user", images=images),)), key)
     assert all(image.url is None for image in prompt.messages[0].images)
     return [image.data for image in prompt.messages[0].images]
 
@@ -137,6 +138,50 @@ async def test_what_is_no_image_in_time_is_refused_in_the_same_words(origin: Ori
 async def test_an_image_that_takes_too_long_is_refused(origin: Origin) -> None:
     fetcher = ImageFetcher(trusting(origin, fetch_timeout_s=0.2), resolve=Names("127.0.0.1"))
     await refused(fetcher, f"http://images.test:{origin.port}/slow")
+
+
+class Held(Names):
+    """A resolver that knows no end for one name."""
+
+    def __init__(self) -> None:
+        super().__init__("127.0.0.1")
+        self.free = asyncio.Event()
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        await super().__call__(host, port)
+        if host == "slow.test":
+            await self.free.wait()
+        return self.addresses
+
+
+async def test_one_key_leaves_places_to_others_and_nobody_waits_for_long(origin: Origin) -> None:
+    names = Held()
+    hosts = (f"images.test:{origin.port}", f"slow.test:{origin.port}")
+    fetcher = ImageFetcher(Images(fetch_hosts=hosts, fetch_timeout_s=1.0), resolve=names)
+    good, slow = (f"http://{host}/good" for host in hosts)
+    held = [asyncio.create_task(fetched(fetcher, slow)) for _ in range(4 + 32)]
+    while len(names.asked) < 4:
+        await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded) as caught:
+        await fetched(fetcher, good)
+    assert caught.value.retry_after_s
+    assert await fetched(fetcher, good, key="other") == [BYTES]
+    ends = await asyncio.gather(*held, return_exceptions=True)
+    assert [type(end) for end in ends] == [InvalidRequest] * 4 + [Overloaded] * 32
+    assert names.asked.count("slow.test") == 4
+    with pytest.raises(Overloaded):  # names that are still looked up keep their places
+        await fetched(fetcher, good)
+    names.free.set()
+    assert await fetched(fetcher, good) == [BYTES]
+
+
+async def test_all_images_of_a_request_have_one_time(origin: Origin) -> None:
+    fetcher = ImageFetcher(trusting(origin, fetch_timeout_s=1.2), resolve=Names("127.0.0.1"))
+    url = f"http://images.test:{origin.port}/slow"
+    with pytest.raises(InvalidRequest) as caught:
+        await fetched(fetcher, *(f"{url}?{index}" for index in range(4)))
+    assert caught.value.param != "images[0]"
+    assert len(origin.asked) < 4
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "file", "ftp", "gopher"])
