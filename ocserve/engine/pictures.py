@@ -44,7 +44,7 @@ class Pictures:
     def _divided(self, image: Image, until: float) -> list[tuple[int, ...] | Tile]:
         picture = decode(image, self._limits, until)
         try:
-            parts = self._projector.divide(picture)
+            parts = self._projector.divide(picture, lambda: decode(image, self._limits, time.monotonic() + _LONGEST_S))
         except LlamaError:
             reason = f"Invalid '{image.where}': this model can make nothing of an image of this size."
             raise InvalidRequest(reason, param=image.where, code="invalid_image") from None

@@ -181,7 +181,7 @@ def test_what_takes_too_long_is_given_up_within_a_part_of_it() -> None:
 
 def test_all_images_of_a_request_have_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
     class Sees:
-        def divide(self, picture: Picture) -> list[tuple[int, ...]]:
+        def divide(self, picture: Picture, again: object) -> list[tuple[int, ...]]:
             return [(1,)]
 
     reader = Pictures(Sees(), LIMITS, most_whole=64)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ocserve.engine import llama
+from ocserve.engine import llama, vision
 from ocserve.engine.bindings import LlamaError
 from ocserve.engine.context import Context, DecodeStatus
 from ocserve.engine.images import Picture
@@ -48,7 +48,7 @@ class Seer(Engine):
 
     def show(self, name: str, before: list[int], shown: Picture, after: list[int], tokens: int = 8, **rest) -> Sequence:  # type: ignore[no-untyped-def]
         ids, images = list(before), []
-        for part in self.projector.divide(shown):
+        for part in self.projector.divide(shown, lambda: shown):
             if isinstance(part, Tile):
                 images.append(Shown(len(ids), part))
                 ids += part.ids
@@ -213,6 +213,34 @@ def test_a_preempted_and_a_cancelled_prompt_leave_nothing_behind(tmp_path: Path,
         assert alone.generated == sequence.generated
     seer.kv.drop_kept()
     assert seer.kv.cells == 0
+
+
+@pytest.mark.parametrize("room", [0, 100, 10_000])
+def test_pixels_are_held_within_bounds_and_given_up_once_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(vision, "HELD_TOKENS", room)
+    model = load(tiny.write(tmp_path / "m.gguf"))
+    sees = projector(tiny_projector.write(tmp_path / "p.gguf"), model)
+    again: list[int] = []
+
+    def tile(seed: int) -> Tile:
+        parts = sees.divide(picture(seed), lambda: again.append(seed) or picture(seed))  # type: ignore[func-returns-value]
+        return next(part for part in parts if isinstance(part, Tile))
+
+    waiting = [tile(seed) for seed in range(8)]
+    each = tiny_projector.TOKENS["causal"]
+    fit = min(8, room // each)
+    assert sum(sees._held.values()) == fit * each
+    first = [sees.encode(one) for one in waiting]
+    assert again == list(range(fit, 8))
+    assert sees._held == {}
+    for one, found in zip(waiting, first, strict=True):  # after its embeddings were given up too
+        assert np.array_equal(sees.encode(one), found)
+    assert len(again) == 8 - fit + 8
+    left = tile(9)
+    del left
+    assert sees._held == {}
 
 
 def test_ids_tell_images_apart() -> None:
