@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import CloseCode
+from websockets.frames import CloseCode, Frame
 
 if TYPE_CHECKING:
     from ocserve.http.connection import EdgeConfig
 
 # Often enough for the proxies that close what is silent for a minute.
 PING_S = 20.0
+# Pings that are answered while a client reads nothing, and frames of one message, which may all be empty: neither is
+# counted against the limit of a message's bytes.
+_MOST_UNREAD_PONGS = 16
+_MOST_FRAMES = 1 << 14
 # What the WebSocket library reads of a handshake; a larger one is not an upgrade.
 _MAX_LINE_BYTES = 8190
 _MAX_HEADERS = 128
@@ -73,6 +77,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         self.conn.debug = False
         self._message_timeout_s = cast("EdgeConfig", config).edge.body_timeout_s
         self._message_timer: asyncio.TimerHandle | None = None
+        self._unread_pongs = 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_message_timer()
@@ -87,6 +92,21 @@ class WebSocket(WebSocketsSansIOProtocol):
         super().resume_writing()
         if not self.transport.is_closing():
             self.transport.deadline.stop()  # type: ignore[attr-defined]
+
+    # What a client could have kept for it without end
+
+    def handle_ping(self) -> None:
+        self._unread_pongs = 0 if self.writable.is_set() else self._unread_pongs + 1
+        if self._unread_pongs > _MOST_UNREAD_PONGS:
+            self._fail(CloseCode.POLICY_VIOLATION, "answers to pings are not read")
+        elif not self.transport.is_closing():
+            super().handle_ping()
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) < _MOST_FRAMES:
+            super().handle_cont(event)
+        else:
+            self._fail(CloseCode.MESSAGE_TOO_BIG, "the message has too many frames")
 
     # The deadline of a message: from its first byte to its last, however slowly bytes trickle in
 
@@ -103,8 +123,11 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def _message_late(self) -> None:
         self._message_timer = None
+        self._fail(CloseCode.POLICY_VIOLATION, "the message did not arrive in time")
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
         if not self.transport.is_closing():
-            self.conn.fail(CloseCode.POLICY_VIOLATION, "the message did not arrive in time")
+            self.conn.fail(code, reason)
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
 

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from websockets.sync.client import ClientConnection, connect
 
 from ocserve import config
+from ocserve.http.websocket import WebSocket
 from tests.http.harness import KEY, MODEL, Answer, Served, parse, read_all, serving, wait_for
 from tests.http.test_responses import WEATHER, client, post, weather
 from tests.scripted import Script, ScriptedEngine
@@ -382,6 +383,45 @@ def test_a_client_that_reads_nothing_is_cut_and_its_work_ends() -> None:
             wait_for(lambda: served.service.active == 1)
             wait_for(lambda: served.service.active == 0, 8)
         assert served.chat(max_tokens=1).status == 200
+
+
+def test_answers_to_pings_are_not_kept_for_a_client_that_reads_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were, as many as could be sent before the write deadline: nothing counts them."""
+    kept: list[int] = []
+    closing: list[bool] = []
+    receive = WebSocket.data_received
+
+    def watched(self: WebSocket, data: bytes) -> None:
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        receive(self, data)
+        kept.append(self.transport.get_write_buffer_size())
+        closing.append(self.transport.is_closing())
+
+    monkeypatch.setattr(WebSocket, "data_received", watched)
+    ping = bytes([0x89, 0xFD, 0, 0, 0, 0]) + bytes(125)
+    with served.connect() as peer:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "localhost", **HANDSHAKE}.items())
+        peer.sendall(f"GET /v1/responses HTTP/1.1\r\n{lines}\r\n".encode())
+        assert peer.recv(12) == b"HTTP/1.1 101"
+        peer.settimeout(5)
+        with suppress(OSError):  # it is cut, or no longer read
+            for _ in range(1000):
+                if not any(closing):
+                    peer.sendall(ping * 100)
+        wait_for(lambda: any(closing))
+    assert max(kept) < 1_000_000
+
+
+def test_a_message_of_very_many_frames_ends_the_connection(served: Served) -> None:
+    """Empty ones count nothing against the limit of its bytes."""
+    with opened(served) as peer:
+        peer.socket.sendall(b"\x01\x81\x00\x00\x00\x00{" + b"\x00\x80\x00\x00\x00\x00" * 20_000)
+        with pytest.raises(ConnectionClosedError) as closed:
+            peer.recv(timeout=10)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
 
 
 def test_a_caller_has_so_many_connections_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
