@@ -5,8 +5,10 @@ What is written under the result is valid under the schema as the client sent it
 
 from __future__ import annotations
 
+import copy
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 # Keywords whose value is a schema, a list of schemas, or has schemas by name.
 _SCHEMAS = frozenset({"items", "additionalItems", "additionalProperties"})
@@ -21,6 +23,10 @@ _FORMATS = frozenset(
         *("relative-json-pointer", "style", "time", "uri", "uri-reference", "uri-template", "utc-millisec", "uuid"),
     }
 )
+_DATA = frozenset({"const", "enum"})
+# Targets that lie where no keyword holds schemas; references times the resources that they may be relative to.
+_MOST_REWRITTEN = 1000
+_MOST_LOOKED_AT = 10_000
 _SIBLINGS_IGNORED = re.compile(r"^https?://json-schema\.org/draft-0[3467]/schema#?$")
 
 
@@ -55,35 +61,128 @@ class Unsupported(Exception):
     """What the compiler would take and not hold to, or could not say what is wrong with."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One rewriting of a whole schema.
+
+    `bare`: beside a `$ref` an `$id` means nothing, as up to draft 7. `pointers` are the JSON pointers of references,
+    `resources` what they may be relative to: each as it was, which shares nothing with what it becomes.
+    """
+
+    bare: bool
+    pointers: dict[tuple[str, ...], None] = field(default_factory=dict)
+    resources: list[tuple[dict[str, object], dict[str, object]]] = field(default_factory=list)
+
+
 def simplified(schema: dict[str, object]) -> dict[str, object]:
     """The schema, of any draft, as it can be compiled; raises `Unsupported`."""
     dialect = schema.get("$schema")
-    bare = isinstance(dialect, str) and _SIBLINGS_IGNORED.match(dialect) is not None
-    return _object(schema, bare=bare)
+    rewriting = _Pass(isinstance(dialect, str) and _SIBLINGS_IGNORED.match(dialect) is not None)
+    found = _object(schema, rewriting)
+    rewriting.resources.append((schema, found))
+    _rewrite_targets(rewriting)
+    return found
 
 
-def _simplified(keyword: str, schema: object, *, bare: bool) -> object:
+def _rewrite_targets(rewriting: _Pass) -> None:
+    """Rewrite what is referred to and lies where no keyword holds schemas, and what that refers to, each once."""
+    looked: set[tuple[int, tuple[str, ...]]] = set()
+    rewritten = 0
+    while True:
+        pairs = [
+            (index, pointer)
+            for index in range(len(rewriting.resources))
+            for pointer in sorted(rewriting.pointers, key=len)
+            if (index, pointer) not in looked
+        ]
+        if not pairs:
+            return
+        for index, pointer in pairs:
+            looked.add((index, pointer))
+            if _rewrite_target(*rewriting.resources[index], pointer, rewriting):
+                rewritten += 1  # with all that is under it, where other targets may lie
+                looked -= {each for each in looked if each[0] == index and _is_under(each[1], pointer)}
+            if rewritten > _MOST_REWRITTEN or len(looked) > _MOST_LOOKED_AT:
+                raise Unsupported("there are too many '$ref'.")
+
+
+def _is_under(pointer: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    return len(pointer) > len(other) and pointer[: len(other)] == other
+
+
+def _rewrite_target(
+    schema: dict[str, object], found: dict[str, object], pointer: tuple[str, ...], rewriting: _Pass
+) -> bool:
+    """Rewrite the target of a pointer into `schema` (RFC 6901); False if it was rewritten before or is not there."""
+    original: object = schema
+    place: object = found
+    holds: str | None = "schema"  # what is at this place; None: nothing that a keyword says is a schema
+    for depth, name in enumerate(pointer, 1):
+        key: str | int = name
+        if isinstance(original, list) and isinstance(place, list) and name.isdecimal() and str(int(name)) == name:
+            key = int(name)
+            if key >= min(len(original), len(place)):
+                return False
+            inner, target = original[key], place[key]
+        elif isinstance(original, dict) and isinstance(place, dict) and name in original and name in place:
+            inner, target = original[name], place[name]
+        else:
+            return False
+        if holds != "names" and name in _DATA:
+            raise Unsupported("a '$ref' into 'const' or 'enum' is not supported.")
+        holds = _held(holds, name, inner)
+        if depth == len(pointer) and holds is None:
+            place[key] = _simplified("$ref", inner, rewriting)  # type: ignore[index]
+            return True
+        original, place = inner, target
+    return False
+
+
+def _held(holds: str | None, name: str, value: object) -> str | None:
+    """What is under `name` of a place that `holds` a schema, schemas by name or in a list, or None of these."""
+    if holds in ("names", "list"):
+        return "schema"
+    if holds == "schema":
+        if name in _MAPS and isinstance(value, dict):
+            return "names"
+        if name in _LISTS and isinstance(value, list):
+            return "list"
+        if name in _SCHEMAS:
+            return "schema"
+    return None
+
+
+def _pointer(reference: str) -> tuple[str, ...]:
+    """The names in the JSON pointer of a reference; none if it has no pointer."""
+    path = unquote(reference.partition("#")[2])
+    return tuple(name.replace("~1", "/").replace("~0", "~") for name in path.split("/")[1:])
+
+
+def _simplified(keyword: str, schema: object, rewriting: _Pass) -> object:
     if isinstance(schema, dict):
-        return _object(schema, bare=bare)
+        return _object(schema, rewriting)
     if isinstance(schema, bool):
         return schema
     raise Unsupported(f"what '{keyword}' holds is no schema.")
 
 
-def _object(schema: dict[str, object], *, bare: bool) -> dict[str, object]:
-    """`bare`: beside a `$ref` an `$id` means nothing, as up to draft 7."""
+def _object(schema: dict[str, object], rewriting: _Pass) -> dict[str, object]:
     found: dict[str, object] = {}
+    if isinstance(reference := schema.get("$ref"), str) and (pointer := _pointer(reference)):
+        rewriting.pointers[pointer] = None
+    if isinstance(schema.get("$id", schema.get("id")), str):
+        rewriting.resources.append((schema, found))
     for keyword, value in schema.items():
-        if _forbids_nothing(keyword, value, schema) or (bare and keyword == "$id" and "$ref" in schema):
+        if _forbids_nothing(keyword, value, schema) or (rewriting.bare and keyword == "$id" and "$ref" in schema):
             continue
         if keyword in _MAPS and isinstance(value, dict):
             found[keyword] = {
-                _name(keyword, name): _simplified(keyword, each, bare=bare) for name, each in value.items()
+                _name(keyword, name): _simplified(keyword, each, rewriting) for name, each in value.items()
             }
         elif keyword in _LISTS and isinstance(value, list):
-            found[keyword] = [_simplified(keyword, each, bare=bare) for each in value]
+            found[keyword] = [_simplified(keyword, each, rewriting) for each in value]
         elif keyword in _SCHEMAS:
-            found[keyword] = _simplified(keyword, value, bare=bare)
+            found[keyword] = _simplified(keyword, value, rewriting)
         else:
             found[keyword] = _value(keyword, value)
     _guard(found)
@@ -100,7 +199,7 @@ def _value(keyword: str, value: object) -> object:
         return int(value)
     if keyword == "pattern" and isinstance(value, str):
         return _pattern(value)
-    return value
+    return copy.deepcopy(value)
 
 
 def _pattern(pattern: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ocserve.engine.rewriting import simplified
+from ocserve.engine.rewriting import Unsupported, simplified
 from tests.engine.test_schema_suites import Compiling, accepted, compiling
 
 
@@ -109,3 +110,64 @@ def test_data_is_left_as_it_is() -> None:
         assert simplified({keyword: data}) == {keyword: data}
     named = {"properties": {"format": {"const": "date"}, "pattern": {"enum": [r"\S"]}}}
     assert simplified(named) == named
+
+
+DATE = {"type": "string", "format": "date"}
+DATES = ("2020-02-29", "2021-02-29")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/components/schemas/Day", "components": {"schemas": {"Day": DATE}}},
+        {"$ref": "#/x-foo/y", "x-foo": {"y": DATE}},
+        {"$ref": "#/x/1", "x": [True, DATE]},
+        {"$ref": "#/a~1b~0c%25d%20e", "a/b~c%d e": DATE},
+        {"$ref": "#/x/a", "x": {"a": {"$ref": "#/y/b"}}, "y": {"b": {"anyOf": [DATE]}}},
+        {"$ref": "#/x/a", "x": {"a": {"anyOf": [{"$ref": "#/x/a/z/b"}], "z": {"b": DATE}}}},
+        {
+            "anyOf": [{"$ref": "#/x/a/z/b"}, {"$ref": "#/x/c"}],
+            "x": {"a": {"z": {"b": DATE}}, "c": {"$ref": "#/x/a/z/b"}},
+        },
+        {"$id": "http://example.org/s", "$ref": "http://example.org/s#/x/a", "x": {"a": DATE}},
+        {"allOf": [{"$id": "http://example.org/t", "properties": {"n": {"$ref": "#/x/a"}}, "x": {"a": DATE}}]},
+    ],
+)
+def test_targets_of_references_are_rewritten_wherever_they_lie(by_bytes: Compiling, schema: dict[str, Any]) -> None:
+    values = [{"n": date} for date in DATES] if "allOf" in schema else DATES
+    assert takes(by_bytes, schema, *values) == [True, False]
+
+
+def test_targets_that_contain_others_and_themselves_are_rewritten_once(by_bytes: Compiling) -> None:
+    node = {
+        "type": "object",
+        "properties": {"on": DATE, "next": {"$ref": "#/x/node"}, "last": {"$ref": "#/x/node/z/leaf"}},
+        "additionalProperties": False,
+        "z": {"leaf": {"type": "string", "format": "date", "pattern": "^2"}},
+    }
+    schema = {"$ref": "#/x/node", "x": {"node": node}}
+    before = json.dumps(schema)
+    found = simplified(schema)
+    assert json.dumps(schema) == before
+    leaf = found["x"]["node"]["z"]["leaf"]  # type: ignore[index]
+    assert leaf["pattern"] == "^2"
+    assert len(leaf["allOf"]) == 1
+    good, bad = {"on": DATES[0], "next": {"last": DATES[0]}}, {"on": DATES[0], "next": {"last": DATES[1]}}
+    assert takes(by_bytes, schema, good, bad, {"next": {"on": DATES[1]}}) == [True, False, False]
+
+
+def test_what_cannot_be_held_to_is_refused_in_targets_too() -> None:
+    few = {"type": "object", "minProperties": 5}
+    with pytest.raises(Unsupported, match="minProperties"):
+        simplified({"$ref": "#/x/a", "x": {"a": few}})
+    assert simplified({"x": {"a": few}}) == {"x": {"a": few}}, "nobody refers to it"
+    with pytest.raises(Unsupported, match="const"):
+        simplified({"anyOf": [{"$ref": "#/anyOf/1/const"}, {"const": DATE}]})
+    assert simplified({"const": {"$ref": "#/x/a"}, "x": {"a": few}})["x"] == {"a": few}, "data"
+
+
+def test_very_many_targets_are_refused_and_not_looked_through() -> None:
+    names = [f"a{number}" for number in range(2000)]
+    schema = {"anyOf": [{"$ref": f"#/x/{name}"} for name in names], "x": {name: {} for name in names}}
+    with pytest.raises(Unsupported, match="too many"):
+        simplified(schema)
