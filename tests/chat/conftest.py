@@ -15,6 +15,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from tests.locked import locked
+
 DISTRIBUTION = "llama-cpp-python"
 _WANTED = ("/models/templates/", "/models/ggml-vocab-")
 
@@ -22,9 +24,13 @@ _WANTED = ("/models/templates/", "/models/ggml-vocab-")
 def _models_folder() -> Path:
     version = importlib.metadata.version(DISTRIBUTION)
     kept = platformdirs.user_cache_path("ocserve-tests") / f"{DISTRIBUTION}-{version}-models"
-    if kept.exists():
-        return kept
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    with locked(kept):
+        if not kept.exists():
+            _fetch(version, kept)
+    return kept
+
+
+def _fetch(version: str, kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
         # pip prepares metadata for an sdist, which takes its build requirements but compiles nothing.
         subprocess.run(
@@ -41,13 +47,7 @@ def _models_folder() -> Path:
             members = [member for member in tar if any(part in member.name for part in _WANTED)]
             tar.extractall(unpacked, members=members, filter="data")
         (models,) = unpacked.glob("*/vendor/llama.cpp/models")
-        try:
-            models.rename(kept)
-        except OSError:
-            # Another run was faster.
-            if not kept.exists():
-                raise
-    return kept
+        models.rename(kept)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import re
 import shutil
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 from tests.clients.catalogue import Client
+from tests.locked import locked
 
 _TIMEOUT_S = 240
 _COMPLETE = ".complete"  # written last: a folder without it is the rest of an installation that was cut off
@@ -32,9 +32,7 @@ def install(client: Client, root: Path, *, fetch_large: bool) -> Path:
     # A virtual environment is bound to its interpreter.
     key = client.lock.read_bytes() + (sys.base_prefix.encode() if client.registry == "pypi" else b"")
     home = root / f"{client.name}-{hashlib.sha256(key).hexdigest()[:12]}"
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(home):
         if not (home / _COMPLETE).exists():
             if client.large and not fetch_large:
                 raise Missing(f"{client.name} {client.version} is large and not installed; --full installs it")

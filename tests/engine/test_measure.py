@@ -20,6 +20,8 @@ from ocserve.engine.wire import EngineSpec
 from ocserve.machine import usable_cores
 from tests import tiny
 
+pytestmark = pytest.mark.alone
+
 BATCH = 96
 
 
