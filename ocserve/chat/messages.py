@@ -34,10 +34,12 @@ class Convention:
 
     `form` is how this model writes calls. Where the template does not `describe_tools`, a system message does, or the
     first user's where it does not `know_system`. Where it refuses or loses system messages behind the first turn, they
-    are part of the user's turn beside them.
+    are part of the user's turn beside them. `content_in_parts` are the roles whose content it loses as text and reads
+    as a list of parts.
     """
 
     knows_developer: bool = True
+    content_in_parts: frozenset[str] = frozenset()
     arguments_as_object: bool = True
     null_content_of_calls: bool = False
     short_ids: bool = False
@@ -53,6 +55,11 @@ class Convention:
 PROBE = (Message(role="user", content="probe"),)
 PROBE_NAME = (Message(role="user", content="probe", name="probe_name"),)
 PROBE_SYSTEM = (Message(role="system", content="probe_system"), *PROBE)
+PROBES_CONTENT = {  # of each role a content, and messages with it
+    "user": ("probe", PROBE),
+    "assistant": ("probe_answer", (*PROBE, Message(role="assistant", content="probe_answer"), *PROBE)),
+    "system": ("probe_system", PROBE_SYSTEM),
+}
 PROBES_LATER_SYSTEM = tuple(
     (*before, Message(role=role, content="probe_later"), *after)
     for role in _SYSTEM

@@ -14,6 +14,7 @@ from ocserve.chat.messages import (
     PROBE_NAME,
     PROBE_SYSTEM,
     PROBE_TOOL,
+    PROBES_CONTENT,
     PROBES_LATER_SYSTEM,
     Convention,
     Rewrite,
@@ -149,13 +150,16 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool,
     ) -> str:
+        if self._convention.content_in_parts:
+            turns = [_in_parts(turn) if turn["role"] in self._convention.content_in_parts else turn for turn in turns]
         given = {**self._variables, **variables, "messages": turns, "add_generation_prompt": add_generation_prompt}
         return self._program.run(given, budget)
 
     # --- what the template can do, found by trying ------------------------------------------------------------------
 
     def _find_convention(self, source: str) -> Convention:
-        found = self._find_calls("developer" in source)
+        self._convention = self._find_content(Convention("developer" in source))
+        found = self._find_calls(self._convention)
         self._convention = found
         describes = self._accepts(PROBE, "probe_tool", "probe_key", tools=(PROBE_TOOL,))
         form = self._find_form(source, found) if describes or found.writes_calls else GENERIC
@@ -172,9 +176,18 @@ class ChatTemplate:
             form=form,
         )
 
-    def _find_calls(self, knows_developer: bool) -> Convention:
+    def _find_content(self, found: Convention) -> Convention:
+        """Which roles' contents have to be lists of parts: as text they are lost, and so they arrive."""
+        for role, (text, probe) in PROBES_CONTENT.items():
+            self._convention = found
+            if not self._accepts(probe, text):
+                self._convention = replace(found, content_in_parts=found.content_in_parts | {role})
+                found = self._convention if self._accepts(probe, text) else found
+        return found
+
+    def _find_calls(self, found: Convention) -> Convention:
         """Try how the template wants a turn with tool calls; the first form whose parts all arrive is taken."""
-        base = Convention(knows_developer, writes_calls=True, writes_results=True, describes_tools=True)
+        base = replace(found, writes_calls=True, writes_results=True, describes_tools=True)
         for null_content in (False, True):
             for as_object in (True, False):
                 self._convention = replace(base, arguments_as_object=as_object, null_content_of_calls=null_content)
@@ -227,6 +240,11 @@ def _reasoning_variables(wanted: Reasoning) -> dict[str, object]:
     if wanted.effort is not None and wanted.effort != "none":
         variables["reasoning_effort"] = _EFFORTS.get(wanted.effort, wanted.effort)
     return variables
+
+
+def _in_parts(turn: dict[str, object]) -> dict[str, object]:
+    content = turn["content"]
+    return {**turn, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else turn
 
 
 def _reads_probe(form: ToolFormat, rendered: str) -> bool:

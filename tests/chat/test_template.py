@@ -232,3 +232,24 @@ def test_a_later_system_message_stays_one_where_the_template_has_a_place_for_it(
     refusal = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}"
     refusing = CHATML.replace("{% for m in messages %}", "{% for m in messages %}" + refusal, 1)
     assert "<|im_start|>user\na\n\nb\n\nc<|im_end|>" in text_of(refusing, messages)
+
+
+_PARTS = "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{{ message.content[0].text }}",
+        _PARTS,
+        "{% if message.role == 'assistant' %}{{ message.content }}{% else %}" + _PARTS + "{% endif %}",
+        "{% if message.content is string %}{{ raise_exception('parts, please') }}{% endif %}" + _PARTS,
+    ],
+)
+def test_a_template_that_reads_only_lists_of_parts_loses_nothing(content: str) -> None:
+    source = "{% for message in messages %}<{{ message.role }}>" + content + "{% endfor %}"
+    source += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    said = (turn("system", "Be brief."), turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "Who?"))
+    expected = "<system>Be brief.<user>Hi<assistant>Hello<user>Who?"
+    assert text_of(source, said) == expected + "<assistant>"
+    assert text_of(source, (*said, turn("assistant", "I am"))) == expected + "<assistant>I am"
