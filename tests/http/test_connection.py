@@ -11,6 +11,8 @@ import pytest
 from tests.http.harness import CHAT, Served, parse, read_all, read_one, serving, wait_for
 from tests.scripted import Script, ScriptedEngine
 
+pytestmark = pytest.mark.alone
+
 GET = b"GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
