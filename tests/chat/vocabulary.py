@@ -6,9 +6,8 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
-import llama_cpp
-
 from ocserve.chat.specials import Kind, SpecialToken, SpecialTokens
+from ocserve.engine.bindings import api as llama_cpp
 
 
 @llama_cpp.llama_log_callback
