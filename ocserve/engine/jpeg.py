@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 # The end of a scan's data: a marker that neither stands for a byte of it nor restarts the decoder.
 _BEHIND_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_BEHIND_FILL = re.compile(rb"[^\xff]")
 _SCAN, _END = 0xDA, 0xD9
-_BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
-# What decides over colours: of the application's own segments those of JFIF and of Adobe.
-_METADATA = frozenset((0xFE, *range(0xE1, 0xEE), 0xEF))
+# What a decoder needs: frames, tables and scans, and of the application's own segments, for the colours, those of JFIF
+# and of Adobe. Decoders differ in what they make of anything else, so that it could hide from one what another reads.
+_KEPT = frozenset((*range(0xC0, 0xC8), *range(0xC9, 0xD0), 0xDA, 0xDB, 0xDD, 0xE0, 0xEE))
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # 0: no marker at all, decoders pass over it
 _EXIF, _EXIF_NAME = 0xE1, b"Exif\0\0"
 _MOST_SEGMENTS = 10_000  # a colour profile of the largest file has 320
 
@@ -38,25 +40,29 @@ def read(data: bytes) -> Jpeg:
     position = 2
     for _ in range(_MOST_SEGMENTS):
         begin = data.find(b"\xff", position)
-        position = begin + 1
-        while data[position : position + 1] == b"\xff":  # any number of them may precede a marker
-            position += 1
-        if begin < 0 or position >= len(data):
+        marked = _BEHIND_FILL.search(data, begin) if begin >= 0 else None  # any number of them may precede a marker
+        if marked is None:
             return Jpeg(b"".join(kept), scans, exif)
+        position = marked.start()
         marker = data[position]
-        end = position + 1
-        if marker not in _BARE and marker != _END:
-            end += int.from_bytes(data[end : end + 2])
+        if marker == _END:
+            kept.append(b"\xff\xd9")
+            return Jpeg(b"".join(kept), scans, exif)
+        if marker in _WITHOUT_LENGTH:
+            position += 1
+            continue
+        length = int.from_bytes(data[position + 1 : position + 3])
+        if length < 2:
+            raise NotJpeg("a segment shorter than its own length")
+        end = position + 1 + length
         if marker == _SCAN:
             scans += 1
             behind = _BEHIND_SCAN.search(data, end)
             end = behind.start() if behind else len(data)
         if marker == _EXIF and not exif and data.startswith(_EXIF_NAME, position + 3):
             exif = data[position + 3 : end]
-        if marker not in _METADATA:
+        if marker in _KEPT:
             kept.append(b"\xff" + data[position:end])
-        if marker == _END:
-            return Jpeg(b"".join(kept), scans, exif)
         position = end
     raise NotJpeg(f"more than {_MOST_SEGMENTS} segments")
 

@@ -259,9 +259,19 @@ class Model:
 
     @property
     def row_in_cells(self) -> float:
-        """How many cells' attention is as much arithmetic as the rest of a row: two operations for each weight, four
-        for each number of a query."""
-        return self.parameters / (2 * max(1, self.layers * self.embedding_length))
+        """How many cells' attention is as much arithmetic as the rest of a row: two operations for each weight that a
+        row uses, four for each number of its queries."""
+        kind = self.metadata("general.architecture") or ""
+
+        def number(name: str, usual: int) -> int:
+            return int(found) if (found := self.metadata(f"{kind}.{name}") or "").isdecimal() else usual
+
+        heads = number("attention.head_count", 1)
+        queries = heads * number("attention.key_length", self.embedding_length // max(1, heads))
+        weights = self.parameters - self.vocab.size * self.embedding_length  # those of the vocabulary are looked up
+        experts = number("expert_count", 0)
+        used = number("expert_used_count", experts) / experts if experts else 1.0
+        return max(1.0, weights * used / (2 * max(1, self.layers * queries)))
 
     @property
     def description(self) -> str:

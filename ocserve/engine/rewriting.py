@@ -24,6 +24,7 @@ _FORMATS = frozenset(
     }
 )
 _DATA = frozenset({"const", "enum"})
+_INDEX = re.compile(r"0|[1-9][0-9]{0,5}")  # of an array in a JSON pointer
 # Targets that lie where no keyword holds schemas; references times the resources that they may be relative to.
 _MOST_REWRITTEN = 1000
 _MOST_LOOKED_AT = 10_000
@@ -119,7 +120,7 @@ def _rewrite_target(
     holds: str | None = "schema"  # what is at this place; None: nothing that a keyword says is a schema
     for depth, name in enumerate(pointer, 1):
         key: str | int = name
-        if isinstance(original, list) and isinstance(place, list) and name.isdecimal() and str(int(name)) == name:
+        if isinstance(original, list) and isinstance(place, list) and _INDEX.fullmatch(name):
             key = int(name)
             if key >= min(len(original), len(place)):
                 return False

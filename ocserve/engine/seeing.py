@@ -92,6 +92,7 @@ class Sight:
             else:
                 with self._turn:
                     self._keep(key, found)
+            del tile  # and with it the file: nobody may want another one for long
             self._on_seen()
 
     def _next(self) -> list[tuple[Key, Tile]]:

@@ -154,6 +154,7 @@ class Held(Names):
         return self.addresses
 
 
+@pytest.mark.alone  # measures time
 async def test_one_key_leaves_places_to_others_and_nobody_waits_for_long(origin: Origin) -> None:
     names = Held()
     hosts = (f"images.test:{origin.port}", f"slow.test:{origin.port}")
@@ -175,6 +176,7 @@ async def test_one_key_leaves_places_to_others_and_nobody_waits_for_long(origin:
     assert await fetched(fetcher, good) == [BYTES]
 
 
+@pytest.mark.alone  # measures time
 async def test_all_images_of_a_request_have_one_time(origin: Origin) -> None:
     fetcher = ImageFetcher(trusting(origin, fetch_timeout_s=1.2), resolve=Names("127.0.0.1"))
     url = f"http://images.test:{origin.port}/slow"
