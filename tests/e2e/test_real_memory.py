@@ -23,6 +23,7 @@ def engine_and_oracle(path: Path, *, pool_tokens: int, parallel: int) -> tuple[E
         path,
         pool_tokens=pool_tokens,
         parallel=parallel,
+        ids=2 * parallel,
         batch_tokens=128,
         park_bytes=1 << 30,
         tiers=Tiers(HostTier(1 << 30), None),
