@@ -119,12 +119,10 @@ def _rewrite_target(
     place: object = found
     holds: str | None = "schema"  # what is at this place; None: nothing that a keyword says is a schema
     for depth, name in enumerate(pointer, 1):
-        key: str | int = name
         if isinstance(original, list) and isinstance(place, list) and _INDEX.fullmatch(name):
-            key = int(name)
-            if key >= min(len(original), len(place)):
+            if int(name) >= min(len(original), len(place)):
                 return False
-            inner, target = original[key], place[key]
+            inner, target = original[int(name)], place[int(name)]
         elif isinstance(original, dict) and isinstance(place, dict) and name in original and name in place:
             inner, target = original[name], place[name]
         else:
@@ -133,7 +131,11 @@ def _rewrite_target(
             raise Unsupported("a '$ref' into 'const' or 'enum' is not supported.")
         holds = _held(holds, name, inner)
         if depth == len(pointer) and holds is None:
-            place[key] = _simplified("$ref", inner, rewriting)  # type: ignore[index]
+            rewritten = _simplified("$ref", inner, rewriting)
+            if isinstance(place, list):
+                place[int(name)] = rewritten
+            else:
+                place[name] = rewritten
             return True
         original, place = inner, target
     return False

@@ -87,7 +87,7 @@ class Connection(H11Protocol):
         self.idle_since = self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        watched = _Transport(transport, self, WriteDeadline(transport, self.loop, self._edge.write_timeout_s))
+        watched = WatchedTransport(transport, self, WriteDeadline(transport, self.loop, self._edge.write_timeout_s))
         self._deadline = watched.deadline
         super().connection_made(cast(asyncio.Transport, watched))
         self._await_headers()
@@ -252,7 +252,7 @@ class Connection(H11Protocol):
             min(idle, key=lambda peer: peer.idle_since).transport.abort()
 
 
-class _Transport:
+class WatchedTransport:
     """The transport with another `close`: it lingers where the answer would be lost, and never waits for ever."""
 
     def __init__(self, transport: asyncio.Transport, connection: Connection, deadline: WriteDeadline) -> None:

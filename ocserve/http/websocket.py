@@ -20,7 +20,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 
 if TYPE_CHECKING:
-    from ocserve.http.connection import EdgeConfig
+    from ocserve.http.connection import EdgeConfig, WatchedTransport
+    from ocserve.http.write_deadline import WriteDeadline
 
 # Often enough for the proxies that close what is silent for a minute.
 PING_S = 20.0
@@ -79,19 +80,23 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._message_timer: asyncio.TimerHandle | None = None
         self._unread_pongs = 0
 
+    @property
+    def _write_deadline(self) -> WriteDeadline:
+        return cast("WatchedTransport", self.transport).deadline
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_message_timer()
-        self.transport.deadline.stop()  # type: ignore[attr-defined]
+        self._write_deadline.stop()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.transport.deadline.watch()  # type: ignore[attr-defined]
+        self._write_deadline.watch()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self.transport.deadline.stop()  # type: ignore[attr-defined]
+            self._write_deadline.stop()
 
     # What a client could have kept for it without end
 
