@@ -1,9 +1,10 @@
 """The server over HTTP beside the bare llama.cpp loop, alternating in one session.
 
 Both decode greedily at the same thread count, with as many sequences as streams, after prompts of about the same
-length; tokens that end an answer are kept from being chosen on both sides. A rate is tokens over the time while all
-sequences are decoding. Only one side computes at a time, and the two figures of a pair are taken one right after the
-other: the speed of a shared machine drifts within minutes.
+length, and in KV caches of the same size: without flash attention, a row of 8,192 cells takes 3 % longer than of 576.
+Tokens that end an answer are kept from being chosen on both sides. A rate is tokens over the time while all sequences
+are decoding. Only one side computes at a time, and the two figures of a pair are taken one right after the other: the
+speed of a shared machine drifts within minutes.
 """
 
 from __future__ import annotations
@@ -91,12 +92,15 @@ class BareLoop:
         most_batch: int = 64,
         prompt_tokens: int = _PROMPT_TOKENS,
         tokens: int,
+        pool_tokens: int = 0,
     ) -> None:
+        """`pool_tokens`: cells of the KV cache, if that is more than the tasks need."""
         sizes = {
             "--most-sequences": most_sequences,
             "--most-batch": most_batch,
             "--prompt-tokens": prompt_tokens,
             "--tokens": tokens,
+            "--pool-tokens": pool_tokens,
         }
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
         self._process = subprocess.Popen(
@@ -249,7 +253,13 @@ def against_http(
             # Attention costs what the context is long: the template's tokens are part of it.
             prompt_tokens = _PROMPT_TOKENS + round(scale.overhead)
             loop = stack.enter_context(
-                BareLoop(model, most_sequences=max(streams), prompt_tokens=prompt_tokens, tokens=tokens)
+                BareLoop(
+                    model,
+                    most_sequences=max(streams),
+                    prompt_tokens=prompt_tokens,
+                    tokens=tokens,
+                    pool_tokens=server.cells(),
+                )
             )
             pair = _Pair(loop, replace(target, bias=loop.end_tokens), scale, count, tokens)
             found += _alternate(pair, streams, rounds, on_pair)

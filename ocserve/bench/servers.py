@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import select
 import shlex
@@ -72,6 +73,12 @@ class OwnServer:
         self.stop()
         *_, last = self._log.read_text(errors="replace").strip().splitlines() or ["no output"]
         raise ServerFailed(f"`ocserve run {shlex.join(self._arguments)}` did not become ready: {last}")
+
+    def cells(self) -> int:
+        """How many cells its KV cache has."""
+        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/health", timeout=10) as answer:  # noqa: S310
+            cells: int = json.load(answer)["stats"]["cells_total"]
+        return cells
 
     def stop(self) -> None:
         """End it; twice is harmless."""

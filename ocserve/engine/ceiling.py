@@ -39,15 +39,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bare:
-    """One context, sized for the largest tasks, and what is asked of it."""
+    """One context, of `pool_tokens` or as much more as the largest tasks need, and what is asked of it."""
 
     def __init__(self, model: llama.Model, *, threads: int, most_sequences: int, most_batch: int, prompt_tokens: int,
-                 tokens: int) -> None:  # fmt: skip
+                 tokens: int, pool_tokens: int) -> None:  # fmt: skip
         self._vocab = model.vocab
         self._prompt_tokens, self._tokens = prompt_tokens, tokens
         self._context = Context(
             model,
-            pool_tokens=max(most_sequences * (prompt_tokens + tokens), _PREFILL_TOKENS) + 64,
+            pool_tokens=max(most_sequences * (prompt_tokens + tokens) + 64, _PREFILL_TOKENS + 64, pool_tokens),
             sequences=most_sequences,
             batch_tokens=max(most_batch, most_sequences, prompt_tokens),
             threads=threads,
@@ -137,6 +137,7 @@ def _measure(path: str, options: argparse.Namespace) -> None:
         most_batch=options.most_batch,
         prompt_tokens=options.prompt_tokens,
         tokens=options.tokens,
+        pool_tokens=options.pool_tokens,
     )
     try:
         _say(bare.facts)
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--most-batch", type=int, default=256)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--pool-tokens", type=int, default=0)
     parser.add_argument("--gpu-layers", type=int, default=0)
     options = parser.parse_args()
     try:

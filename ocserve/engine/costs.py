@@ -52,6 +52,7 @@ _ROW_IN_CELLS = (
 )
 _SHARED_SPREAD, _SINGLE_SPREAD = 3.0, 3.0  # how far measured costs of cells may lie from the usual there
 _ALIKE_ROWS = 16  # a cell costs the same there in batches of so many rows or more
+_REPEATS, _REPEAT_SPREAD = 3, 0.1  # so many steps teach nothing if they are as the one before them, within a tenth
 _PASSED_SHARE = 0.05  # and this much a cell that is not the row's own (same model: 0.6 µs against 12)
 _TILED_SHARE = 0.35
 
@@ -270,6 +271,7 @@ class CostModel:
             # The fewest threads that are about as good as the best leave the other cores to other processes.
             band.current = next(threads for threads, cost in costs.items() if _BETTER * cost <= min(costs.values()))
         self._busy_s = 0.0
+        self._heard, self._repeats = (0, 0, 0.0), 0  # rows, threads and seconds of the last step, if it was foreseen
 
     def seconds(self, rows: int, cells: int = 0, *, prefill: bool = False) -> float:
         """Predicted seconds of a step with `rows` rows that attend `cells` in all, under its usual thread count.
@@ -327,6 +329,18 @@ class CostModel:
         due = (threads for threads in band.arms if threads != usual and self._trial_is_due(band, threads, rows))
         return next(due, usual)
 
+    def teaches(self, rows: int, threads: int, seconds: float) -> bool:
+        """Whether to `observe` a step: learning holds up the next one, and most repetitions of what was foreseen say
+        nothing."""
+        rows_before, threads_before, seconds_before = self._heard
+        alike = abs(seconds - seconds_before) <= _REPEAT_SPREAD * seconds_before
+        if alike and (rows, threads) == (rows_before, threads_before) and self._repeats < _REPEATS:
+            self._repeats += 1
+            self._busy_s += seconds
+            return False
+        self._repeats = 0
+        return True
+
     def observe(self, rows: int, cells: int, threads: int, seconds: float) -> None:
         """A step of `rows` rows that attended `cells` took `seconds` with `threads`, which must be a known count."""
         assert seconds > 0
@@ -337,6 +351,9 @@ class CostModel:
         arm.learn(seconds / expected)
         curve.nudge(rows, cells, seconds / expected)
         arm.load *= expected / curve.seconds(rows, cells)  # what the curve has taken over is no longer load
+        predicted = curve.seconds(rows, cells) * arm.load
+        settled = abs(seconds - predicted) <= _REPEAT_SPREAD * predicted
+        self._heard = (rows, threads, seconds) if settled else (0, 0, 0.0)
         costs = self._costs(band, rows, cells)
         best = min(costs, key=costs.__getitem__)
         if costs[best] < _BETTER * costs[usual]:

@@ -62,6 +62,7 @@ class StepCosts(Costs, Protocol):
     """Chooses thread counts too, and learns from what steps took."""
 
     def threads(self, rows: int, *, prefill: bool = False) -> int: ...
+    def teaches(self, rows: int, threads: int, seconds: float) -> bool: ...
     def observe(self, rows: int, cells: int, threads: int, seconds: float) -> None: ...
 
 
@@ -321,8 +322,9 @@ class EngineLoop:
         if status is not DecodeStatus.OK:
             self._recover(status, chunks)
             return
-        cells = self._composer.cells(chunks)
-        self._costs.observe(len(rows), cells, threads, max(time.perf_counter() - begun, 1e-6))
+        seconds = max(time.perf_counter() - begun, 1e-6)
+        if self._costs.teaches(len(rows), threads, seconds):
+            self._costs.observe(len(rows), self._composer.cells(chunks), threads, seconds)
         self._computed(decode, prefill, starts, newest)
 
     def _computed(

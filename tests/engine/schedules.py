@@ -59,6 +59,9 @@ class FixedCosts:
     def threads(self, rows: int, *, prefill: bool = False) -> int:
         return 1
 
+    def teaches(self, rows: int, threads: int, seconds: float) -> bool:
+        return True
+
     def observe(self, rows: int, cells: int, threads: int, seconds: float) -> None:
         self.now += self.seconds(rows, cells)
 

@@ -62,7 +62,8 @@ def play(costs: CostModel, machine: Machine, steps: int, rows: int = 8, cells: i
         used[threads] += 1
         seconds = machine(threads, rows, cells)
         elapsed += seconds
-        costs.observe(rows, cells, threads, seconds)
+        if costs.teaches(rows, threads, seconds):
+            costs.observe(rows, cells, threads, seconds)
     return used, elapsed
 
 
@@ -332,6 +333,21 @@ def test_counts_that_were_set_are_kept() -> None:
     assert costs.usual_threads(8, prefill=True) == 2
     with pytest.raises(ValueError, match="no timings"):
         model(laptop, prefill_threads=3)
+
+
+def test_what_repeats_is_learnt_from_now_and_then_and_a_change_at_once() -> None:
+    costs = model(laptop)
+    foreseen = laptop(1, 1, 1)
+
+    def heard(rows: int, threads: int, seconds: float) -> bool:
+        if not costs.teaches(rows, threads, seconds):
+            return False
+        costs.observe(rows, rows, threads, seconds)
+        return True
+
+    assert [heard(1, 1, foreseen) for _ in range(9)] == [True, False, False, False] * 2 + [True]
+    assert all(heard(1, 1, 1.2 * foreseen) for _ in range(3))
+    assert all(heard(rows, 2, laptop(2, rows, rows)) for rows in (1, 2, 1))
 
 
 def test_one_core_leaves_no_choice() -> None:
