@@ -288,7 +288,7 @@ def test_masks_are_begun_without_waiting_and_settled_before_the_next_token(tiny_
     begun = time.monotonic()
     current.begin_mask()
     current.begin_mask()
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 5
     assert current._mask is not None
     assert not current._mask.done()
     release.set()

@@ -99,7 +99,7 @@ async def test_what_cannot_fit_is_refused_before_it_is_tokenised(tiny_model: Pat
             with pytest.raises(Exception, match="at least") as refusal:
                 await handle.prepare(request("big", prompt))
             assert getattr(refusal.value, "code", None) == ContextLengthExceeded.code
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 5
 
 
 async def test_leaving_a_generation_reports_what_it_used(tiny_model: Path) -> None:
