@@ -7,7 +7,7 @@ Clients disagree about the `/v1` prefix and about slashes: a base URL that ends 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ ErrorBody = Callable[[ErrorInfo], bytes]
 # The method of a route that is a WebSocket. No HTTP method is spelt so, and none is offered in its place.
 SOCKET = "websocket"
 _SLASHES = re.compile(r"/{2,}")
+_PARAMETER = re.compile(r"\{[^}]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,10 @@ class RouteTable:
     def __init__(self, listed: tuple[Route, ...], vendors: tuple[tuple[str, ErrorBody], ...] = ()) -> None:
         self.routes = listed
         self._vendors = vendors
-        self._compiled = [(compile_path(route.path), route) for route in listed]
+        # With how many characters of each path are no parameter's, most first.
+        spelt = [(len(_PARAMETER.sub("", route.path)), route) for route in listed]
+        spelt.sort(key=lambda each: each[0], reverse=True)
+        self._compiled = [(count, compile_path(route.path), route) for count, route in spelt]
 
     def match(self, method: str, path: str) -> Match:
         """The route for `method` on `path`; HEAD is answered by GET's."""
@@ -64,18 +68,29 @@ class RouteTable:
         trimmed = _SLASHES.sub("/", path).rstrip("/")
         for candidate in (trimmed, f"/v1{trimmed}"):
             allowed: list[str] = []
-            for (regex, _, convertors), route in self._compiled:
-                found = regex.match(candidate)
-                if found is None:
-                    continue
+            for route, params in self._of_path(candidate):
                 if route.method == wanted:
-                    params = {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
                     return Match(route, params, error_body=route.error_body)
                 if route.method != SOCKET:
                     allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
             if allowed:
                 return Match(allowed=(*allowed, "OPTIONS"), error_body=self._vendor(trimmed))
         return Match(error_body=self._vendor(trimmed))
+
+    def _of_path(self, path: str) -> Iterator[tuple[Route, dict[str, Any]]]:
+        """The routes of a path: of those that match it, the ones that spell out the most of it.
+
+        `/v1/models/x:countTokens` has no GET, though `/v1/models/{id:path}` matches it too.
+        """
+        most = -1
+        for spelt, (regex, _, convertors), route in self._compiled:
+            if spelt < most:
+                return
+            found = regex.match(path)
+            if found is None:
+                continue
+            most = spelt
+            yield route, {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
 
     def _vendor(self, path: str) -> ErrorBody | None:
         for prefix, error_body in self._vendors:

@@ -189,6 +189,9 @@ def test_unknown_routes_methods_and_options(served: Served) -> None:
     head = served.request("HEAD", "/v1/models")
     assert (head.status, head.body) == (200, b"")
     assert int(head.headers["content-length"]) > 100
+    for path in ("/v1beta/models/a/b:countTokens", "/v1/responses/input_tokens"):  # not a model's or a response's name
+        assert served.request("GET", path).status == 405
+        assert served.request("OPTIONS", path).headers["allow"] == "POST, OPTIONS"
 
 
 def test_ids_with_slashes_and_aliases_find_the_model(served: Served) -> None:
