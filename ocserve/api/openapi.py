@@ -128,14 +128,16 @@ def _narrower(declared: Mapping[str, Field], models: tuple[ServedModel, ...]) ->
     return found
 
 
-def _record(media_type: str, record: Schema) -> Schema:
-    """One record of a stream: a line, or an event with JSON in `data`.
+def _record(media_type: str, record: Schema, last: str | None) -> Schema:
+    """One record of a stream: a line, or an event with JSON in `data`, or with `last` if that ends the stream.
 
     OpenAPI before 3.2 has no word for the parts of a stream; what reads such a document takes the schema for one's.
     """
     if media_type != SSE:
         return record
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": record}
+    data: Schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": record}
+    if last is not None:
+        data = {"anyOf": [{"const": last}, data]}
     return {"type": "object", "properties": {"data": data, "event": {"type": "string"}}, "required": ["data"]}
 
 
@@ -145,7 +147,7 @@ def _responses(operation: Operation) -> dict[str, object]:
         bodies = {operation.media_type: {"schema": {"type": "string"}}}
     if operation.streamed is not None:
         media_type, record = operation.streamed
-        bodies[media_type] = {"schema": _record(media_type, ref(record))}
+        bodies[media_type] = {"schema": _record(media_type, ref(record), operation.last)}
     refusals = {
         status: {"description": reason, "content": {"application/json": {"schema": ref(operation.error)}}}
         for status, reason in _REFUSALS.items()

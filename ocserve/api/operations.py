@@ -41,7 +41,8 @@ LINES = "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation. `streamed` is the media type and the name of a record's shape, where a stream can be asked for.
+    """One operation. `streamed` is the media type and the name of a record's shape, where a stream can be asked for, and
+    `last` the data of its last event where that is none.
 
     `example` is a request that every server answers if a model can do what it asks for; `links` are operations that go
     on from an answer's `id`.
@@ -55,6 +56,7 @@ class Operation:
     reads: Mapping[str, Field] | None = None
     query: tuple[Field, ...] = ()
     streamed: tuple[str, str] | None = None
+    last: str | None = None
     error: str = "Error"
     media_type: str = "application/json"
     public: bool = False
@@ -113,6 +115,7 @@ def _chat(path: str, tag: str) -> Operation:
         answer="ChatCompletion",
         query=queries.OPENAI,
         streamed=(SSE, "ChatCompletionChunk"),
+        last="[DONE]",
     )
 
 
@@ -127,6 +130,7 @@ def _completion(path: str, tag: str) -> Operation:
         answer="Completion",
         query=queries.OPENAI,
         streamed=(SSE, "Completion"),
+        last="[DONE]",
     )
 
 
