@@ -21,7 +21,7 @@ PARAMETERS: tuple[Field, ...] = (
     Field("temperature", "effective", fields.number(0, 1)),
     Field("top_p", "effective", fields.number(0, 1, above_low=True)),
     Field("top_k", "effective", fields.integer(0, _MAX_INT)),
-    Field("stop_sequences", "effective", fields.strings(_MAX_STOPS, fields.MAX_STOP_BYTES)),
+    Field("stop_sequences", "effective", fields.strings(_MAX_STOPS, fields.MAX_STOP_LENGTH)),
     Field("output_format", "effective", fields.pairs(8), of=FORMAT),
     Field("metadata", "advisory", fields.pairs(16)),
     Field("service_tier", "advisory", fields.word("auto", "standard_only")),

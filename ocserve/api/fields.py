@@ -25,7 +25,7 @@ Schema = dict[str, Any]
 ParameterClass = Literal["effective", "advisory", "unsupported"]
 
 MAX_STOPS = 4
-MAX_STOP_BYTES = 256
+MAX_STOP_LENGTH = 256
 MAX_BIASES = 1024
 MAX_TOKEN_ID = 2**24  # the largest vocabularies known have 262,144 entries; the engine checks against its own
 _INT64 = 2**63
@@ -234,25 +234,24 @@ def boolean() -> Reader[bool]:
     return Reader(reader, {"type": "boolean"})
 
 
-def string(max_bytes: int, *, empty: bool = True) -> Reader[str]:
-    """A string of bounded length in UTF-8."""
+def string(most: int, *, empty: bool = True) -> Reader[str]:
+    """A string of so many characters at most: what JSON Schema means by `maxLength` (JSON Schema validation 6.3.1)."""
 
     def reader(value: object, where: str) -> str:
         if not isinstance(value, str):
             raise wrong_type(where, "a string", value)
         if not value and not empty:
             raise InvalidRequest(f"Invalid '{where}': empty string.", param=where, code="empty_string")
-        size = len(value.encode())
-        if size > max_bytes:
+        if len(value) > most:
             raise InvalidRequest(
-                f"Invalid '{where}': string too long. Expected at most {max_bytes} bytes, but got {size} instead.",
+                f"Invalid '{where}': string too long. Expected at most {most} characters, but got {len(value)}.",
                 param=where,
                 code="string_above_max_length",
             )
         return value
 
     least = {} if empty else {"minLength": 1}
-    return Reader(reader, {"type": "string", **least, "maxLength": max_bytes})
+    return Reader(reader, {"type": "string", **least, "maxLength": most})
 
 
 def word(*words: Word) -> Reader[Word]:
@@ -333,9 +332,9 @@ def pairs(max_pairs: int) -> Reader[dict[str, object]]:
     return Reader(reader, {"type": "object", "maxProperties": max_pairs})
 
 
-def strings(max_items: int, max_bytes: int) -> Reader[tuple[str, ...]]:
+def strings(max_items: int, most: int) -> Reader[tuple[str, ...]]:
     """An array of strings that are not empty, as a tuple."""
-    one = string(max_bytes, empty=False)
+    one = string(most, empty=False)
 
     def reader(value: object, where: str) -> tuple[str, ...]:
         given = array(value, where, 0, max_items)
@@ -346,7 +345,7 @@ def strings(max_items: int, max_bytes: int) -> Reader[tuple[str, ...]]:
 
 def stop_strings() -> Reader[tuple[str, ...]]:
     """One string or up to four, as a tuple."""
-    one = string(MAX_STOP_BYTES, empty=False)
+    one = string(MAX_STOP_LENGTH, empty=False)
 
     def reader(value: object, where: str) -> tuple[str, ...]:
         if isinstance(value, str):

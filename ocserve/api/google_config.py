@@ -38,7 +38,7 @@ CONFIG = protojson.table(
     Field("topK", "effective", protojson.whole(0, _MAX_INT)),
     Field("candidateCount", "effective", protojson.whole(1, MAX_CANDIDATES)),
     Field("maxOutputTokens", "effective", protojson.whole(1, _MAX_INT)),
-    Field("stopSequences", "effective", fields.strings(_MAX_STOPS, fields.MAX_STOP_BYTES)),
+    Field("stopSequences", "effective", fields.strings(_MAX_STOPS, fields.MAX_STOP_LENGTH)),
     Field("seed", "effective", protojson.whole(-(2**31), _MAX_INT)),
     Field("presencePenalty", "effective", fields.number(-2, 2)),
     Field("frequencyPenalty", "effective", fields.number(-2, 2)),

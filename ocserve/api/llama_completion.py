@@ -100,7 +100,7 @@ SHARED: tuple[Field, ...] = (
     *openai_sampling.SAMPLERS,
     Field("seed", "effective", seed(fields.integer(-1, 2**63 - 1))),
     Field("logit_bias", "effective", _biases()),
-    Field("stop", "effective", fields.strings(32, fields.MAX_STOP_BYTES)),
+    Field("stop", "effective", fields.strings(32, fields.MAX_STOP_LENGTH)),
     Field("n_probs", "effective", fields.integer(0, 20)),
     Field("json_schema", "effective", _schema()),
     *(Field(name, "advisory", shape={}) for name in _MACHINERY),

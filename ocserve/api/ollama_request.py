@@ -41,7 +41,7 @@ _SWITCHES = (
 
 
 def _stops() -> Reader[tuple[str, ...]]:
-    several = fields.strings(_MAX_STOPS, fields.MAX_STOP_BYTES)
+    several = fields.strings(_MAX_STOPS, fields.MAX_STOP_LENGTH)
 
     def reader(value: object, where: str) -> tuple[str, ...]:
         return several([value], where) if isinstance(value, str) else several(value, where)

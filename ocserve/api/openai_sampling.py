@@ -37,7 +37,7 @@ SAMPLERS: tuple[Field, ...] = (
     Field("dry_base", "effective", fields.number(1, 100)),
     Field("dry_allowed_length", "effective", fields.integer(0, _MAX_INT)),
     Field("dry_penalty_last_n", "effective", fields.integer(-1, _MAX_INT)),
-    Field("dry_sequence_breakers", "effective", fields.strings(_MAX_BREAKERS, fields.MAX_STOP_BYTES)),
+    Field("dry_sequence_breakers", "effective", fields.strings(_MAX_BREAKERS, fields.MAX_STOP_LENGTH)),
     Field("xtc_probability", "effective", fields.number(0, 1)),
     Field("xtc_threshold", "effective", fields.number(0, 1)),
     Field("mirostat", "effective", fields.integer(0, 2)),

@@ -41,8 +41,8 @@ LINES = "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation. `streamed` is the media type and the name of a record's shape, where a stream can be asked for, and
-    `last` the data of its last event where that is none.
+    """One operation. `streamed` is the media type and the name of a record's shape, where a stream can be asked for;
+    `last` is the data of its last event where that has another.
 
     `example` is a request that every server answers if a model can do what it asks for; `links` are operations that go
     on from an answer's `id`.

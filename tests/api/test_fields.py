@@ -340,3 +340,10 @@ def test_llama_servers_spelling_of_a_parameter_is_the_same_parameter() -> None:
     assert parse(repeat_penalty=1.3).request.sampling.repetition_penalty == 1.3
     assert refused(repeat_penalty=3).param == "repeat_penalty"
     assert refused(repeat_penalty=1.3, repetition_penalty=1.3).param == "repetition_penalty"
+
+
+def test_lengths_are_counted_in_characters_as_the_reference_means_them() -> None:
+    read = fields.string(3)
+    assert read("🙂🙂🙂", "user") == "🙂🙂🙂"
+    with pytest.raises(InvalidRequest, match="3 characters, but got 4"):
+        read("🙂🙂🙂🙂", "user")
