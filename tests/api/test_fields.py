@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from ocserve.api import json_body, openai_chat, openai_completions
+from ocserve.api import fields, json_body, openai_chat, openai_completions
 from ocserve.errors import ApiError, InvalidRequest
 from ocserve.generation import FillPrompt, Sampling, TextPrompt, TokenPrompt
 from tests.api import mutations
