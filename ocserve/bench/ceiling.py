@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -149,9 +149,11 @@ class BareLoop:
         """End the process; twice is harmless."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # a question that it died before may be in the buffer still
+            self._process.stdin.close()
+        self._process.stdout.close()
         self._errors.close()
 
     def __enter__(self) -> Self:
@@ -258,7 +260,7 @@ def against_http(
                     most_sequences=max(streams),
                     prompt_tokens=prompt_tokens,
                     tokens=tokens,
-                    pool_tokens=server.cells(),
+                    pool_tokens=server.cells(key),
                 )
             )
             pair = _Pair(loop, replace(target, bias=loop.end_tokens), scale, count, tokens)

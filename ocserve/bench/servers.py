@@ -74,11 +74,15 @@ class OwnServer:
         *_, last = self._log.read_text(errors="replace").strip().splitlines() or ["no output"]
         raise ServerFailed(f"`ocserve run {shlex.join(self._arguments)}` did not become ready: {last}")
 
-    def cells(self) -> int:
-        """How many cells its KV cache has."""
-        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/health", timeout=10) as answer:  # noqa: S310
-            cells: int = json.load(answer)["stats"]["cells_total"]
-        return cells
+    def cells(self, key: str | None) -> int:
+        """How many cells its KV cache has; strangers are not told. Raises `ServerFailed`."""
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(self.url.removesuffix("/v1") + "/health", headers=headers)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+                return int(json.load(answer)["stats"]["cells_total"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ServerFailed(f"{self.url} does not say how large its KV cache is ({type(error).__name__})") from None
 
     def stop(self) -> None:
         """End it; twice is harmless."""

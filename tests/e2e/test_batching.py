@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import openai
+import pytest
 from platformdirs import user_cache_path
 
 from ocserve.bench import ceiling
@@ -115,3 +116,16 @@ def test_sequences_beyond_the_pool_are_preempted_and_all_finish(tiny_model: Path
             return stats["preemptions"] > 0 and stats["cells_used"] == stats["cells_kept"]
 
         wait_until(is_over)
+
+
+def test_a_server_that_wants_a_key_is_measured_against_the_bare_loop(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom it does not know it does not tell how large its KV cache is, which the bare loop has to have too."""
+    key = "sk-ceiling-0123456789abcdef"
+    monkeypatch.setenv("OCSERVE_API_KEY", key)
+    monkeypatch.setenv("OCSERVE_AUTH_ANONYMOUS", "false")
+    [share] = ceiling.against_http(
+        smollm2, tmp_path, threads=[1], streams=[1], rounds=1, tokens=16, key=key, on_pair=lambda: None
+    )
+    assert share.ratio.median > 0

@@ -24,10 +24,13 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         ceiling.bare(tmp_path / "no.gguf", threads=[1], batches=[1])
 
 
-def test_the_child_that_is_killed_between_two_questions_is_said_to_have_ended(tiny_model: Path) -> None:
+@pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "going"])
+def test_the_child_that_is_killed_between_two_questions_is_said_to_have_ended(tiny_model: Path, is_gone: bool) -> None:
     with ceiling.BareLoop(tiny_model, most_sequences=2, tokens=16) as loop:
         assert loop.end_tokens
         assert loop.decode(2, 1) > 0
         loop._process.kill()
+        if is_gone:
+            loop._process.wait()
         with pytest.raises(ceiling.CeilingFailed, match="ended with status -9"):
             loop.decode(2, 1)
