@@ -52,7 +52,7 @@ _ROW_IN_CELLS = (
 )
 _SHARED_SPREAD, _SINGLE_SPREAD = 3.0, 3.0  # how far measured costs of cells may lie from the usual there
 _ALIKE_ROWS = 16  # a cell costs the same there in batches of so many rows or more
-_REPEATS, _REPEAT_SPREAD = 3, 0.1  # so many steps teach nothing if they are as the one before them, within a tenth
+_REPEATS, _REPEAT_SPREAD = 3, 0.25  # so many steps teach nothing if they are as the one before them, within a quarter
 _PASSED_SHARE = 0.05  # and this much a cell that is not the row's own (same model: 0.6 µs against 12)
 _TILED_SHARE = 0.35
 

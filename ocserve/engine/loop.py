@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -157,15 +158,13 @@ class EngineLoop:
 
     def _receive(self, *, wait: bool) -> None:
         """Take every message that is there; wait for one only if there is nothing to compute."""
-        try:
-            if wait and self._blind:
+        if wait and self._blind:
+            with suppress(Empty):
                 self._handle(self._inbox.get(timeout=_LOOK_AGAIN_S))
-            elif wait and not self._running and not self._waiting:
-                self._handle(self._next_when_idle())
-            while True:
-                self._handle(self._inbox.get(block=False))
-        except Empty:
-            return
+        elif wait and not self._running and not self._waiting:
+            self._handle(self._next_when_idle())
+        while not self._inbox.empty():  # nobody else takes from it
+            self._handle(self._inbox.get())
 
     def _next_when_idle(self) -> Message:
         while self._kv.unsaved:
@@ -201,7 +200,8 @@ class EngineLoop:
 
     def _step(self) -> None:
         prefilling = [each for each in self._running if each.phase is Phase.PREFILL]
-        self._order.activate({each.tenant for each in (*self._waiting, *prefilling)})
+        if self._waiting or prefilling:
+            self._order.activate({each.tenant for each in (*self._waiting, *prefilling)})
         if self._waiting and len(self._running) < self._most_running:
             self._admit()
         prompts = self._prompts()

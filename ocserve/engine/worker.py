@@ -1,8 +1,8 @@
 """The engine process: `python -m ocserve.engine.worker PARENT SOCKET`.
 
-Loads the model that the first message names, then runs three threads beside the decode loop: one reads the socket, one
-prepares requests, one sends heartbeats. End-of-file on the socket ends the process after a moment for storing kept
-prefixes, whatever it is computing; the death of the front ends it at once.
+Loads the model that the first message names, then runs four threads beside the decode loop: two read and write the
+socket, one prepares requests, one makes heartbeats. End-of-file on the socket ends the process after a moment for
+storing kept prefixes, whatever it is computing; the death of the front ends it at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from queue import Queue
 from typing import NoReturn
 
 from ocserve.engine import wire
@@ -26,21 +27,39 @@ from ocserve.errors import EngineFailed
 
 HEARTBEAT_S = 1.0
 EXIT_BROKEN = 70
+_MOST_UNSENT, _FLUSH_S = 256, 1.0  # messages; seconds
 _STACK_MEGABYTES = (1536, 512, 128, 16)
 
 
 class Wire:
-    """The engine's end of the socket. `send` may be called from several threads."""
+    """The engine's end of the socket. `send` may be called from several threads.
+
+    A thread of its own encodes and writes, so that the next step is computed meanwhile.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._lock = threading.Lock()
+        self._unsent: Queue[wire.EngineMessage] = Queue(_MOST_UNSENT)
+        threading.Thread(target=self._write, daemon=True, name="write").start()
 
     def send(self, message: wire.EngineMessage) -> None:
-        """Send one frame. That the front is gone is for the reading thread to find."""
-        frame = wire.encode(message)
-        with contextlib.suppress(OSError), self._lock:
-            self._socket.sendall(frame)
+        """Send one frame, soon; waits only for a front that does not read."""
+        self._unsent.put(message)
+
+    def flush(self) -> None:
+        """Wait until all is written, or for a moment if the front does not read."""
+        with self._unsent.all_tasks_done:
+            self._unsent.all_tasks_done.wait_for(lambda: not self._unsent.unfinished_tasks, _FLUSH_S)
+
+    def _write(self) -> None:
+        try:
+            while True:
+                frame = wire.encode(self._unsent.get())
+                with contextlib.suppress(OSError):  # that the front is gone is for the reading thread to find
+                    self._socket.sendall(frame)
+                self._unsent.task_done()
+        except Exception as error:  # noqa: BLE001  # without this thread the engine would only look alive
+            _die(f"writing messages failed: {type(error).__name__}")
 
     def messages(self) -> Iterator[wire.FrontMessage]:
         """Messages from the front, until it is gone."""
@@ -73,6 +92,7 @@ class Worker:
         try:
             self._duty.compute()
         except EngineBroken as error:
+            self._connection.flush()
             _die(f"engine broken: {error}")
         os._exit(0)
 
@@ -128,6 +148,7 @@ def main(parent: str, argument: str) -> NoReturn:
             raise LlamaError("no layer could be placed on a GPU, and engine.require_gpu is set")
     except LlamaError as error:
         connection.send(wire.LoadFailed(error=EngineFailed(str(error), code="model_load_failed").info))
+        connection.flush()
         os._exit(EXIT_BROKEN)
     connection.send(wire.Ready(facts=engine.facts))
     Worker(engine, connection).run()
