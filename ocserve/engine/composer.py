@@ -53,6 +53,14 @@ class Costs(Protocol):
         """How many prompt rows, at most `most`, fit the time beside `rows` others."""
 
 
+class StepCosts(Costs, Protocol):
+    """Chooses thread counts too, and learns from what steps took."""
+
+    def threads(self, rows: int, *, prefill: bool = False) -> int: ...
+    def teaches(self, rows: int, threads: int, seconds: float) -> bool: ...
+    def observe(self, rows: int, cells: int, threads: int, seconds: float) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """`count` known tokens of a sequence to compute in this step, and `drafts` to verify behind them."""

@@ -52,7 +52,8 @@ _ROW_IN_CELLS = (
 )
 _SHARED_SPREAD, _SINGLE_SPREAD = 3.0, 3.0  # how far measured costs of cells may lie from the usual there
 _ALIKE_ROWS = 16  # a cell costs the same there in batches of so many rows or more
-_REPEATS, _REPEAT_SPREAD = 3, 0.25  # so many steps teach nothing if they are as the one before them, within a quarter
+_REPEATS, _REPEAT_SPREAD = 15, 0.25  # so many steps teach nothing if they are as the one before them, within a quarter
+_SHORT_S = 0.05  # and are so short that learning, 0.1 ms in cold caches, is felt
 _PASSED_SHARE = 0.05  # and this much a cell that is not the row's own (same model: 0.6 µs against 12)
 _TILED_SHARE = 0.35
 
@@ -333,7 +334,7 @@ class CostModel:
         """Whether to `observe` a step: learning holds up the next one, and most repetitions of what was foreseen say
         nothing."""
         rows_before, threads_before, seconds_before = self._heard
-        alike = abs(seconds - seconds_before) <= _REPEAT_SPREAD * seconds_before
+        alike = abs(seconds - seconds_before) <= _REPEAT_SPREAD * seconds_before and seconds < _SHORT_S
         if alike and (rows, threads) == (rows_before, threads_before) and self._repeats < _REPEATS:
             self._repeats += 1
             self._busy_s += seconds

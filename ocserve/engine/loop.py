@@ -12,9 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Protocol
 
-from ocserve.engine.composer import Chunk, Composer, Costs
+from ocserve.engine.composer import Chunk, Composer, StepCosts
 from ocserve.engine.constraint import GuideError
 from ocserve.engine.context import Context, DecodeStatus
 from ocserve.engine.counts import Counts
@@ -57,14 +56,6 @@ class Stop:
 
 
 Message = Group | CancelRequest | Stop | ImageSeen
-
-
-class StepCosts(Costs, Protocol):
-    """Chooses thread counts too, and learns from what steps took."""
-
-    def threads(self, rows: int, *, prefill: bool = False) -> int: ...
-    def teaches(self, rows: int, threads: int, seconds: float) -> bool: ...
-    def observe(self, rows: int, cells: int, threads: int, seconds: float) -> None: ...
 
 
 class EngineLoop:
@@ -199,16 +190,13 @@ class EngineLoop:
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        prefilling = [each for each in self._running if each.phase is Phase.PREFILL]
-        if self._waiting or prefilling:
-            self._order.activate({each.tenant for each in (*self._waiting, *prefilling)})
-        if self._waiting and len(self._running) < self._most_running:
-            self._admit()
-        prompts = self._prompts()
+        beginning = bool(self._waiting) or any(each.phase is Phase.PREFILL for each in self._running)
+        prompts = self._begin() if beginning else []
         free = self._relieve()
         self._kv.shed()
-        prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
-        self._announce()
+        if beginning:
+            prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
+            self._announce()
         decoding = [each for each in self._running if each.phase is Phase.DECODE]
         if self.sight is not None:
             prompts = self._seen(self.sight, prompts, busy=bool(decoding))
@@ -220,6 +208,15 @@ class EngineLoop:
         decode, prefill = self._composer.compose(decoding, prompts, free)
         if decode or prefill:
             self._compute(decode, prefill)
+
+    def _begin(self) -> list[Sequence]:
+        """Admit whom there is room for; returns the prompts that can be computed now."""
+        self._order.activate(
+            {each.tenant for each in (*self._waiting, *self._running) if each.phase is not Phase.DECODE}
+        )
+        if self._waiting and len(self._running) < self._most_running:
+            self._admit()
+        return self._prompts()
 
     def _seen(self, sight: Sight, prompts: list[Sequence], *, busy: bool) -> list[Sequence]:
         """Those of `prompts` that do not wait for an image to be encoded."""

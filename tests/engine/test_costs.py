@@ -345,7 +345,7 @@ def test_what_repeats_is_learnt_from_now_and_then_and_a_change_at_once() -> None
         costs.observe(rows, rows, threads, seconds)
         return True
 
-    assert [heard(1, 1, foreseen) for _ in range(9)] == [True, False, False, False] * 2 + [True]
+    assert [heard(1, 1, foreseen) for _ in range(33)] == [True, *[False] * 15] * 2 + [True]
     assert all(heard(1, 1, 1.4 * foreseen) for _ in range(3))
     assert all(heard(rows, 2, laptop(2, rows, rows)) for rows in (1, 2, 1))
 
