@@ -36,9 +36,11 @@ _PROMPT_TOKENS = 64
 CHUNKS = (16, 64, 256)  # tokens in a batch of the bare loop's prefill
 # As engine processes have it: with OpenMP's default, threads that wait for one another spin.
 _WAITING = {"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"}
+_BATCH_TOKENS = 256  # llama.cpp lays out its buffers for the largest batch, which a step of one row feels
 # What an own server leaves out here: batches of drafts, and files that are written on when an answer has ended. Its
 # attention is computed as that of the bare loop.
 _PLAIN = {
+    "OCSERVE_ENGINE_BATCH_TOKENS": str(_BATCH_TOKENS),
     "OCSERVE_ENGINE_SPECULATION": "off",
     "OCSERVE_ENGINE_FLASH_ATTENTION": "off",
     "OCSERVE_CACHE_DISK_BYTES": "0",
@@ -258,6 +260,7 @@ def against_http(
                 BareLoop(
                     model,
                     most_sequences=max(streams),
+                    most_batch=_BATCH_TOKENS,
                     prompt_tokens=prompt_tokens,
                     tokens=tokens,
                     pool_tokens=server.cells(key),

@@ -348,6 +348,8 @@ def test_what_repeats_is_learnt_from_now_and_then_and_a_change_at_once() -> None
     assert [heard(1, 1, foreseen) for _ in range(33)] == [True, *[False] * 15] * 2 + [True]
     assert all(heard(1, 1, 1.4 * foreseen) for _ in range(3))
     assert all(heard(rows, 2, laptop(2, rows, rows)) for rows in (1, 2, 1))
+    assert laptop(2, 64, 64) > 0.05, "long enough for learning not to be felt"
+    assert all(heard(64, 2, laptop(2, 64, 64)) for _ in range(3))
 
 
 def test_one_core_leaves_no_choice() -> None:
