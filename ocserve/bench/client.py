@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from ocserve import peer
-
-if TYPE_CHECKING:
-    import httpx2
+from ocserve.bench.exchange import Exchange, ExchangeFailed
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -164,8 +162,7 @@ class _Stream:
 
 
 async def ask(
-    client: httpx2.AsyncClient,
-    target: Target,
+    exchange: Exchange,
     request: bytes,
     *,
     phase: str,
@@ -179,7 +176,7 @@ async def ask(
     """
     began = due if due is not None else time.perf_counter()
     stream = _Stream()
-    error = await _receive(client, target, request, stream)
+    error = await _receive(exchange, request, stream)
     ended = time.perf_counter()
     if error is None and stream.error is None and not (stream.done and stream.finished):
         error = "cut off"
@@ -201,29 +198,17 @@ async def ask(
     return Answer(sample, text)
 
 
-async def _receive(client: httpx2.AsyncClient, target: Target, request: bytes, stream: _Stream) -> str | None:
+async def _receive(exchange: Exchange, request: bytes, stream: _Stream) -> str | None:
     """Feed the answer to `stream`; the kind of failure, or None."""
-    import httpx2
-
-    headers = {"content-type": "application/json", "accept-encoding": "identity"}
-    clock = time.perf_counter
     try:
-        async with client.stream(
-            "POST", f"{target.url}/chat/completions", content=request, headers=headers
-        ) as response:
-            if response.status_code != 200:
-                return _refusal(response.status_code, await response.aread())
-            async for data in response.aiter_raw():
-                stream.feed(data, clock())
-    except httpx2.ConnectError:
-        return "cannot connect"
-    except httpx2.TimeoutException:
-        return "timeout"
-    except httpx2.HTTPError as error:
-        return f"broken connection ({type(error).__name__})"
+        status, rest = await exchange.post(
+            "/chat/completions", request, lambda data: stream.feed(data, time.perf_counter())
+        )
+    except ExchangeFailed as failure:
+        return str(failure)
     except msgspec.MsgspecError:
         return "not a chat completion stream"
-    return None
+    return None if status == 200 else _refusal(status, rest)
 
 
 def _refusal(status: int, answer: bytes) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,11 +18,9 @@ from ocserve import peer
 from ocserve.bench import arrivals, client
 from ocserve.bench.arrivals import Arrival
 from ocserve.bench.client import Message, Sample, Target
+from ocserve.bench.exchange import Exchange
 from ocserve.bench.scenario import Group, Phase, Scenario
 from ocserve.bench.text import Scale, Texts
-
-if TYPE_CHECKING:
-    import httpx2
 
 _FEW_WORDS, _MANY_WORDS = 40, 240
 _NICE = 10
@@ -79,11 +77,11 @@ async def first_model(url: str, key: str | None) -> str:
 async def calibrate(target: Target, seed: str) -> Scale:
     """What a word is worth in the target's tokens, from the usage of two short answers. Raises `TargetUnusable`."""
     measured = []
-    async with peer.connection(target.key, target.timeout_s) as http:
+    async with Exchange(target.url, target.key, target.timeout_s) as exchange:
         for words in (_FEW_WORDS, _MANY_WORDS):
             text = Texts(seed).words(f"calibration/{words}", words)
             request = client.body(target, (Message("user", text),), 1)
-            sample = (await client.ask(http, target, request, phase="", group="", origin=0.0)).sample
+            sample = (await client.ask(exchange, request, phase="", group="", origin=0.0)).sample
             if sample.error is not None or not sample.counted:
                 raise TargetUnusable(f"{target.url}: {sample.error or 'answers report no usage'}")
             measured.append((words, sample.prompt_tokens))
@@ -121,24 +119,24 @@ class Load:
         for phase in scenario.phases:
             if phase.restart:
                 await asyncio.to_thread(self.restart)
-            async with peer.connection(self.target.key, self.target.timeout_s) as http:
-                await asyncio.gather(*(self._group(http, phase, group) for group in phase.groups))
+            async with Exchange(self.target.url, self.target.key, self.target.timeout_s) as exchange:
+                await asyncio.gather(*(self._group(exchange, phase, group) for group in phase.groups))
         return tuple(self.samples)
 
     async def trace(self, trace: Sequence[Arrival]) -> tuple[Sample, ...]:
         """Each request of a trace at its offset, whatever has become of those before."""
-        async with peer.connection(self.target.key, self.target.timeout_s) as http:
+        async with Exchange(self.target.url, self.target.key, self.target.timeout_s) as exchange:
 
             async def one(number: int, due: float) -> None:
                 arrival = trace[number]
                 prompt = Message("user", self.texts.prose(f"trace/{number}", arrival.prompt_tokens))
                 request = client.body(self.target, (prompt,), arrival.output_tokens)
-                await self._ask(http, request, "trace", "trace", due)
+                await self._ask(exchange, request, "trace", "trace", due)
 
             await _at([arrival.offset_s for arrival in trace], one)
         return tuple(self.samples)
 
-    async def _group(self, http: httpx2.AsyncClient, phase: Phase, group: Group) -> None:
+    async def _group(self, exchange: Exchange, phase: Phase, group: Group) -> None:
         earlier = self._conversations.get(group.continues) if group.continues else None
         conversations = list(earlier) if earlier else [self._opening(group)] * group.conversations
         self._conversations[group.name] = conversations
@@ -149,7 +147,7 @@ class Load:
                 messages = (*so_far.messages, self._question(phase, group, index, turn))
                 request = client.body(self.target, messages, group.output_tokens, group.schema)
                 began = due if turn == 0 else None
-                answer = await self._ask(http, request, phase.name, group.name, began, so_far.tokens)
+                answer = await self._ask(exchange, request, phase.name, group.name, began, so_far.tokens)
                 if answer.sample.error is not None:
                     for _ in range(turn + 1, group.turns):  # what cannot be asked any more is not dropped silently
                         self._add(_skipped(phase, group, time.perf_counter() - self.origin))
@@ -182,9 +180,9 @@ class Load:
         return Message("user", make(f"{phase.name}/{group.name}/{index}/{turn}", tokens))
 
     async def _ask(
-        self, http: httpx2.AsyncClient, request: bytes, phase: str, group: str, due: float | None, known: int = 0
+        self, exchange: Exchange, request: bytes, phase: str, group: str, due: float | None, known: int = 0
     ) -> client.Answer:
-        answer = await client.ask(http, self.target, request, phase=phase, group=group, origin=self.origin, due=due)
+        answer = await client.ask(exchange, request, phase=phase, group=group, origin=self.origin, due=due)
         sample = msgspec.structs.replace(answer.sample, known_tokens=min(known, answer.sample.prompt_tokens))
         self._add(sample)
         return client.Answer(sample, answer.text)

@@ -111,6 +111,7 @@ class Context:
         self._width = model.embedding_length
         self._embedding_batch: Any = None
         self._vocabulary = model.vocab.size
+        self._distribution: Any = ctypes.c_float * self._vocabulary
         self._threads = threads
 
     @property
@@ -162,7 +163,7 @@ class Context:
         pointer = api.llama_get_logits_ith(self._pointer, row)
         if not pointer:
             raise LlamaError(f"row {row} asked for no distribution")
-        return np.ctypeslib.as_array(pointer, shape=(self._vocabulary,))
+        return np.frombuffer(self._distribution.from_address(ctypes.addressof(pointer.contents)), np.float32)
 
     def usable(self, row: int) -> bool:
         """Whether a token can be drawn from the distribution of this row.

@@ -10,7 +10,7 @@ from ocserve.engine.emission import Emitter
 from ocserve.engine.kv import KvMemory
 from ocserve.engine.logprobs import Logits, RowLogprobs
 from ocserve.engine.prefixes import Tokens, common_prefix
-from ocserve.engine.sampler import SamplerChain
+from ocserve.engine.sampler import BestToken, SamplerChain
 from ocserve.engine.slots import Sequence
 from ocserve.engine.speculation import verified
 from ocserve.generation import FinishReason, TokenChance, TokenLogprob
@@ -113,7 +113,7 @@ class Drawing:
                 self._counts.forced += 1
                 return forced[0]
             sequence.guide.apply(self._context.logits(row))
-        assert isinstance(sequence.sampler, SamplerChain)
+        assert isinstance(sequence.sampler, SamplerChain | BestToken)
         return sequence.sampler.sample(self._context, row)
 
     def _close_thought(self, sequence: Sequence, closing: tuple[int, ...]) -> FinishReason | None:

@@ -18,7 +18,7 @@ from ocserve.engine.answers import AnswerPlan
 from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import Vocab
 from ocserve.engine.prediction import Prediction
-from ocserve.engine.sampler import DrySamplers, SamplerChain
+from ocserve.engine.sampler import DrySamplers, sampler_of
 from ocserve.engine.slots import Group, Sequence
 from ocserve.engine.speculation import Drafter, Speculator
 from ocserve.engine.tokens import EncodedPrompt, PromptEncoder
@@ -158,7 +158,7 @@ class Preparer:
         group = Group(request)
         with ExitStack() as made:
             for index in range(request.choices):
-                sampler = SamplerChain(
+                sampler = sampler_of(
                     self._vocab,
                     request.sampling,
                     seed=(first_seed + index) % (1 << _SEED_BITS),

@@ -188,6 +188,34 @@ def test_refusals_crashes_and_absent_servers_are_counted_and_later_turns_are_not
         assert [sample.error for sample in samples[1:]] == ["not sent: an earlier turn failed"] * 2
 
 
+def test_connections_are_kept_until_the_server_says_that_it_closes_them() -> None:
+    accepted: list[socket.socket] = []
+    done = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(CHUNK + done)}\r\n".encode()
+
+    def serve(listener: socket.socket) -> None:
+        for answers in (2, 1):
+            connection, _ = listener.accept()
+            accepted.append(connection)
+            for left in range(answers, 0, -1):
+                while b'"stream"' not in connection.recv(65536):
+                    pass
+                last = b"connection: close\r\n" if left == 1 else b""
+                connection.sendall(head + last + b"\r\n" + CHUNK + done)
+            connection.shutdown(socket.SHUT_RDWR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        samples = play(target(url), 'phases=[{name="p",groups=[{name="g",turns=3,turn_tokens=1}]}]')
+        thread.join(10)
+    assert [sample.error for sample in samples] == [None] * 3
+    assert len(accepted) == 2
+    for each in accepted:
+        each.close()
+
+
 def test_answers_without_usage_are_counted_by_delta_and_said_so() -> None:
     done = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
     with raw_server(HEAD + CHUNK * 3 + done) as url:

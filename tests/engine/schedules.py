@@ -19,7 +19,7 @@ from ocserve.engine.emission import Emitter
 from ocserve.engine.kv import KvMemory, Reuse
 from ocserve.engine.loop import EngineLoop
 from ocserve.engine.prediction import Prediction
-from ocserve.engine.sampler import SamplerChain
+from ocserve.engine.sampler import sampler_of
 from ocserve.engine.seeing import Encodes
 from ocserve.engine.slots import Group, Sequence, Shown
 from ocserve.engine.speculation import PromptLookup, Speculator
@@ -181,7 +181,7 @@ class Engine:
                 group,
                 tuple(prompt),
                 max_tokens=max_tokens,
-                sampler=SamplerChain(
+                sampler=sampler_of(
                     self.model.vocab,
                     sampling,
                     seed=(sampling.seed or 1) + index,

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ocserve.engine import prepare
+from ocserve.engine import prepare, sampler
 from ocserve.engine.bindings import LlamaError
 from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import LoadLog, Model
@@ -63,7 +63,7 @@ def replies(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Preparer
     told: SimpleQueue[Any] = SimpleQueue()
     grammars = GrammarCompiler(vocab, encoder.plain)
     preparer = Preparer(encoder, vocab, grammars, context=CONTEXT, drafter=Drafts, emit=told.put)
-    monkeypatch.setattr(prepare, "SamplerChain", Chain)
+    monkeypatch.setattr(sampler, "SamplerChain", Chain)
     Chain.open = Drafts.open = 0
     threading.Thread(target=preparer.run, daemon=True).start()
     return preparer, told

@@ -11,7 +11,7 @@ import pytest
 
 from ocserve.engine import llama
 from ocserve.engine.context import Context, Row
-from ocserve.engine.sampler import DrySamplers, SamplerChain
+from ocserve.engine.sampler import BestToken, DrySamplers, SamplerChain, sampler_of
 from ocserve.errors import InvalidRequest
 from ocserve.generation import Sampling
 from tests import tiny
@@ -54,6 +54,45 @@ def draw(model: llama.Model, context: Context) -> Draw:
         return found
 
     return drawn
+
+
+def test_the_best_token_is_what_llama_cpp_finds(model: llama.Model, context: Context) -> None:
+    """Ties, tokens that a mask rules out and biases among them; the distribution is left as it was."""
+    noise = np.random.default_rng(7)
+    for _ in range(200):
+        logits = context.logits(0)
+        logits[:] = noise.integers(-40, 40, model.vocab.size) / 4
+        logits[noise.integers(0, model.vocab.size, 20)] = -np.inf
+        before = logits.copy()
+        tokens = noise.choice(model.vocab.size, noise.integers(0, 6), replace=False)
+        sampling = Sampling(temperature=0.0, logit_bias={int(token): float(noise.integers(-9, 9)) for token in tokens})
+        best = sampler_of(model.vocab, sampling, seed=1, window=64, prompt=(40, 41))
+        assert isinstance(best, BestToken)
+        reference = chain(model, sampling)
+        assert best.sample(context, 0) == reference.sample(context, 0)
+        reference.close()
+        assert np.array_equal(context.logits(0), before)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"temperature": 0.5},
+        {"dynamic_range": 0.5},
+        {"frequency_penalty": 0.5},
+        {"repetition_penalty": 1.1},
+        {"xtc_probability": 0.5},
+        {"typical_p": 0.9},
+        {"dry_multiplier": 1.0},
+    ],
+    ids=str,
+)
+def test_who_asks_for_more_than_the_best_token_gets_the_chain(model: llama.Model, asked: dict[str, float]) -> None:
+    sampling = Sampling(**{"temperature": 0.0, **asked})  # type: ignore[arg-type]
+    dry = DrySamplers(model.vocab, 512).get(sampling)
+    made = sampler_of(model.vocab, sampling, seed=1, window=64, prompt=(40,), dry=dry)
+    assert isinstance(made, SamplerChain)
+    made.close()
 
 
 FIVE = {10: 0.4, 11: 0.3, 12: 0.15, 13: 0.1, 14: 0.05}
