@@ -1,4 +1,4 @@
-"""The bare llama.cpp loop: prebuilt batches, `llama_decode` and the sampler chain, nothing else.
+"""The bare llama.cpp loop: prebuilt batches, `llama_decode` and llama.cpp's sampler chain, nothing else.
 
 The most that this machine can do. `python -m ocserve.engine.ceiling MODEL` is a child process of `ocserve bench`, so
 that its memory is back when it ends: it prints a `Facts` object, reads one `Task` a line from stdin and answers each
