@@ -18,6 +18,7 @@ import h11
 from ocserve.peer import CONNECT_TIMEOUT_S
 
 _PIECE_BYTES = 1 << 16
+_PORTS = {"http": 80, "https": 443}
 
 
 class ExchangeFailed(Exception):
@@ -40,11 +41,17 @@ class _Connection:
 class Exchange:
     """Connections to the server at `url`, as many as there are requests at a time; kept until `close`.
 
-    `timeout_s` is how long the server may be silent.
+    `timeout_s` is how long the server may be silent. Raises `ExchangeFailed` for what is no address of HTTP.
     """
 
     def __init__(self, url: str, key: str | None, timeout_s: float) -> None:
         self._url = urlsplit(url)
+        if self._url.scheme not in _PORTS or not self._url.hostname or not url.isascii():
+            raise ExchangeFailed("not an HTTP address")
+        try:
+            self._port = self._url.port or _PORTS[self._url.scheme]
+        except ValueError:
+            raise ExchangeFailed("not an HTTP address") from None
         self._timeout_s = timeout_s
         self._headers = [
             ("host", self._url.netloc.rpartition("@")[2]),
@@ -93,11 +100,10 @@ class Exchange:
             if (connection := self._idle.pop()).usable:
                 return connection
             connection.writer.close()
-        secure = self._url.scheme == "https"
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 reader, writer = await asyncio.open_connection(
-                    self._url.hostname, self._url.port or (443 if secure else 80), ssl=secure or None
+                    self._url.hostname, self._port, ssl=self._url.scheme == "https" or None
                 )
         except TimeoutError:
             raise ExchangeFailed("timeout") from None

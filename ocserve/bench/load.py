@@ -18,7 +18,7 @@ from ocserve import peer
 from ocserve.bench import arrivals, client
 from ocserve.bench.arrivals import Arrival
 from ocserve.bench.client import Message, Sample, Target
-from ocserve.bench.exchange import Exchange
+from ocserve.bench.exchange import Exchange, ExchangeFailed
 from ocserve.bench.scenario import Group, Phase, Scenario
 from ocserve.bench.text import Scale, Texts
 
@@ -77,7 +77,11 @@ async def first_model(url: str, key: str | None) -> str:
 async def calibrate(target: Target, seed: str) -> Scale:
     """What a word is worth in the target's tokens, from the usage of two short answers. Raises `TargetUnusable`."""
     measured = []
-    async with Exchange(target.url, target.key, target.timeout_s) as exchange:
+    try:
+        exchanging = Exchange(target.url, target.key, target.timeout_s)
+    except ExchangeFailed as failure:
+        raise TargetUnusable(f"{target.url}: {failure}") from None
+    async with exchanging as exchange:
         for words in (_FEW_WORDS, _MANY_WORDS):
             text = Texts(seed).words(f"calibration/{words}", words)
             request = client.body(target, (Message("user", text),), 1)

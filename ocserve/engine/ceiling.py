@@ -1,8 +1,9 @@
 """The bare llama.cpp loop: prebuilt batches, `llama_decode` and llama.cpp's sampler chain, nothing else.
 
-The most that this machine can do. `python -m ocserve.engine.ceiling MODEL` is a child process of `ocserve bench`, so
-that its memory is back when it ends: it prints a `Facts` object, reads one `Task` a line from stdin and answers each
-with a number of tokens per second, until stdin ends. Between two tasks it computes nothing.
+What this machine can do with llama.cpp alone; the engine need not draw by that chain where it knows better.
+`python -m ocserve.engine.ceiling MODEL` is a child process of `ocserve bench`, so that its memory is back when it ends:
+it prints a `Facts` object, reads one `Task` a line from stdin and answers each with a number of tokens per second,
+until stdin ends. Between two tasks it computes nothing.
 """
 
 from __future__ import annotations

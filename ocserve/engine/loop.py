@@ -88,6 +88,7 @@ class EngineLoop:
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self.sight = Sight(projector, lambda: self._inbox.put(ImageSeen())) if projector is not None else None
         self._blind = False  # whether every prompt waits for an image and nothing else is to be computed
+        self._began = False  # whether anything waited or prefilled in the last step
         self._image_turn = False  # whether the last step was an image's
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -191,12 +192,14 @@ class EngineLoop:
 
     def _step(self) -> None:
         beginning = bool(self._waiting) or any(each.phase is Phase.PREFILL for each in self._running)
-        prompts = self._begin() if beginning else []
+        prompts = self._begin() if beginning or self._began else []
+        self._began = beginning
         free = self._relieve()
         self._kv.shed()
         if beginning:
             prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
             self._announce()
+        self._emitter.flush()  # and those whose answers have ended
         decoding = [each for each in self._running if each.phase is Phase.DECODE]
         if self.sight is not None:
             prompts = self._seen(self.sight, prompts, busy=bool(decoding))
@@ -300,7 +303,6 @@ class EngineLoop:
         """Clients learn that their prompts are being computed, not that they have been."""
         for sequence in self._running:
             self._emitter.started(sequence)
-        self._emitter.flush()
 
     # --- computing --------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import numpy as np
 from ocserve.engine.bindings import LlamaError, api
 from ocserve.engine.context import Context
 from ocserve.engine.llama import Vocab
+from ocserve.engine.logprobs import Logits
 from ocserve.errors import InvalidRequest
 from ocserve.generation import Sampling
 
@@ -207,10 +208,10 @@ class BestToken:
         """The best token behind row `row` of the last batch, of equal ones the first."""
         logits = context.logits(row)
         if not len(self._biased):
-            return int(logits.argmax())
+            return _best(logits)
         unbiased = logits[self._biased]
         logits[self._biased] += self._biases
-        best = int(logits.argmax())
+        best = _best(logits)
         logits[self._biased] = unbiased  # log-probabilities are of what the model gave
         return best
 
@@ -219,6 +220,12 @@ class BestToken:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _best(logits: Logits) -> int:
+    """The index of the largest logit; one that is not a number, from a broken row of weights, is never it."""
+    best = int(logits.argmax())
+    return best if logits[best] == logits[best] else int(np.nanargmax(logits))
 
 
 def sampler_of(

@@ -27,24 +27,31 @@ from ocserve.errors import EngineFailed
 
 HEARTBEAT_S = 1.0
 EXIT_BROKEN = 70
-_MOST_UNSENT, _FLUSH_S = 256, 1.0  # messages; seconds
+_MOST_UNSENT, _LARGE_BYTES, _FLUSH_S = 256, 1 << 16, 1.0  # frames; bytes of one; seconds
 _STACK_MEGABYTES = (1536, 512, 128, 16)
 
 
 class Wire:
     """The engine's end of the socket. `send` may be called from several threads.
 
-    A thread of its own encodes and writes, so that the next step is computed meanwhile.
+    A thread of its own writes, so that the next step is computed meanwhile. What it has not written when native code
+    aborts is lost.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._unsent: Queue[wire.EngineMessage] = Queue(_MOST_UNSENT)
+        self._unsent: Queue[bytes] = Queue(_MOST_UNSENT)
         threading.Thread(target=self._write, daemon=True, name="write").start()
 
     def send(self, message: wire.EngineMessage) -> None:
-        """Send one frame, soon; waits only for a front that does not read."""
-        self._unsent.put(message)
+        """Send one frame, soon; waits for a front that does not read, and until a large frame is written.
+
+        Raises `FrameError` for a message that no frame holds.
+        """
+        frame = wire.encode(message)
+        self._unsent.put(frame)
+        if len(frame) > _LARGE_BYTES:
+            self._unsent.join()
 
     def flush(self) -> None:
         """Wait until all is written, or for a moment if the front does not read."""
@@ -54,7 +61,7 @@ class Wire:
     def _write(self) -> None:
         try:
             while True:
-                frame = wire.encode(self._unsent.get())
+                frame = self._unsent.get()
                 with contextlib.suppress(OSError):  # that the front is gone is for the reading thread to find
                     self._socket.sendall(frame)
                 self._unsent.task_done()

@@ -188,6 +188,12 @@ def test_refusals_crashes_and_absent_servers_are_counted_and_later_turns_are_not
         assert [sample.error for sample in samples[1:]] == ["not sent: an earlier turn failed"] * 2
 
 
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "http://", "http://a:99999/v1", "ftp://a/v1", "http://ä/v1"])
+def test_what_is_no_address_is_said_to_be_none(url: str) -> None:
+    with pytest.raises(load.TargetUnusable, match="not an HTTP address"):
+        asyncio.run(load.calibrate(target(url), "s"))
+
+
 def test_connections_are_kept_until_the_server_says_that_it_closes_them() -> None:
     accepted: list[socket.socket] = []
     done = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -198,14 +204,16 @@ def test_connections_are_kept_until_the_server_says_that_it_closes_them() -> Non
             connection, _ = listener.accept()
             accepted.append(connection)
             for left in range(answers, 0, -1):
-                while b'"stream"' not in connection.recv(65536):
-                    pass
+                while b'"stream"' not in (data := connection.recv(65536)):
+                    if not data:
+                        return
                 last = b"connection: close\r\n" if left == 1 else b""
                 connection.sendall(head + last + b"\r\n" + CHUNK + done)
             connection.shutdown(socket.SHUT_RDWR)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener,))
+        listener.settimeout(10)
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         samples = play(target(url), 'phases=[{name="p",groups=[{name="g",turns=3,turn_tokens=1}]}]')

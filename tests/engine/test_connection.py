@@ -41,7 +41,7 @@ def test_what_is_sent_arrives_in_order_and_is_gone_after_a_flush(ends: tuple[Wir
     for number in range(20):
         connection.send(numbered(number))
     connection.flush()
-    theirs.setblocking(False)  # all of it is there
+    assert not connection._unsent.unfinished_tasks
     assert received(theirs, 20) == list(range(20))
 
 
@@ -66,3 +66,29 @@ def test_a_front_that_is_gone_holds_up_nobody(ends: tuple[Wire, socket.socket]) 
     for number in range(1000):
         connection.send(numbered(number))
     connection.flush()
+    assert not connection._unsent.unfinished_tasks
+
+
+def test_what_no_frame_holds_is_refused_to_who_sends_it(
+    ends: tuple[Wire, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends one request, not the engine."""
+    connection, theirs = ends
+    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 100)
+    with pytest.raises(wire.FrameError):
+        connection.send(numbered(1))
+    monkeypatch.undo()
+    connection.send(numbered(2))
+    assert received(theirs, 1) == [2]
+
+
+def test_a_large_frame_is_written_before_the_next_is_made(ends: tuple[Wire, socket.socket]) -> None:
+    connection, theirs = ends
+    large = wire.Heartbeat(stats=wire.EngineStats(steps_by_sequences=(0,) * 1_000_000), step_age_s=0.0)
+    sending = threading.Thread(target=connection.send, args=(large,))
+    sending.start()
+    sending.join(0.5)
+    assert sending.is_alive()
+    assert received(theirs, 1) == [0]
+    sending.join(10)
+    assert not sending.is_alive()
