@@ -49,6 +49,35 @@ def test_events_come_in_order_and_their_tokens_add_up(engine: Engine) -> None:
     assert sum(delta.tokens for delta in deltas if isinstance(delta, TextDelta)) == 30
 
 
+def test_who_has_ended_is_told_before_the_next_step_is_computed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step may take long, and may be the last."""
+    engine.submit("left", range(40, 60), 100)
+    engine.submit("stays", range(60, 80), 100)
+    for _ in range(6):
+        engine.loop.turn(wait=False)
+    engine.loop.cancel("left")
+    told: list[bool] = []
+    decode = engine.context.decode
+    monkeypatch.setattr(
+        engine.context, "decode", lambda rows: told.append(engine.end("left") is not None) or decode(rows)
+    )
+    engine.loop.turn(wait=False)
+    assert told == [True]
+    engine.loop.cancel("stays")
+    engine.run()
+
+
+def test_who_has_had_no_prompt_for_a_step_comes_back_without_credit(engine: Engine) -> None:
+    engine.submit("a", range(40, 80), 30, salt=b"a")
+    engine.submit("b", range(80, 90), 30, salt=b"b")
+    for _ in range(10):
+        engine.loop.turn(wait=False)
+    assert not engine.loop._order._served
+    engine.run()
+
+
 def test_a_cancel_ends_a_request_in_every_phase(engine: Engine) -> None:
     engine.submit("decoding", (40,) * 20, 480)
     for _ in range(5):
