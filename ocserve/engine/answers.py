@@ -84,6 +84,11 @@ class Answer:
         """The stop string that ended the answer."""
         return self._words.matched
 
+    @property
+    def limited(self) -> bool:
+        """Whether its thoughts have a budget."""
+        return self._plan.budget is not None
+
     def feed(self, token: int, piece: bytes) -> list[Part]:
         """What is certain now, with the bytes of one more token."""
         mark = self._marks.get(token)

@@ -218,6 +218,16 @@ class Composer:
         drafts = sequence.speculator.propose(seconds, rows_others=rows - 1, tokens_others=tokens - 1, most=most)
         return drafts, sequence.speculator.expected if drafts else 0.0
 
+    def would_draft(self, sequence: Sequence, sequences: int) -> bool:
+        """Whether a draft is wanted behind the next token of one of so many decoding sequences. It is not kept."""
+        most = min(sequence.room - 1, self._batch_tokens - sequences, self._drafts_each(sequences))
+        if most <= 0 or sequence.speculator is None:
+            return False
+        others, seconds = sequences - 1, partial(self._decode_s, sequence.length)
+        drafts = sequence.speculator.propose(seconds, rows_others=others, tokens_others=others, most=most)
+        sequence.speculator.withdraw()
+        return bool(drafts)
+
     def _decode_s(self, length: int, rows: int) -> float:
         """Predicted seconds of a step of `rows` rows, each behind `length` tokens of its sequence."""
         return self._costs.seconds(rows, rows * self._attention.cells_per_row(length))

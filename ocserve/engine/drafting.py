@@ -116,6 +116,8 @@ class ModelDrafter:
     is rolled back at the next call.
     """
 
+    light = False
+
     def __init__(self, model: DraftModel, slot: int) -> None:
         self._model = model
         self._slot: int | None = slot

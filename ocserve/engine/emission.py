@@ -48,6 +48,10 @@ class Emitter:
         """The bytes of a token, as clients are told of it."""
         return self._vocab.piece(token)
 
+    def ends(self, token: int) -> bool:
+        """Whether this token ends an answer."""
+        return self._vocab.is_end(token)
+
     def started(self, sequence: Sequence) -> None:
         """The first choice of a request holds its slot."""
         group = sequence.group
@@ -65,7 +69,7 @@ class Emitter:
         """Add a token of the answer, emit what became visible, and say whether and why it is the last."""
         sequence.generated.append(token)
         answer = sequence.answer
-        if self._vocab.is_end(token):
+        if self.ends(token):
             sequence.unseen.append(Unseen(answer.decoded, None))
             self.cut(sequence)
             return "stop"
@@ -148,7 +152,7 @@ class Emitter:
         if not answer.only_words:
             return  # a later prompt has such a turn in the template's words
         ids = sequence.generated
-        if ids and self._vocab.is_end(ids[-1]):
+        if ids and self.ends(ids[-1]):
             ids = ids[:-1]
         try:
             text = b"".join(self._vocab.piece(token) for token in ids).decode()

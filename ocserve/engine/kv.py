@@ -142,20 +142,20 @@ class KvMemory:
         self.evictions += 1
         return True
 
-    def shed(self, *, at_once: bool = False) -> None:
+    def shed(self, *, at_once: bool = False) -> bool:
         """Leave to the tiers what they have of kept prefixes, the least valuable first, down to `most_idle` cells.
 
         Once in each step. What they do not have yet is stored, some of it each time: every step is slower while it
         stays. `at_once`, besides, stores more of it, for when nobody waits for a step: cells that are computed then lie
-        below those that go, and llama.cpp looks at all up to the highest in use.
+        below those that go, and llama.cpp looks at all up to the highest in use. Returns whether the next step should.
         """
         storage = self._storage
         if storage is None:
-            return
+            return False
         if not at_once:
             storage.begin_step()
         if self._most_idle is None or self._reuse is Reuse.WHOLE_STATE:
-            return  # a whole state that does not end with a block is in no tier
+            return False  # a whole state that does not end with a block is in no tier
         if self._idle_cells is None:
             self._idle_cells = self.cells_kept
         excess = self._idle_cells - max(LEAST_SHARED, self._most_idle(at_once))
@@ -171,10 +171,11 @@ class KvMemory:
             elif not storage.unsaved:
                 self._idle_cells = excess = 0
             elif left <= 0:
-                return
+                return True
             else:
                 left -= storage.save_some(left)
                 held = storage.held()
+        return False
 
     def _candidates(self, holders: Iterable[int]) -> list[Kept]:
         return [Kept(holder, self._tree.length(holder), self._tree.private_cells(holder)) for holder in holders]

@@ -140,6 +140,7 @@ class Vocab:
         self.fill = self._fill_tokens()
         self._pieces: dict[int, bytes] = {}
         self._marked: tuple[VocabToken, ...] | None = None
+        self._ends: frozenset[int] | None = None
 
     def _token(self, read: Callable[[object], int]) -> int | None:
         token = read(self._pointer)
@@ -168,22 +169,25 @@ class Vocab:
     def is_end(self, token: int) -> bool:
         """Whether sampling this token ends a generation (end of sequence, end of turn …)."""
         self._check(token)
+        if self._ends is not None:  # a call into llama.cpp hands the interpreter to another thread that waits for it
+            return token in self._ends
         return bool(api.llama_vocab_is_eog(self._pointer, token))
 
     def marked(self) -> tuple[VocabToken, ...]:
         """All control, unknown, user-defined and end tokens. One pass over the vocabulary, the first time."""
         if self._marked is not None:
             return self._marked
-        found = []
+        found, ends = [], set()
         for token in range(self.size):
             attributes = api.llama_vocab_get_attr(self._pointer, token)
             kind = _token_kind(attributes)
-            if kind is None and self.is_end(token):
-                kind = "user_defined"  # an end token that the vocabulary lists as a normal one
+            if self.is_end(token):
+                ends.add(token)
+                kind = kind or "user_defined"  # an end token that the vocabulary lists as a normal one
             if kind is not None and (text := self.text(token)):
                 lstrip, rstrip = bool(attributes & _TOKEN_LSTRIP), bool(attributes & _TOKEN_RSTRIP)
                 found.append(VocabToken(token, text, kind, lstrip, rstrip))
-        self._marked = tuple(found)
+        self._marked, self._ends = tuple(found), frozenset(ends)
         return self._marked
 
     def tokenize(self, text: str, *, parse_special: bool, framed: bool = False) -> list[int]:

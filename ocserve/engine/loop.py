@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 
+from ocserve.engine.ahead import Ahead
 from ocserve.engine.composer import Chunk, Composer, StepCosts
 from ocserve.engine.constraint import GuideError
 from ocserve.engine.context import Context, DecodeStatus
@@ -22,6 +22,7 @@ from ocserve.engine.duty import EngineBroken
 from ocserve.engine.emission import Emitter
 from ocserve.engine.fairness import FairOrder
 from ocserve.engine.kv import KvMemory
+from ocserve.engine.messages import CancelRequest, ImageSeen, Message, Stop
 from ocserve.engine.rows import rows_of
 from ocserve.engine.scheduler import admit, growth_margin, preempt
 from ocserve.engine.seeing import Encodes, Sight
@@ -32,30 +33,11 @@ from ocserve.generation import FinishReason
 
 # After this many steps in a row without one usable distribution the process is of no use; the front replaces it.
 _BROKEN_STEPS = 3
-_STATS_EVERY_S = 0.2
+_STATS_EVERY_S = 0.5
 # Kept prefixes are stored when nothing was to compute for this long.
 _STORE_AFTER_S = 0.5
 _LOOK_AGAIN_S = 0.2  # deadlines are looked at that often while all wait for an image to be encoded
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRequest:
-    """Inbox message: end this request's choices with what they have."""
-
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSeen:
-    """Inbox message: an image that a prompt waits for has been encoded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Inbox message: store what is worth storing and return."""
-
-
-Message = Group | CancelRequest | Stop | ImageSeen
+_WORTH_A_START = 2  # steps ahead
 
 
 class EngineLoop:
@@ -95,6 +77,8 @@ class EngineLoop:
         self._stopping = False
         self._counts = Counts(steps_by_sequences=[0] * (parallel + 1))
         self._drawing = Drawing(context, kv, emitter, self._counts)
+        self._ahead = Ahead(context, kv, costs, composer, emitter, self._counts)
+        self._sheds = False  # whether kept prefixes are on their way out of memory
         self._stats_due = 0.0
         self._update_stats(0.0)
         self._broken_steps = 0
@@ -124,6 +108,7 @@ class EngineLoop:
         """Turn until stopped; raises `EngineBroken` when the process should end."""
         while not self._stopping:
             self.turn(wait=True)
+            self.decode_on()
         while self._kv.save_some():
             pass
 
@@ -140,11 +125,15 @@ class EngineLoop:
             self._step()
         elif self.sight is not None:
             self.sight.ready(())
+        self._show_all(now)
+        return busy
+
+    def _show_all(self, now: float) -> None:
+        """A step is done: let everybody see it."""
         if not self._running or now >= self._stats_due:
             self._update_stats(now)
         self.step_started = None
         self._emitter.flush()
-        return busy
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -195,7 +184,7 @@ class EngineLoop:
         prompts = self._begin() if beginning or self._began else []
         self._began = beginning
         free = self._relieve()
-        self._kv.shed()
+        self._sheds = self._kv.shed()
         if beginning:
             prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
             self._announce()
@@ -295,7 +284,7 @@ class EngineLoop:
                 self._kv.restore_some(sequence, wait=not decoding)
                 restored = True
             if sequence.restoring is None:
-                _note_cached(sequence)
+                sequence.note_cached()
                 ready.append(sequence)
         return ready
 
@@ -339,6 +328,29 @@ class EngineLoop:
             self._kv.append(sequence, sequence.tokens(sequence.computed, sequence.computed + chunk.count))
         self._score(zip(chunks, starts, strict=True))
         self._sample([(chunk, row) for chunk, row in zip(chunks, newest, strict=True) if row is not None])
+
+    def decode_on(self) -> None:
+        """Compute further steps while nothing is to be done but to decode. Raises `EngineBroken`."""
+        running = list(self._running)
+        if self._began or self._waiting or self._sheds:
+            return
+        most = self._ahead.most(running)
+        if most < _WORTH_A_START or not self._goes_on():
+            return
+        outcome = self._ahead.decode(running, most, self._goes_on)
+        chunks, rows = [Chunk(sequence, 1) for sequence in running], list(range(len(running)))
+        if outcome.status in (DecodeStatus.ABORTED, DecodeStatus.FATAL):
+            self._recover(outcome.status, chunks)
+        for sequence, reason in outcome.ended:
+            self._finish(sequence, reason)
+        if outcome.undrawn:
+            self._computed(chunks, (), rows, list(rows))
+        self._show_all(self._clock())
+
+    def _goes_on(self) -> bool:
+        """Whether another step may be computed without a look at anything else."""
+        self.step_started = now = self._clock()
+        return self._inbox.empty() and now < self._stats_due and all(now < each.deadline for each in self._running)
 
     def _show(self, sight: Sight, sequence: Sequence) -> None:
         """Compute the image that comes next in a prompt, all of it in a step of its own.
@@ -438,11 +450,3 @@ class EngineLoop:
             self._preempt(self._running[-1])
         else:
             self._fail(chunks[-1].sequence, EngineFailed("The engine could not compute this sequence."))
-
-
-def _note_cached(sequence: Sequence) -> None:
-    """How much of its prompt a request finds computed is what the first of its choices finds."""
-    group = sequence.group
-    if group.cached_tokens is None:
-        scored = group.request.prompt_logprobs is not None  # its first choice computes all of the prompt
-        group.cached_tokens = 0 if scored else min(sequence.computed, len(sequence.prompt))

@@ -27,6 +27,10 @@ class Prediction:
         self._following = bool(predicted)
         self._tail: tuple[int, ...] = ()
 
+    @property
+    def light(self) -> bool:
+        return self._other.light
+
     def extend(self, tokens: Sequence[int]) -> None:
         self._other.extend(tokens)
         for token in tokens:

@@ -233,6 +233,19 @@ class Sequence:
         return self.max_tokens - len(self.generated)
 
     @property
+    def plain(self) -> bool:
+        """Whether it decodes one token after another until one is the last, whatever text they make."""
+        request = self.group.request
+        return (
+            self.phase is Phase.DECODE
+            and self.remaining == 1
+            and self.guide is None
+            and request.logprobs is None
+            and not (request.stop or self.stops or self.answer.limited)
+            and (self.speculator is None or self.speculator.light)
+        )
+
+    @property
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=len(self.prompt),
@@ -256,6 +269,12 @@ class Sequence:
         if end > prompt:
             tokens.extend(self.generated[max(begin - prompt, 0) : end - prompt])
         return tokens
+
+    def note_cached(self) -> None:
+        """How much of its prompt a request finds computed is what the first of its choices finds."""
+        if self.group.cached_tokens is None:
+            scored = self.group.request.prompt_logprobs is not None  # its first choice computes all of the prompt
+            self.group.cached_tokens = 0 if scored else min(self.computed, len(self.prompt))
 
     def move(self, move: Move) -> None:
         """Take a transition; raises `IllegalMove` and changes nothing if there is none."""

@@ -35,6 +35,10 @@ LOSS = 0.01  # the part of a sequence's time that drafting may lose
 class Drafter(Protocol):
     """Guesses how one sequence goes on. The guess is deterministic and may fail: it is never an error."""
 
+    @property
+    def light(self) -> bool:
+        """Whether it may be asked on another thread than the loop's, beside a decode."""
+
     def extend(self, tokens: Sequence[int]) -> None:
         """Append true tokens of the sequence: its prompt, then what is generated."""
 
@@ -72,6 +76,7 @@ class PromptLookup:
 
     ORDERS = (4, 3, 2)
     SLICE = 4096
+    light = True
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self._tokens = array("i")
@@ -257,6 +262,10 @@ class Speculator:
             self.expected = sum(accept[: len(self._draft)])
         return self._draft
 
+    def withdraw(self) -> None:
+        """The draft that was proposed is not verified."""
+        self._draft, self._verify_seconds = [], 0.0
+
     def accept(self, tokens: Sequence[int]) -> None:
         """Take the tokens that the step added to the sequence, also those of steps without a draft."""
         accepted = self._compare(self._draft, tokens)
@@ -266,8 +275,13 @@ class Speculator:
         self.accepted += accepted
         self.earned += accepted * self._token_seconds - self._verify_seconds
         self.needed += len(tokens) * self._token_seconds
-        self._draft, self._verify_seconds = [], 0.0
+        self.withdraw()
         self._drafter.extend(tokens)
+
+    @property
+    def light(self) -> bool:
+        """Whether it may be asked beside a decode."""
+        return self._drafter.light
 
     def close(self) -> None:
         """Close the drafter."""

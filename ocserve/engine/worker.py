@@ -28,30 +28,44 @@ from ocserve.errors import EngineFailed
 HEARTBEAT_S = 1.0
 EXIT_BROKEN = 70
 _MOST_UNSENT, _LARGE_BYTES, _FLUSH_S = 256, 1 << 16, 1.0  # frames; bytes of one; seconds
+_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
 _STACK_MEGABYTES = (1536, 512, 128, 16)
 
 
 class Wire:
     """The engine's end of the socket. `send` may be called from several threads.
 
-    A thread of its own writes, so that the next step is computed meanwhile. What it has not written when native code
-    aborts is lost.
+    What the socket does not take at once a thread of its own writes, so that the next step is computed meanwhile. What
+    that has not written when native code aborts is lost.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._sending = threading.Lock()
         self._unsent: Queue[bytes] = Queue(_MOST_UNSENT)
         threading.Thread(target=self._write, daemon=True, name="write").start()
 
     def send(self, message: wire.EngineMessage) -> None:
-        """Send one frame, soon; waits for a front that does not read, and until a large frame is written.
+        """Send one frame; waits for a front that does not read for long, and until a large frame is written.
 
         Raises `FrameError` for a message that no frame holds.
         """
         frame = wire.encode(message)
-        self._unsent.put(frame)
-        if len(frame) > _LARGE_BYTES:
+        with self._sending:
+            rest = frame if self._unsent.unfinished_tasks else frame[self._taken(frame) :]
+            if rest:
+                self._unsent.put(rest)
+        if len(rest) > _LARGE_BYTES:
             self._unsent.join()
+
+    def _taken(self, frame: bytes) -> int:
+        """How many bytes the socket takes without waiting."""
+        if not _AT_ONCE:
+            return 0
+        try:
+            return self._socket.send(frame, _AT_ONCE)
+        except OSError:  # it is full; or the front is gone, which is for the reading thread to find
+            return 0
 
     def flush(self) -> None:
         """Wait until all is written, or for a moment if the front does not read."""

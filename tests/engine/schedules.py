@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from ocserve.engine import llama
+from ocserve.engine import ahead, llama
+from ocserve.engine.ahead import Teller
 from ocserve.engine.attention import Attention
 from ocserve.engine.composer import Composer
 from ocserve.engine.constraint import Guide
@@ -30,6 +31,7 @@ from ocserve.engine.wire import Step
 from ocserve.generation import (
     Failed,
     Finished,
+    FinishReason,
     GenerateEvent,
     GenerateRequest,
     Sampling,
@@ -44,10 +46,11 @@ NO_END = {0: -100.0, tiny.END_OF_TURN: -100.0}
 
 
 class FixedCosts:
-    """A machine that never changes: so many seconds a step and a row."""
+    """A machine that never changes: so many seconds a step and a row. Every so many steps teach something."""
 
-    def __init__(self, step_s: float = 0.005, row_s: float = 0.0025) -> None:
+    def __init__(self, step_s: float = 0.005, row_s: float = 0.0025, teaching: int = 1) -> None:
         self._step_s, self._row_s = step_s, row_s
+        self._teaching, self._steps = teaching, 0
         self.now = 0.0
 
     def seconds(self, rows: int, cells: int = 0, *, prefill: bool = False) -> float:
@@ -60,13 +63,31 @@ class FixedCosts:
         return 1
 
     def teaches(self, rows: int, threads: int, seconds: float) -> bool:
-        return True
+        self._steps += 1
+        return self._steps % self._teaching == 0
 
     def observe(self, rows: int, cells: int, threads: int, seconds: float) -> None:
         self.now += self.seconds(rows, cells)
 
     def clock(self) -> float:
         return self.now
+
+
+class InPlace:
+    """A teller without a thread."""
+
+    def __init__(self, teller: Teller) -> None:
+        self._teller = teller
+
+    @property
+    def drafts_wait(self) -> bool:
+        return self._teller.drafts_wait
+
+    def tell(self, sequences: Ordered[Sequence], tokens: list[int]) -> None:
+        self._teller._tell(ahead._Step(sequences, tokens))
+
+    def settle(self) -> list[tuple[Sequence, FinishReason]]:
+        return self._teller._settle().ended
 
 
 class Engine:
@@ -141,6 +162,10 @@ class Engine:
             clock=self.costs.clock,
         )
 
+    def tell_in_place(self) -> None:
+        """Have steps ahead told on the loop's own thread, so that nothing depends on how threads take turns."""
+        self.loop._ahead._teller = InPlace(self.loop._ahead._teller)  # type: ignore[assignment]
+
     def _record(self, step: Step) -> None:
         for request_id, event in step.events:
             self.events[request_id].append(event)
@@ -201,9 +226,11 @@ class Engine:
         self.loop.submit(group)
         return group.members[0]
 
-    def run(self, turns: int = 100_000) -> None:
-        """Turn until nothing is left to compute."""
+    def run(self, turns: int = 100_000, *, goes_ahead: bool = False) -> None:
+        """Turn until nothing is left to compute; `goes_ahead`: with steps that are not planned, as in a daemon."""
         while self.loop.turn(wait=False):
+            if goes_ahead:
+                self.loop.decode_on()
             turns -= 1
             assert turns, "the loop does not come to an end"
 

@@ -51,6 +51,8 @@ def test_a_front_that_does_not_read_holds_up_who_sends(ends: tuple[Wire, socket.
     count = 2000  # of 2 kB each: more than the socket and the queue take
     sending = threading.Thread(target=lambda: [connection.send(numbered(number)) for number in range(count)])
     sending.start()
+    while not connection._unsent.full():
+        time.sleep(0.01)
     begun = time.monotonic()
     connection.flush()
     assert 0.9 < time.monotonic() - begun < 10  # it gives up after a second

@@ -12,6 +12,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -69,6 +70,7 @@ class Schedule:
         self._folder = folder / str(seed)
         self._tiers = self._new_tiers()
         self._pool = self._choose.choice([256, 256, 512, 1024])
+        self._teaching = self._choose.choice([1, 4, 16])
         self._park_bytes = self._choose.choice([0, 100_000, 1 << 24])
         self._trunks = [self._tokens(self._choose.randrange(20, 200)) for _ in range(3)]
         self.sequences: list[Sequence] = []
@@ -77,7 +79,7 @@ class Schedule:
         self.engine = self._engine()
 
     def _engine(self) -> Engine:
-        return Engine(
+        engine = Engine(
             Path(),
             model=self._subject.model,
             pool_tokens=self._pool,
@@ -88,9 +90,11 @@ class Schedule:
             order=self._choose.choice(["serial", "serial", "joint"]),
             park_bytes=self._park_bytes,
             tiers=self._tiers,
-            costs=self._choose.choice([FixedCosts(), FixedCosts(step_s=0.01, row_s=0.00001)]),
+            costs=self._choose.choice([FixedCosts, partial(FixedCosts, 0.01, 0.00001)])(teaching=self._teaching),
             most_idle=self._choose.choice([None, 0, 100]),
         )
+        engine.tell_in_place()
+        return engine
 
     def _new_tiers(self) -> Tiers:
         disk = DiskTier(self._folder, IDENTITY, self._disk_bytes, pytest.fail) if self._disk_bytes else None
@@ -129,13 +133,15 @@ class Schedule:
             self.engine.loop.submit(group)
             for _ in range(self._choose.choice([0, 0, 1, 5, 40])):
                 self.engine.loop.turn(wait=False)
+                if self._choose.random() < 0.3:
+                    self.engine.loop.decode_on()
             if self._choose.random() < 0.15:
                 self.engine.loop.cancel(self._choose.choice(self.sequences).id)
             if self._choose.random() < 0.2:
                 self.engine.kv.save_some()
             if self._choose.random() < 0.15:
                 self._restart()
-        self.engine.run()
+        self.engine.run(goes_ahead=self._choose.random() < 0.5)
 
     def _restart(self) -> None:
         """A new engine on the same tiers, once the old one has ended its work."""

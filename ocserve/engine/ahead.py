@@ -1,0 +1,189 @@
+"""Steps without a plan: plain sequences decode on, and what a step drew is told while the next one is computed.
+
+A batch takes all of the model's weights through the caches, so that every line of Python behind it starts cold and
+takes several times as long as it would in a loop of its own. Where nothing is to be computed but the next token of each
+sequence, the loop's thread therefore only draws and computes; a second thread does the rest, one step behind.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from ocserve.engine import slots
+from ocserve.engine.composer import Chunk, Composer, StepCosts
+from ocserve.engine.context import Context, DecodeStatus, Row
+from ocserve.engine.counts import Counts
+from ocserve.engine.emission import Emitter
+from ocserve.engine.kv import KvMemory
+from ocserve.engine.sampler import BestToken, SamplerChain
+from ocserve.generation import FinishReason
+
+Running = Sequence[slots.Sequence]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A token for each of the sequences."""
+
+    sequences: Running
+    tokens: list[int]
+
+
+@dataclass(slots=True)
+class Told:
+    """What came of telling: the choices that have ended, and why."""
+
+    ended: list[tuple[slots.Sequence, FinishReason]]
+    error: Exception | None = None
+
+
+class Teller:
+    """Tells of drawn tokens on a thread of its own, which starts with the first of them.
+
+    From a `tell` to the next `settle` the emitter and the sequences' texts and drafters are that thread's.
+    """
+
+    def __init__(self, emitter: Emitter, composer: Composer) -> None:
+        self._emitter = emitter
+        self._composer = composer
+        self._steps: SimpleQueue[_Step | None] = SimpleQueue()
+        self._settled: SimpleQueue[Told] = SimpleQueue()
+        self._told = Told([])
+        self._thread: threading.Thread | None = None
+        self.drafts_wait = False  # whether a sequence would rather have drafts verified
+
+    def tell(self, sequences: Running, tokens: list[int]) -> None:
+        """Add a token to each sequence, soon."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True, name="tell")
+            self._thread.start()
+        self._steps.put(_Step(sequences, tokens))
+
+    def settle(self) -> list[tuple[slots.Sequence, FinishReason]]:
+        """Wait until all is told; the choices that have ended by it. What the thread raised is raised here."""
+        self._steps.put(None)
+        told = self._settled.get()
+        if told.error is not None:
+            raise told.error
+        return told.ended
+
+    def _work(self) -> None:
+        while True:
+            step = self._steps.get()
+            if step is None:
+                self._settled.put(self._settle())
+                continue
+            try:
+                self._tell(step)
+            except Exception as error:  # noqa: BLE001  # raised by `settle`, on the loop's thread
+                self._told.error = error
+
+    def _settle(self) -> Told:
+        told, self._told, self.drafts_wait = self._told, Told([]), False
+        return told
+
+    def _tell(self, step: _Step) -> None:
+        for sequence, token in zip(step.sequences, step.tokens, strict=True):
+            reason = self._emitter.take(sequence, token)
+            if reason is not None:
+                self._told.ended.append((sequence, reason))
+        if not self._told.ended:  # else the loop has more to tell
+            self._emitter.flush()
+        for sequence, token in zip(step.sequences, step.tokens, strict=True):
+            if sequence.speculator is not None:
+                sequence.speculator.accept([token])
+                self.drafts_wait |= self._composer.would_draft(sequence, len(step.sequences))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is left to do: the choices that have ended, and why; `status` is that of the last batch.
+
+    `undrawn`: for some sequence no token could be drawn behind it, and none was for the others.
+    """
+
+    ended: list[tuple[slots.Sequence, FinishReason]]
+    status: DecodeStatus
+    undrawn: bool
+
+
+class Ahead:
+    """Decodes on. Belongs to the loop's thread."""
+
+    def __init__(
+        self,
+        context: Context,
+        kv: KvMemory,
+        costs: StepCosts,
+        composer: Composer,
+        emitter: Emitter,
+        counts: Counts,
+    ) -> None:
+        self._context = context
+        self._kv = kv
+        self._costs = costs
+        self._composer = composer
+        self._counts = counts
+        self._ends = emitter.ends
+        self._teller = Teller(emitter, composer)
+
+    def most(self, sequences: Running) -> int:
+        """How many steps there is room for, 0 if one of the sequences is not `plain`."""
+        if not sequences or not all(sequence.plain for sequence in sequences):
+            return 0
+        free = (self._kv.capacity - self._kv.cells) // len(sequences)
+        return min(free, *(sequence.room for sequence in sequences))
+
+    def decode(self, sequences: Running, most: int, go_on: Callable[[], bool]) -> Outcome:
+        """Compute up to `most` steps of one token for each sequence while `go_on` says so.
+
+        Ends with the step in which a sequence ends or in which drafts would pay.
+        """
+        count, undrawn = 0, False
+        cells = self._composer.cells([Chunk(sequence, 1) for sequence in sequences])
+        tokens = [sequence.token(sequence.length - 1) for sequence in sequences]
+        while True:
+            threads = self._costs.threads(len(sequences))
+            self._context.use_threads(threads)
+            rows = [_row(sequence, token, count) for sequence, token in zip(sequences, tokens, strict=True)]
+            if count:
+                self._teller.tell(sequences, tokens)  # now: it gets to work where this thread waits for llama.cpp
+            begun = time.perf_counter()
+            status = self._context.decode(rows)
+            seconds = max(time.perf_counter() - begun, 1e-6)
+            if status is not DecodeStatus.OK:
+                break
+            undrawn = not all(map(self._context.usable, range(len(rows))))
+            if undrawn:
+                break
+            tokens = [_draw(sequence, self._context, row) for row, sequence in enumerate(sequences)]
+            count += 1
+            if self._costs.teaches(len(rows), threads, seconds):
+                self._costs.observe(len(rows), cells + count * len(rows), threads, seconds)
+            if count == most or any(map(self._ends, tokens)) or self._teller.drafts_wait or not go_on():
+                self._teller.tell(sequences, tokens)
+                break
+        ended = self._teller.settle() if count else []
+        self._account(sequences, count)
+        return Outcome(ended, status, undrawn)
+
+    def _account(self, sequences: Running, steps: int) -> None:
+        for sequence in sequences:
+            self._kv.append(sequence, sequence.tokens(sequence.computed, sequence.computed + steps))
+        for _ in range(steps):
+            self._counts.step(len(sequences), len(sequences), 0)
+
+
+def _row(sequence: slots.Sequence, token: int, step: int) -> Row:
+    """The row of a sequence's newest token, so many steps after those that it knows of."""
+    assert sequence.slot is not None
+    return Row(token, sequence.computed + step, sequence.slot, True)
+
+
+def _draw(sequence: slots.Sequence, context: Context, row: int) -> int:
+    assert isinstance(sequence.sampler, SamplerChain | BestToken)
+    return sequence.sampler.sample(context, row)
