@@ -22,6 +22,7 @@ class Counts:
     forced: int = 0
     drafted: int = 0
     accepted: int = 0
+    invalid: int = 0
 
     def step(self, sequences: int, decode_tokens: int, prefill_tokens: int) -> None:
         """A batch was computed in which `sequences` decoded."""
@@ -52,4 +53,5 @@ class Counts:
             forced_tokens=self.forced,
             drafted_tokens=self.drafted,
             accepted_tokens=self.accepted,
+            invalid_objects=self.invalid,
         )

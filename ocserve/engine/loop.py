@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -21,6 +20,8 @@ from ocserve.engine.drawing import Drawing, UnusableDistribution
 from ocserve.engine.duty import EngineBroken
 from ocserve.engine.emission import Emitter
 from ocserve.engine.fairness import FairOrder
+from ocserve.engine.inbox import CancelRequest, ImageSeen, Message, Stop
+from ocserve.engine.judging import Judge, Verdict
 from ocserve.engine.kv import KvMemory
 from ocserve.engine.rows import rows_of
 from ocserve.engine.scheduler import admit, growth_margin, preempt
@@ -36,26 +37,6 @@ _STATS_EVERY_S = 0.2
 # Kept prefixes are stored when nothing was to compute for this long.
 _STORE_AFTER_S = 0.5
 _LOOK_AGAIN_S = 0.2  # deadlines are looked at that often while all wait for an image to be encoded
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRequest:
-    """Inbox message: end this request's choices with what they have."""
-
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSeen:
-    """Inbox message: an image that a prompt waits for has been encoded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Inbox message: store what is worth storing and return."""
-
-
-Message = Group | CancelRequest | Stop | ImageSeen
 
 
 class EngineLoop:
@@ -94,6 +75,7 @@ class EngineLoop:
         self._running: list[Sequence] = []
         self._stopping = False
         self._counts = Counts(steps_by_sequences=[0] * (parallel + 1))
+        self._judge = Judge(self._inbox.put)
         self._drawing = Drawing(context, kv, emitter, self._counts)
         self._stats_due = 0.0
         self._update_stats(0.0)
@@ -174,10 +156,14 @@ class EngineLoop:
             case CancelRequest(request_id=request_id):
                 for sequence in [each for each in (*self._running, *self._waiting) if each.id == request_id]:
                     self._finish(sequence, "cancelled")
+                for sequence in self._judge.dismiss(request_id):
+                    self._emitter.finished(sequence, "cancelled")
+            case Verdict() if self._judge.settles(message):
+                self._judged(message)
             case Stop():
                 self._stopping = True
-            case ImageSeen():
-                pass  # the next step looks
+            case ImageSeen() | Verdict():
+                pass  # the next step looks; its request is over
 
     def _expire(self, now: float) -> None:
         """End what has reached its wall-clock cap; the cap is a length limit like any other."""
@@ -410,13 +396,26 @@ class EngineLoop:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._release(sequence)
-        self._emitter.finished(sequence, reason)
+        if reason != "stop" or not sequence.answer.is_held:
+            self._emitter.finished(sequence, reason)
+            return
+        self._emitter.rest(sequence)
+        if (verdict := self._judge.ask(sequence)) is not None:
+            self._judged(verdict)
+
+    def _judged(self, verdict: Verdict) -> None:
+        if verdict.fault is None:
+            self._emitter.finished(verdict.sequence, "stop")
+            return
+        self._counts.invalid += 1
+        self._fail(verdict.sequence, EngineFailed(verdict.fault))
 
     def _fail(self, sequence: Sequence, error: ApiError) -> None:
         """One choice cannot go on: the request ends for all of them."""
         for member in sequence.group.members:
             if member.phase is not Phase.ENDED:
                 self._release(member)
+        self._judge.dismiss(sequence.id)
         self._emitter.failed(sequence.group, error)
 
     def _release(self, sequence: Sequence) -> None:
