@@ -20,6 +20,7 @@ _DURATION = rf"P(\d+W|(\d+Y(\d+M(\d+D)?)?|\d+M(\d+D)?|\d+D)({_CLOCK})?|{_CLOCK})
 _TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?([zZ]|[+-]([01]\d|2[0-3]):[0-5]\d)"
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_OCTET = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _HEX = r"[0-9a-fA-F]"
 # RFC 3986: what a host, a user and a path are of.
 _HOST = rf"[A-Za-z0-9._~!$&'()*+,;=-]|%{_HEX}{_HEX}"
@@ -38,7 +39,7 @@ _time, _duration, _uri = map(_fitting, (_TIME, _DURATION, _URI))
 _date = _fitting(r"\d{4}-\d{2}-\d{2}")
 _uuid = _fitting(rf"{_HEX}{{8}}(-{_HEX}{{4}}){{3}}-{_HEX}{{12}}")
 _host = _fitting(rf"{_LABEL}(\.{_LABEL})*")
-_email = _fitting(rf"{_ATOM}(\.{_ATOM})*@({_LABEL}(\.{_LABEL})*|\[\d{{1,3}}(\.\d{{1,3}}){{3}}\])")
+_email = _fitting(rf"{_ATOM}(\.{_ATOM})*@({_LABEL}(\.{_LABEL})*|\[{_OCTET}(\.{_OCTET}){{3}}\])")
 
 
 def _is_date(text: str) -> bool:

@@ -16,8 +16,8 @@ from ocserve.engine.validation import Check, Unchecked
 
 _NOT_VALID = "The finished object does not satisfy the schema."
 _UNKNOWN = "The finished object is too large or too deep to be checked against the schema."
-_AT_ONCE, _AT_ONCE_CHARS = 500, 16_384  # steps and characters: about 2 ms
-_SLICE, _PAUSE_S = 150, 0.0002  # steps: about half a millisecond
+_AT_ONCE, _AT_ONCE_CHARS = 300, 16_384  # steps and characters: about 2 ms
+_SLICE, _PAUSE_S = 100, 0.0005  # steps: about half a millisecond
 _MOST = 1_000_000  # steps for one object: some seconds
 
 
@@ -63,7 +63,7 @@ class Judge:
 
     def _work(self, sequence: Sequence, checks: list[Check]) -> None:
         while (verdict := _verdict(sequence, checks, _SLICE)) is None:
-            time.sleep(_PAUSE_S)  # the loop may take the interpreter
+            time.sleep(_PAUSE_S)  # the loop takes the interpreter, as soon as it is woken
         self._tell(verdict)
 
 

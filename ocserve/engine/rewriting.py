@@ -55,7 +55,8 @@ _GUARDS = {
     "hostname": _HOST,
 }
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
-_NO_SPACE = r"[^\s\x{FEFF}]"  # ECMAScript's: the byte order mark is space to it
+# ECMAScript's: the byte order mark is space to it, the next-line control is not.
+_SPACES = {r"\s": r"[\s\x{FEFF}--\x{85}]", r"\S": r"[[^\s\x{FEFF}]\x{85}]"}
 
 
 class Unsupported(Exception):
@@ -206,7 +207,7 @@ def _value(keyword: str, value: object) -> object:
 
 
 def _pattern(pattern: str) -> str:
-    return _ESCAPED.sub(lambda found: _NO_SPACE if found[0] == r"\S" else found[0], pattern)
+    return _ESCAPED.sub(lambda found: _SPACES.get(found[0], found[0]), pattern)
 
 
 def _guard(schema: dict[str, object]) -> None:

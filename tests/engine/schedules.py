@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ocserve.engine import llama
+from ocserve.engine.answers import AnswerPlan
 from ocserve.engine.attention import Attention
 from ocserve.engine.composer import Composer
 from ocserve.engine.constraint import Guide
@@ -159,6 +160,7 @@ class Engine:
         speculates: bool = False,
         predicted: Ordered[int] = (),
         guide: Guide | None = None,
+        plan: AnswerPlan | None = None,
         images: tuple[Shown, ...] = (),
         **asked: object,
     ) -> Group:
@@ -191,6 +193,7 @@ class Engine:
                 deadline=self.costs.now + deadline_s,
                 arrived=self.costs.now,
                 guide=guide.copy() if guide is not None else None,
+                plan=plan,
                 speculator=_speculator(prompt, predicted) if speculates else None,
                 images=images,
             )
