@@ -17,12 +17,14 @@ from ocserve.engine import slots
 from ocserve.engine.composer import Chunk, Composer, StepCosts
 from ocserve.engine.context import Context, DecodeStatus, Row
 from ocserve.engine.counts import Counts
+from ocserve.engine.duty import EngineBroken
 from ocserve.engine.emission import Emitter
 from ocserve.engine.kv import KvMemory
 from ocserve.engine.sampler import BestToken, SamplerChain
 from ocserve.generation import FinishReason
 
 Running = Sequence[slots.Sequence]
+Ended = list[tuple[slots.Sequence, FinishReason]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class _Step:
 class Told:
     """What came of telling: the choices that have ended, and why."""
 
-    ended: list[tuple[slots.Sequence, FinishReason]]
+    ended: Ended
     error: Exception | None = None
 
 
@@ -63,7 +65,7 @@ class Teller:
             self._thread.start()
         self._steps.put(_Step(sequences, tokens))
 
-    def settle(self) -> list[tuple[slots.Sequence, FinishReason]]:
+    def settle(self) -> Ended:
         """Wait until all is told; the choices that have ended by it. What the thread raised is raised here."""
         self._steps.put(None)
         told = self._settled.get()
@@ -99,18 +101,6 @@ class Teller:
                 self.drafts_wait |= self._composer.would_draft(sequence, len(step.sequences))
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What is left to do: the choices that have ended, and why; `status` is that of the last batch.
-
-    `undrawn`: for some sequence no token could be drawn behind it, and none was for the others.
-    """
-
-    ended: list[tuple[slots.Sequence, FinishReason]]
-    status: DecodeStatus
-    undrawn: bool
-
-
 class Ahead:
     """Decodes on. Belongs to the loop's thread."""
 
@@ -138,10 +128,12 @@ class Ahead:
         free = (self._kv.capacity - self._kv.cells) // len(sequences)
         return min(free, *(sequence.room for sequence in sequences))
 
-    def decode(self, sequences: Running, most: int, go_on: Callable[[], bool]) -> Outcome:
+    def decode(self, sequences: Running, most: int, go_on: Callable[[], bool]) -> tuple[Ended, bool]:
         """Compute up to `most` steps of one token for each sequence while `go_on` says so.
 
-        Ends with the step in which a sequence ends or in which drafts would pay.
+        Ends with the step in which a sequence ends or in which drafts would pay. Returns the choices that have ended,
+        and whether one more batch was computed, behind which no token could be drawn for some sequence and none was for
+        the others. Raises `EngineBroken`.
         """
         count, undrawn = 0, False
         cells = self._composer.cells([Chunk(sequence, 1) for sequence in sequences])
@@ -155,8 +147,10 @@ class Ahead:
             begun = time.perf_counter()
             status = self._context.decode(rows)
             seconds = max(time.perf_counter() - begun, 1e-6)
+            if status in (DecodeStatus.ABORTED, DecodeStatus.FATAL):
+                raise EngineBroken(f"llama_decode failed: {status.name}")
             if status is not DecodeStatus.OK:
-                break
+                break  # the next step is planned
             undrawn = not all(map(self._context.usable, range(len(rows))))
             if undrawn:
                 break
@@ -169,13 +163,12 @@ class Ahead:
                 break
         ended = self._teller.settle() if count else []
         self._account(sequences, count)
-        return Outcome(ended, status, undrawn)
+        return ended, undrawn
 
     def _account(self, sequences: Running, steps: int) -> None:
         for sequence in sequences:
             self._kv.append(sequence, sequence.tokens(sequence.computed, sequence.computed + steps))
-        for _ in range(steps):
-            self._counts.step(len(sequences), len(sequences), 0)
+        self._counts.step(len(sequences), len(sequences) * steps, 0, steps=steps)
 
 
 def _row(sequence: slots.Sequence, token: int, step: int) -> Row:

@@ -9,19 +9,38 @@ import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ocserve.chat.arguments import bare_texts
+from ocserve.chat.arguments import arguments_schema, bare_texts
 from ocserve.chat.channels import Channels, Part
 from ocserve.chat.grammar import AnswerGrammar, answer_grammar, offered
 from ocserve.chat.speech import Speech
 from ocserve.engine.text import StopStrings
-from ocserve.generation import ChatPrompt, Constraint, GenerateRequest
+from ocserve.engine.validation import Validator, validator
+from ocserve.generation import ChatPrompt, Constraint, GenerateRequest, JsonConstraint
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What the objects of an answer have to satisfy: a value in words, the arguments of calls by the tool's name."""
+
+    value: Validator | None
+    calls: Mapping[str, Validator]
+
+    @classmethod
+    def of(cls, request: GenerateRequest) -> Promises | None:
+        """Of a request whose schemas were compiled; None where there is nothing to check."""
+        constraint, prompt = request.constraint, request.prompt
+        value = validator(constraint.schema) if isinstance(constraint, JsonConstraint) else None
+        tools = offered(prompt.tools, request.tool_choice) if isinstance(prompt, ChatPrompt) else ()
+        calls = {tool.name: validator(arguments_schema(tool)) for _, tool in tools}
+        return cls(value, calls) if value is not None or calls else None
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerPlan:
     """`speech` None: all is words. `thinking`: the prompt ends within a thought, which may take `budget` tokens.
 
-    `closing` are the tokens that end a thought. `grammar` is what the answer is held to.
+    `closing` are the tokens that end a thought. `grammar` is what the answer is held to,
+    `promises` what is checked of it at its end.
     """
 
     speech: Speech | None = None
@@ -30,6 +49,7 @@ class AnswerPlan:
     budget: int | None = None
     closing: tuple[int, ...] = ()
     grammar: AnswerGrammar | Constraint | None = None
+    promises: Promises | None = None
 
     @classmethod
     def of(
@@ -55,7 +75,7 @@ class AnswerPlan:
 
     def open(self, stop: tuple[str, ...]) -> Answer:
         """A new answer, which ends at the first of the stop strings."""
-        return Answer(self, stop)
+        return Answer(self, stop) if self.promises is None else HeldAnswer(self, stop, self.promises)
 
 
 class Answer:
@@ -64,6 +84,8 @@ class Answer:
     Bytes that are not UTF-8 become U+FFFD as Unicode recommends it (one for each maximal part of a character), an
     incomplete character waits.
     """
+
+    is_held = False  # whether there is anything to check at its end
 
     def __init__(self, plan: AnswerPlan, stop: tuple[str, ...]) -> None:
         self._words = StopStrings(stop)
@@ -101,6 +123,10 @@ class Answer:
             parts += self._stopped(self._channels.finish())
         return [*parts, *self._released()]
 
+    def objects(self) -> list[tuple[Validator, str]]:
+        """The JSON texts of an answer that has ended by itself, each with what it has to satisfy."""
+        return []
+
     def overdue(self, reasoning_tokens: int) -> tuple[int, ...]:
         """The tokens that must follow now because the thought has had its time, tokens held back included."""
         if self._channels is None or not self._channels.thinking or self._plan.budget is None:
@@ -136,3 +162,38 @@ class Answer:
         """The words that were held back: no stop string begins with them."""
         words = self._words.release()
         return [Part("content", words, self._words_end)] if words else []
+
+
+class HeldAnswer(Answer):
+    """An answer that keeps what it has told, so that it can be checked."""
+
+    is_held = True
+
+    def __init__(self, plan: AnswerPlan, stop: tuple[str, ...], promises: Promises) -> None:
+        super().__init__(plan, stop)
+        self._promises = promises
+        self._told: list[Part] = []
+
+    def feed(self, token: int, piece: bytes) -> list[Part]:
+        parts = super().feed(token, piece)
+        self._told += parts
+        return parts
+
+    def finish(self) -> list[Part]:
+        parts = super().finish()
+        self._told += parts
+        return parts
+
+    def objects(self) -> list[tuple[Validator, str]]:
+        """Those of calls, or the value, unless a stop string has cut it."""
+        words = "".join(part.text for part in self._told if part.channel == "content")
+        calls: list[tuple[Validator, list[str]]] = []
+        for part in self._told:
+            if part.channel == "call":
+                if part.name is not None:
+                    calls.append((self._promises.calls[part.name], []))
+                calls[-1][1].append(part.text)
+        if calls:
+            return [(promised, "".join(texts)) for promised, texts in calls]
+        value = self._promises.value if self.matched is None else None
+        return [] if value is None else [(value, words)]

@@ -22,11 +22,12 @@ class Counts:
     forced: int = 0
     drafted: int = 0
     accepted: int = 0
+    invalid: int = 0
 
-    def step(self, sequences: int, decode_tokens: int, prefill_tokens: int) -> None:
-        """A batch was computed in which `sequences` decoded."""
-        self.steps += 1
-        self.steps_by_sequences[sequences] += 1
+    def step(self, sequences: int, decode_tokens: int, prefill_tokens: int, *, steps: int = 1) -> None:
+        """A batch was computed in which `sequences` decoded, or several with so many tokens in all."""
+        self.steps += steps
+        self.steps_by_sequences[sequences] += steps
         self.decode_tokens += decode_tokens
         self.prefill_tokens += prefill_tokens
 
@@ -52,4 +53,5 @@ class Counts:
             forced_tokens=self.forced,
             drafted_tokens=self.drafted,
             accepted_tokens=self.accepted,
+            invalid_objects=self.invalid,
         )

@@ -95,10 +95,14 @@ class Emitter:
         if logprobs:
             self._append(sequence, TextDelta(text="", tokens=len(unseen), index=sequence.index, logprobs=logprobs))
 
+    def rest(self, sequence: Sequence) -> None:
+        """Show what was held back; the choice is not complete before `finished`."""
+        self._show(sequence, sequence.answer.finish())
+
     def finished(self, sequence: Sequence, reason: FinishReason) -> None:
         """The choice is complete."""
         if reason != "cancelled":
-            self._show(sequence, sequence.answer.finish())
+            self.rest(sequence)
             self._remember(sequence)
         stop = sequence.answer.matched if reason == "stop" else None
         if reason == "stop" and sequence.answer.calls:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from queue import Empty, SimpleQueue
 
 from ocserve.engine.ahead import Ahead
@@ -21,11 +20,12 @@ from ocserve.engine.drawing import Drawing, UnusableDistribution
 from ocserve.engine.duty import EngineBroken
 from ocserve.engine.emission import Emitter
 from ocserve.engine.fairness import FairOrder
+from ocserve.engine.inbox import CancelRequest, ImageSeen, Message, Stop
+from ocserve.engine.judging import Judge, Verdict
 from ocserve.engine.kv import KvMemory
-from ocserve.engine.messages import CancelRequest, ImageSeen, Message, Stop
 from ocserve.engine.rows import rows_of
 from ocserve.engine.scheduler import admit, growth_margin, preempt
-from ocserve.engine.seeing import Encodes, Sight
+from ocserve.engine.seeing import Encodes, Sight, computations
 from ocserve.engine.slots import Group, Move, Phase, Sequence
 from ocserve.engine.wire import EngineStats
 from ocserve.errors import ApiError, EngineFailed, Overloaded
@@ -37,7 +37,6 @@ _STATS_EVERY_S = 0.5
 # Kept prefixes are stored when nothing was to compute for this long.
 _STORE_AFTER_S = 0.5
 _LOOK_AGAIN_S = 0.2  # deadlines are looked at that often while all wait for an image to be encoded
-_WORTH_A_START = 2  # steps ahead
 
 
 class EngineLoop:
@@ -76,6 +75,7 @@ class EngineLoop:
         self._running: list[Sequence] = []
         self._stopping = False
         self._counts = Counts(steps_by_sequences=[0] * (parallel + 1))
+        self._judge = Judge(self._inbox.put)
         self._drawing = Drawing(context, kv, emitter, self._counts)
         self._ahead = Ahead(context, kv, costs, composer, emitter, self._counts)
         self._sheds = False  # whether kept prefixes are on their way out of memory
@@ -163,10 +163,14 @@ class EngineLoop:
             case CancelRequest(request_id=request_id):
                 for sequence in [each for each in (*self._running, *self._waiting) if each.id == request_id]:
                     self._finish(sequence, "cancelled")
+                for sequence in self._judge.dismiss(request_id):
+                    self._emitter.finished(sequence, "cancelled")
+            case Verdict() if self._judge.settles(message):
+                self._judged(message)
             case Stop():
                 self._stopping = True
-            case ImageSeen():
-                pass  # the next step looks
+            case ImageSeen() | Verdict():
+                pass  # the next step looks; its request is over
 
     def _expire(self, now: float) -> None:
         """End what has reached its wall-clock cap; the cap is a length limit like any other."""
@@ -187,7 +191,8 @@ class EngineLoop:
         self._sheds = self._kv.shed()
         if beginning:
             prompts = [sequence for sequence in prompts if sequence.phase is Phase.PREFILL]
-            self._announce()
+            for sequence in self._running:
+                self._emitter.started(sequence)  # clients learn that their prompts are being computed
         self._emitter.flush()  # and those whose answers have ended
         decoding = [each for each in self._running if each.phase is Phase.DECODE]
         if self.sight is not None:
@@ -232,7 +237,8 @@ class EngineLoop:
     def _preempt(self, sequence: Sequence) -> None:
         """Move its cells to main memory and let it wait again, before those that never ran."""
         if sequence.attached:
-            sequence.parked = self._kv.park(sequence, self._park_bytes - self._parked_bytes())
+            parked_bytes = sum(each.parked.state.nbytes for each in self._waiting if each.parked)
+            sequence.parked = self._kv.park(sequence, self._park_bytes - parked_bytes)
             self._counts.parked += sequence.parked is not None
         else:
             self._kv.leave(sequence)
@@ -243,9 +249,6 @@ class EngineLoop:
         sequence.move(Move.PREEMPT)
         self._waiting.insert(0, sequence)
         self._counts.preemptions += 1
-
-    def _parked_bytes(self) -> int:
-        return sum(sequence.parked.state.nbytes for sequence in self._waiting if sequence.parked)
 
     def _admit(self) -> None:
         begun = [sequence for sequence in self._waiting if sequence.generated or sequence.parked]
@@ -288,11 +291,6 @@ class EngineLoop:
                 ready.append(sequence)
         return ready
 
-    def _announce(self) -> None:
-        """Clients learn that their prompts are being computed, not that they have been."""
-        for sequence in self._running:
-            self._emitter.started(sequence)
-
     # --- computing --------------------------------------------------------------------------------------------------
 
     def _compute(self, decode: list[Chunk], prefill: tuple[Chunk, ...]) -> None:
@@ -332,19 +330,15 @@ class EngineLoop:
     def decode_on(self) -> None:
         """Compute further steps while nothing is to be done but to decode. Raises `EngineBroken`."""
         running = list(self._running)
-        if self._began or self._waiting or self._sheds:
+        most = 0 if self._began or self._waiting or self._sheds else self._ahead.most(running)
+        if most < 2 or not self._goes_on():
             return
-        most = self._ahead.most(running)
-        if most < _WORTH_A_START or not self._goes_on():
-            return
-        outcome = self._ahead.decode(running, most, self._goes_on)
-        chunks, rows = [Chunk(sequence, 1) for sequence in running], list(range(len(running)))
-        if outcome.status in (DecodeStatus.ABORTED, DecodeStatus.FATAL):
-            self._recover(outcome.status, chunks)
-        for sequence, reason in outcome.ended:
+        ended, undrawn = self._ahead.decode(running, most, self._goes_on)
+        for sequence, reason in ended:
             self._finish(sequence, reason)
-        if outcome.undrawn:
-            self._computed(chunks, (), rows, list(rows))
+        if undrawn:
+            rows = range(len(running))
+            self._computed([Chunk(sequence, 1) for sequence in running], (), list(rows), list(rows))
         self._show_all(self._clock())
 
     def _goes_on(self) -> bool:
@@ -362,25 +356,16 @@ class EngineLoop:
         assert image is not None
         assert rows is not None
         assert sequence.slot is not None
-        count, most = len(rows), self._context.batch_tokens
+        count = len(rows)
         if not self._kv.make_room(count):
             raise EngineBroken("the plan exceeds the pool")
-        self._context.use_threads(self._costs.threads(min(count, most), prefill=True))
+        self._context.use_threads(self._costs.threads(min(count, self._context.batch_tokens), prefill=True))
         chunk, newest = Chunk(sequence, count), None
-        for begin in range(0, count, most):
-            decode = partial(
-                self._context.decode_embeddings,
-                rows[begin : begin + most],
-                image.begin + begin,
-                sequence.slot,
-                logits=image.end == sequence.length,
-                whole=image.tile.whole,
-            )
-            status = self._decode(decode)
+        for decode, batch_rows in computations(self._context, sequence, image, rows):
+            status, newest = self._decode(decode), batch_rows - 1
             if status is not DecodeStatus.OK:
                 self._recover(status, [chunk], undone=self._kv.cut(sequence))  # what of the image was computed
                 return
-            newest = min(most, count - begin) - 1
         self._computed([], (chunk,), [0], [newest if image.end == sequence.length else None])
 
     def _decode(self, decode: Callable[[], DecodeStatus]) -> DecodeStatus:
@@ -422,13 +407,26 @@ class EngineLoop:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._release(sequence)
-        self._emitter.finished(sequence, reason)
+        if reason != "stop" or not sequence.answer.is_held:
+            self._emitter.finished(sequence, reason)
+            return
+        self._emitter.rest(sequence)
+        if (verdict := self._judge.ask(sequence)) is not None:
+            self._judged(verdict)
+
+    def _judged(self, verdict: Verdict) -> None:
+        if verdict.fault is None:
+            self._emitter.finished(verdict.sequence, "stop")
+            return
+        self._counts.invalid += 1
+        self._fail(verdict.sequence, EngineFailed(verdict.fault))
 
     def _fail(self, sequence: Sequence, error: ApiError) -> None:
         """One choice cannot go on: the request ends for all of them."""
         for member in sequence.group.members:
             if member.phase is not Phase.ENDED:
                 self._release(member)
+        self._judge.dismiss(sequence.id)
         self._emitter.failed(sequence.group, error)
 
     def _release(self, sequence: Sequence) -> None:

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from queue import SimpleQueue
 
-from ocserve.engine.answers import AnswerPlan
+from ocserve.engine.answers import AnswerPlan, Promises
 from ocserve.engine.constraint import GrammarCompiler, Guide
 from ocserve.engine.llama import Vocab
 from ocserve.engine.prediction import Prediction
@@ -132,7 +133,10 @@ class Preparer:
                 param="logprobs",
             )
         plan = self._encoder.plan(request, prompt)
-        guide = self._grammars.guide(plan.grammar) if plan.grammar is not None else None
+        guide = None
+        if plan.grammar is not None:
+            guide = self._grammars.guide(plan.grammar)
+            plan = replace(plan, promises=Promises.of(request))
         max_tokens = min(request.max_tokens, self._context - len(prompt))
         group = self._group(request, encoded, max_tokens, plan, guide)
         with self._lock:

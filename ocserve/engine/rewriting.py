@@ -54,8 +54,9 @@ _GUARDS = {
     "time": _Guard(_NO_LEAP_SECOND),
     "hostname": _HOST,
 }
-_ESCAPED = re.compile(r"\\.", re.DOTALL)
-_NO_SPACE = r"[^\s\x{FEFF}]"  # ECMAScript's: the byte order mark is space to it
+_PIECES = re.compile(r"\\.|\[\^?|.", re.DOTALL)
+# ECMAScript's: the byte order mark is space to it, the next-line control is not.
+_SPACES = {r"\s": r"[\s\x{FEFF}--\x{85}]", r"\S": r"[[^\s\x{FEFF}]\x{85}]"}
 
 
 class Unsupported(Exception):
@@ -206,7 +207,19 @@ def _value(keyword: str, value: object) -> object:
 
 
 def _pattern(pattern: str) -> str:
-    return _ESCAPED.sub(lambda found: _NO_SPACE if found[0] == r"\S" else found[0], pattern)
+    """As the compiler reads it: in a class it would take brackets and doubled signs for operations on sets."""
+    pieces: list[str] = []
+    within = False
+    for found in _PIECES.finditer(pattern):
+        piece = _SPACES.get(found[0], found[0])
+        if not within:
+            within = piece.startswith("[") and piece == found[0]
+        elif piece == "]":
+            within = False
+        elif found[0][0] in "[&~" or (piece == "-" and pieces[-1] == "-"):
+            piece = f"\\{piece}"
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def _guard(schema: dict[str, object]) -> None:

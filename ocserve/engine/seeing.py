@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ordered
+from functools import partial
 from typing import Protocol
 from weakref import WeakSet
 
-from ocserve.engine.context import Embeddings
+from ocserve.engine.context import Context, DecodeStatus, Embeddings
 from ocserve.engine.slots import Sequence, Shown
 from ocserve.engine.vision import Tile
 
@@ -107,6 +108,20 @@ class Sight:
                 break
             if other not in self._wanted:
                 self._bytes -= self._seen.pop(other).nbytes
+
+
+def computations(
+    context: Context, sequence: Sequence, image: Shown, rows: Embeddings
+) -> Iterator[tuple[Callable[[], DecodeStatus], int]]:
+    """The batches that compute an image of a prompt, one after the other: how, and of how many rows."""
+    assert sequence.slot is not None
+    for begin in range(0, len(rows), context.batch_tokens):
+        batch = rows[begin : begin + context.batch_tokens]
+        last, whole = image.end == sequence.length, image.tile.whole
+        yield (
+            partial(context.decode_embeddings, batch, image.begin + begin, sequence.slot, logits=last, whole=whole),
+            len(batch),
+        )
 
 
 def _key(sequence: Sequence, image: Shown) -> Key:

@@ -171,7 +171,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 
     `prefill_tokens` were computed; `resident_tokens`, `host_tokens` and `disk_tokens` of prompts were taken from the
     tiers instead. `cells_used` are distinct KV cells of running sequences and kept prefixes, `cells_kept` those that
-    only kept prefixes hold. `forced_tokens` followed from a schema without sampling.
+    only kept prefixes hold. `forced_tokens` followed from a schema without sampling. Of
+    `invalid_objects` the check found that they do not satisfy their schema, or could not tell.
     """
 
     steps: int = 0
@@ -193,6 +194,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     forced_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    invalid_objects: int = 0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):

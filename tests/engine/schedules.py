@@ -12,6 +12,7 @@ import numpy as np
 
 from ocserve.engine import ahead, llama
 from ocserve.engine.ahead import Teller
+from ocserve.engine.answers import AnswerPlan
 from ocserve.engine.attention import Attention
 from ocserve.engine.composer import Composer
 from ocserve.engine.constraint import Guide
@@ -184,6 +185,7 @@ class Engine:
         speculates: bool = False,
         predicted: Ordered[int] = (),
         guide: Guide | None = None,
+        plan: AnswerPlan | None = None,
         images: tuple[Shown, ...] = (),
         **asked: object,
     ) -> Group:
@@ -216,6 +218,7 @@ class Engine:
                 deadline=self.costs.now + deadline_s,
                 arrived=self.costs.now,
                 guide=guide.copy() if guide is not None else None,
+                plan=plan,
                 speculator=_speculator(prompt, predicted) if speculates else None,
                 images=images,
             )

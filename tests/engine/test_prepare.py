@@ -148,3 +148,16 @@ def test_what_a_choice_has_is_freed_when_its_next_part_cannot_be_made(
     assert refused.error.status == 500
     assert len(made) == 3
     assert (Chain.open, Drafts.open) == (0, 0)
+
+
+def test_what_an_answer_is_held_to_is_also_what_is_checked_of_it(replies: tuple[Preparer, SimpleQueue[Any]]) -> None:
+    preparer, told = replies
+    held = msgspec.structs.replace(request("held"), constraint=JsonConstraint(schema='{"type": "integer"}'))
+    for each in (held, request("free")):
+        preparer.submit(each)
+        assert isinstance(told.get(timeout=10), Prepared)
+    groups = [preparer.take(name) for name in ("held", "free")]
+    assert [[sequence.answer.is_held for sequence in group.members] for group in groups if group] == [
+        [True] * 3,
+        [False] * 3,
+    ]

@@ -79,6 +79,21 @@ def test_no_space_is_none_of_ecmascripts_spaces(by_bytes: Compiling) -> None:
     assert takes(by_bytes, {"type": "string", "pattern": r"^\\S$"}, r"\S", r"\a") == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "taken", "refused"),
+    [
+        ("^[[a]b]$", "ab]", "b"),
+        ("^[a&&b]$", "&", "c"),
+        ("^[+--]$", ",", "~"),
+        ("^[a~~b]$", "~", "-"),
+        (r"^[\]&&a]$", "]", "b"),
+    ],
+)
+def test_a_class_has_no_operations_on_sets(by_bytes: Compiling, pattern: str, taken: str, refused: str) -> None:
+    """The compiler's syntax has some, and clients write ECMAScript's."""
+    assert takes(by_bytes, {"type": "string", "pattern": pattern}, taken, refused) == [True, False]
+
+
 def test_counts_of_integral_value_are_integers() -> None:
     names = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
     assert simplified(dict.fromkeys(names, 1.0)) == dict.fromkeys(names, 1)
