@@ -23,6 +23,8 @@ from ocserve.engine.kv import KvMemory
 from ocserve.engine.sampler import BestToken, SamplerChain
 from ocserve.generation import FinishReason
 
+_MOST_BEHIND = 4  # steps: so late may be told of a token
+
 Running = Sequence[slots.Sequence]
 Ended = list[tuple[slots.Sequence, FinishReason]]
 
@@ -57,6 +59,11 @@ class Teller:
         self._told = Told([])
         self._thread: threading.Thread | None = None
         self.drafts_wait = False  # whether a sequence would rather have drafts verified
+
+    @property
+    def behind(self) -> bool:
+        """Whether telling takes longer than computing."""
+        return self._steps.qsize() > _MOST_BEHIND
 
     def tell(self, sequences: Running, tokens: list[int]) -> None:
         """Add a token to each sequence, soon."""
@@ -131,9 +138,9 @@ class Ahead:
     def decode(self, sequences: Running, most: int, go_on: Callable[[], bool]) -> tuple[Ended, bool]:
         """Compute up to `most` steps of one token for each sequence while `go_on` says so.
 
-        Ends with the step in which a sequence ends or in which drafts would pay. Returns the choices that have ended,
-        and whether one more batch was computed, behind which no token could be drawn for some sequence and none was for
-        the others. Raises `EngineBroken`.
+        Ends with the step in which a sequence ends, in which drafts would pay, or that telling is too far behind.
+        Returns the choices that have ended, and whether one more batch was computed, behind which no token could be
+        drawn for some sequence and none was for the others. Raises `EngineBroken`.
         """
         count, undrawn = 0, False
         cells = self._composer.cells([Chunk(sequence, 1) for sequence in sequences])
@@ -158,7 +165,8 @@ class Ahead:
             count += 1
             if self._costs.teaches(len(rows), threads, seconds):
                 self._costs.observe(len(rows), cells + count * len(rows), threads, seconds)
-            if count == most or any(map(self._ends, tokens)) or self._teller.drafts_wait or not go_on():
+            at_end = count == most or any(map(self._ends, tokens))
+            if at_end or self._teller.drafts_wait or self._teller.behind or not go_on():
                 self._teller.tell(sequences, tokens)
                 break
         ended = self._teller.settle() if count else []

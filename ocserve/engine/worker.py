@@ -1,7 +1,7 @@
 """The engine process: `python -m ocserve.engine.worker PARENT SOCKET`.
 
-Loads the model that the first message names, then runs four threads beside the decode loop: two read and write the
-socket, one prepares requests, one makes heartbeats. End-of-file on the socket ends the process after a moment for
+Loads the model that the first message names, then runs four threads beside those of the decode loop: two read and write
+the socket, one prepares requests, one makes heartbeats. End-of-file on the socket ends the process after a moment for
 storing kept prefixes, whatever it is computing; the death of the front ends it at once.
 """
 

@@ -212,3 +212,27 @@ def test_what_goes_wrong_in_telling_is_not_lost(engine: Engine, monkeypatch: pyt
     monkeypatch.setattr(engine.loop._emitter, "take", wrong)
     with pytest.raises(ZeroDivisionError):
         engine.run(goes_ahead=True)
+
+
+def test_tokens_are_told_soon_after_they_were_drawn(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that computes faster than is told."""
+    behind: list[int] = []
+    decode, take = engine.context.decode, engine.loop._emitter.take
+    drawn = 0
+
+    def decode_counted(rows: Sequence[Row]) -> DecodeStatus:
+        nonlocal drawn
+        drawn += 1
+        behind.append(drawn - len(sequence.generated))
+        return decode(rows)
+
+    def slow(*facts: object) -> object:
+        time.sleep(0.005)
+        return take(*facts)  # type: ignore[arg-type]
+
+    sequence = engine.submit("one", range(40, 60), 60)
+    monkeypatch.setattr(engine.context, "decode", decode_counted)
+    monkeypatch.setattr(engine.loop._emitter, "take", slow)
+    engine.run(goes_ahead=True)
+    assert len(sequence.generated) == 60
+    assert 2 < max(behind) < 10
