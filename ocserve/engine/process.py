@@ -6,7 +6,6 @@ parent-death signal exist where the system has them; everywhere an orphaned engi
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import os
@@ -14,11 +13,15 @@ import platform
 import signal
 import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import TYPE_CHECKING
 
 from ocserve.machine import usable_cores as usable_cores
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _MOST_DESCRIPTORS = 16_384
@@ -36,6 +39,8 @@ WORKER = (sys.executable, "-m", "ocserve.engine.worker")
 
 async def spawn(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Process, socket.socket]:
     """Start `argv` plus two arguments, our process id and where `inherited_socket` finds its end; returns our end."""
+    import asyncio  # the engine process, which this module is for too, starts sooner without
+
     environment = {**_ENVIRONMENT, **environment}
     ours, theirs = socket.socketpair()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -43,3 +44,11 @@ def test_a_load_leaves_the_interpreter_as_it_was(tmp_path: Path) -> None:
         assembly.assemble(replace(SPEC, path=str(tmp_path / "none.gguf")), lambda message: None)
     assert gc.isenabled()
     assert sys.getswitchinterval() == usual
+
+
+def test_an_engine_process_loads_nothing_of_the_front() -> None:
+    listing = "import sys, ocserve.engine.worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True, timeout=60)
+    loaded = {*done.stdout.split()}
+    assert {"numpy", "tiktoken", "llama_cpp.llama_cpp"} <= loaded  # the list is the right one
+    assert not loaded & {"asyncio", "ssl", "starlette", "click", "structlog", "huggingface_hub", "llama_cpp.llama"}
