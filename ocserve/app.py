@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from ocserve import config
+from ocserve import config, headstart
 from ocserve.accounts.keys import KeyRing, lasting_secret
 from ocserve.accounts.limits import Limiter
 from ocserve.catalog import cards, planning
@@ -23,19 +23,19 @@ from ocserve.catalog.fit import Fit
 from ocserve.catalog.need import Plan
 from ocserve.catalog.projectors import ProjectorFile, projector
 from ocserve.catalog.store import Installed
-from ocserve.engine import devices, profile
+from ocserve.engine import devices
 from ocserve.engine.devices import ProbeFailed as ProbeFailed  # likewise
 from ocserve.engine.devices import probe as probe
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.handle import EngineHandle, Supervision
 from ocserve.engine.handle import LoadError as LoadError  # what a start can fail with, for the command line
-from ocserve.engine.process import raise_descriptor_limit
+from ocserve.engine.process import Spare, raise_descriptor_limit
 from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.http import application, server
 from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import CannotListen as CannotListen  # likewise
-from ocserve.machine import Device, HostMemory, host_memory, usable_cores
+from ocserve.machine import Device, HostMemory, host_memory
 from ocserve.modelcard import Capability, ServedModel
 from ocserve.service import Service
 from ocserve.telemetry import logs
@@ -54,17 +54,20 @@ class Daemon:
 
 
 async def serve(
-    settings: config.Settings, models: Sequence[Installed], on_ready: Callable[[Daemon, str], None]
+    settings: config.Settings,
+    models: Sequence[Installed],
+    on_ready: Callable[[Daemon, str], None],
+    spare: Spare | None = None,
 ) -> None:
     """Serve `models` until a signal asks to stop: the first is loaded now, the others at their first request.
 
-    `on_ready` gets the base URL once requests are answered.
+    `on_ready` gets the base URL once requests are answered. `spare` is the first model's engine process.
     """
     raise_descriptor_limit()
     address = settings.config.server
     sockets = server.bind(address.host, address.port)  # before the model is loaded: a taken port is known at once
     try:
-        async with running(settings, models) as daemon:
+        async with running(settings, models, spare) as daemon:
             await server.serve(
                 daemon.asgi,
                 daemon.edge,
@@ -78,7 +81,9 @@ async def serve(
 
 
 @asynccontextmanager
-async def running(settings: config.Settings, models: Sequence[Installed]) -> AsyncIterator[Daemon]:
+async def running(
+    settings: config.Settings, models: Sequence[Installed], spare: Spare | None = None
+) -> AsyncIterator[Daemon]:
     """Everything but the listening socket, from the first model's load to the ASGI application.
 
     Raises `DoesNotFit`, `LoadError`, and `ProbeFailed` where llama.cpp cannot say which GPUs there are.
@@ -93,12 +98,11 @@ async def running(settings: config.Settings, models: Sequence[Installed]) -> Asy
         if model is models[0] or model.header.pooling == "none":  # a longest input is lowered, a conversation is not
             refuse_context(tree.engine, model, model.header.context_length)
     default = models[0]
-    waiting = profile.waiting_environment(config.cache_directory(tree.cache), usable_cores())
-    environment = {**waiting, **config.engine_environment()}
+    environment = headstart.environment(tree)
     gpus = devices.usable_gpus(environment) if tree.engine.gpu_layers else ()
     projectors = find_projectors(tree, installed)
     fits = plans(tree, installed, gpus, projectors)
-    fleet = build_fleet(tree, installed, fits, gpus, environment, projectors)
+    fleet = build_fleet(tree, installed, fits, gpus, environment, projectors, spare)
     try:
         facts = await fleet.open(default.name)
         refuse_context(tree.engine, default, facts.trained_context)
@@ -139,6 +143,7 @@ def build_fleet(
     gpus: Sequence[Device],
     environment: Mapping[str, str],
     projectors: Mapping[str, ProjectorFile] = NO_PROJECTORS,
+    spare: Spare | None = None,
 ) -> Fleet:
     """An engine for each model, none of them started, and the memory that they share."""
     default = next(iter(installed))
@@ -162,6 +167,7 @@ def build_fleet(
                 restart_wait_s=tree.engine.restart_wait_s,
                 on_event=partial(logs.event, model=name),
             ),
+            spare=spare if name == default else None,
         )
         for name, spec in specs.items()
     }

@@ -35,11 +35,13 @@ MAY_IMPORT = {
     "engine": VOCABULARY | {"config", "chat"},
     "service": VOCABULARY | {"config", "accounts", "engine", "telemetry"},
     "http": VOCABULARY | {"config", "service", "api", "accounts", "telemetry", "pages"},
+    "headstart": VOCABULARY | {"config", "engine"},
     "app": VOCABULARY
-    | {"config", "chat", "api", "telemetry", "catalog", "accounts", "pages", "engine", "service", "http"},
+    | {"headstart", "config", "chat", "api", "telemetry", "catalog", "accounts", "pages", "engine", "service", "http"},
     "audit": VOCABULARY | {"config", "peer"},
     "bench": VOCABULARY | {"config", "peer"},
-    "cli": VOCABULARY | {"peer", "app", "audit", "bench", "pages", "catalog", "accounts", "config", "telemetry"},
+    "cli": VOCABULARY
+    | {"peer", "headstart", "app", "audit", "bench", "pages", "catalog", "accounts", "config", "telemetry"},
     "__main__": {"cli"},
 }
 

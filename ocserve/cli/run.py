@@ -13,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from ocserve.app import Daemon
     from ocserve.catalog.store import Installed
+    from ocserve.config import Settings
+    from ocserve.headstart import Spare
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,6 +57,27 @@ def command(models: tuple[str, ...], quiet: bool, **flags: object) -> None:
 
     What a flag sets is kept or refused. What is not set is lowered where memory is short, and said.
     """
+    from ocserve import config, headstart
+    from ocserve.cli import Failure
+
+    named = {"model.default": models[0] if models else None, "model.also": list(models[1:]) or None}
+    if quiet:
+        flags["log__level"] = flags["log__level"] or "warning"
+    given = {**_settings(flags), **named}
+    settings = config.load(given)
+    with asyncio.Runner() as loop:
+        try:
+            spare = loop.run(headstart.start(settings.config))
+        except OSError as error:
+            raise Failure(f"no engine process can be started: {error.strerror}") from None
+        try:
+            _serve(loop, settings, given, spare, quiet=quiet)
+        finally:
+            loop.run(spare.close())
+
+
+def _serve(loop: asyncio.Runner, settings: Settings, given: Mapping[str, object], spare: Spare, *, quiet: bool) -> None:
+    """Find the models and serve them. What it needs is imported here, while the engine process imports its own."""
     from ocserve import app, config
     from ocserve.catalog.pull import pull
     from ocserve.catalog.sizing import choose_default
@@ -64,10 +87,6 @@ def command(models: tuple[str, ...], quiet: bool, **flags: object) -> None:
     from ocserve.cli.pull import progress
     from ocserve.telemetry import logs
 
-    named = {"model.default": models[0] if models else None, "model.also": list(models[1:]) or None}
-    if quiet:
-        flags["log__level"] = flags["log__level"] or "warning"
-    settings = config.load({**_settings(flags), **named})
     tree = settings.config
     logs.configure(tree.log)
     logs.catch_uncaught()
@@ -86,13 +105,13 @@ def command(models: tuple[str, ...], quiet: bool, **flags: object) -> None:
         with progress(quiet=quiet) as on_progress:
             draft = pull(tree.engine.draft_model, tree.store, on_progress)
         drafting.append(draft)
-        settings = config.load({**_settings(flags), **named, "engine.draft_model": draft.path})
+        settings = config.load({**given, "engine.draft_model": draft.path})
     store = Store(tree.store)
     try:
         with ExitStack() as uses:
             for model in (*installed, *drafting):
                 uses.enter_context(store.used(model))
-            asyncio.run(app.serve(settings, installed, _announce))
+            loop.run(app.serve(settings, installed, _announce, spare))
     except app.LoadError as error:
         raise Failure(f"{installed[0].name} could not be loaded: {error}") from None
     except app.ProbeFailed as error:

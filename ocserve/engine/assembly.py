@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,8 @@ from ocserve.machine import usable_cores
 STORING_S = 1.5
 # Kept prefixes that the tiers have too may slow a step on the CPU by this much.
 _PASSED_OVER = 0.025
+# How long one thread computes in Python while another waits to, at a load.
+_TURN_S = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +103,42 @@ class Generator:
 
 def assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None]) -> Duty:
     """Load what `spec` names; raises `LlamaError` with what is wrong."""
+    with _loading(), ThreadPoolExecutor(1, "encoding") as beside:
+        return _assemble(spec, send, beside)
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Python's part of a load, a million objects that stay, runs beside llama.cpp's and does not hold it up.
+
+    llama.cpp tells its log thousands of lines while it loads, and each waits for its turn in Python.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        sys.setswitchinterval(usual)
+
+
+def _assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None], beside: Executor) -> Duty:
     begun = time.monotonic()
+    encoding = beside.submit(encodings.build, Path(spec.path))
     log = llama.LoadLog()
-    with ThreadPoolExecutor(1, "encoding") as beside:
-        encoding = beside.submit(encodings.build, Path(spec.path))
-        model = llama.Model(spec.path, gpu_layers=spec.gpu_layers, log=log)
-        if model.trained_context < 1:
-            raise LlamaError("the model's header claims an impossible context length")
-        if pooling_of(model) is not Pooling.NONE:
-            return embedder(spec, model, send, begun=begun, log=log)
-        tokenizer = encodings.prove(model.vocab, encoding.result)
+    model = llama.Model(spec.path, gpu_layers=spec.gpu_layers, log=log)
+    if model.trained_context < 1:
+        raise LlamaError("the model's header claims an impossible context length")
+    if pooling_of(model) is not Pooling.NONE:
+        return embedder(spec, model, send, begun=begun, log=log)
+    proving = beside.submit(encodings.prove, model.vocab, encoding.result)
     context_tokens = min(spec.context, model.trained_context)
     pool_tokens = max(spec.pool_tokens, context_tokens)  # alone, any sequence must fit
     context = _context(model, spec, pool_tokens)
     _warm_up(context, model.vocab)
     projector = _projector(spec, model, log)
+    tokenizer = proving.result()  # whatever is timed has the machine to itself
     costs = CostModel(
         stored_or_measured(context, model.vocab, spec),
         most_rows=context.batch_tokens,

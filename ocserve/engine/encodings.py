@@ -20,7 +20,7 @@ import re
 import struct
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ import numpy.typing as npt
 import tiktoken
 
 from ocserve.engine.llama import Vocab
+from ocserve.engine.merges import ALPHABET, Unsupported, complete, live
 
 _NO_TOKEN = -1
 _MOST_TOKENS = 1 << 20
@@ -65,10 +66,6 @@ SPLITTINGS = {
 }
 
 
-class Unsupported(Exception):
-    """Why this vocabulary is left to llama.cpp's tokenizer; the text is about the model, never about a prompt."""
-
-
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """What a GGUF file says of its byte-level BPE: token texts by id in GPT-2's byte alphabet, merges in order."""
@@ -87,11 +84,11 @@ class Encoding:
         if len(ids) != len(vocabulary.tokens):
             raise Unsupported("the vocabulary has two tokens of one text")
         if vocabulary.splitting.whole_words:
-            texts = _complete(vocabulary.merges)
+            texts = complete(vocabulary.merges)
             texts += _whole_words(vocabulary.tokens, texts)
         else:
-            texts = _live(vocabulary.merges)
-        if not ids.keys() >= set(texts[len(_ALPHABET) :]):
+            texts = live(vocabulary.merges)
+        if not ids.keys() >= set(texts[len(ALPHABET) :]):
             raise Unsupported("the result of a merge is not in the vocabulary")
         # llama.cpp drops a byte that the vocabulary does not have.
         self._ids = np.array([ids.get(text, _NO_TOKEN) for text in texts], dtype=np.int32)
@@ -217,81 +214,6 @@ def _probes() -> tuple[str, ...]:
     return (pairs, "".join(lines), *(space for space in spaces if space), *words)
 
 
-def _live(merges: Iterable[str]) -> list[str]:
-    """The texts of the live merges, in their order, after the 256 bytes."""
-    ranks = {char: rank for rank, char in enumerate(_ALPHABET)}
-    live = _LiveMerges()
-    late: list[tuple[str, str]] = []
-    for left, right in _pairs(merges):
-        first, second = ranks.get(left), ranks.get(right)
-        if first is None or second is None:
-            late.append((left, right))
-        elif left + right not in ranks and live.stands(first, second):
-            ranks[left + right] = live.add(first, second)
-    # A merge of what only later merges make would happen out of its order.
-    if any(left in ranks and right in ranks for left, right in late):
-        raise Unsupported("a merge comes before the merges that make its halves")
-    return list(ranks)
-
-
-class _LiveMerges:
-    """Live merges by rank; the bytes are the first ranks and are made of themselves."""
-
-    def __init__(self) -> None:
-        self._halves = [(rank, rank) for rank in range(len(_ALPHABET))]
-        self._joined: dict[tuple[int, int], int] = {}
-
-    def add(self, left: int, right: int) -> int:
-        """Make the pair the latest merge; its rank."""
-        self._halves.append((left, right))
-        rank = self._joined[left, right] = len(self._halves) - 1
-        return rank
-
-    def stands(self, left: int, right: int) -> bool:
-        """Whether the text of two tokens is tokenised as these two by the merges so far.
-
-        Takes both apart along their merges, latest first, and asks at each step whether the parts that then touch
-        would have been joined sooner (the test for a pair in the `bpe` crate of github/rust-gems; of equal merges the
-        left one happens first).
-        """
-        limit = len(self._halves)
-        joined, halves = self._joined, self._halves
-        while True:
-            if joined.get((left, right), limit) < limit:
-                return False
-            if left > right:
-                limit, left = left, halves[left][1]
-                if left == limit:
-                    limit, right = right + 1, halves[right][0]
-                    if right + 1 == limit:
-                        return True
-            else:
-                limit, right = right + 1, halves[right][0]
-                if right + 1 == limit:
-                    limit, left = left, halves[left][1]
-                    if left == limit:
-                        return True
-
-
-def _complete(merges: list[str]) -> list[str]:
-    """The texts of merges that name every pair of tokens which is a token, after the 256 bytes.
-
-    Vocabularies made by tiktoken are converted so, and then the pair does not matter: only the order of the texts does.
-    """
-    ranks = dict.fromkeys(_ALPHABET)
-    previous = ""
-    for left, right in _pairs(merges):
-        text = left + right
-        if text != previous and text in ranks:
-            raise Unsupported("the merges that make one token are not next to each other")
-        ranks[text] = None
-        previous = text
-    named = sum(left in ranks and right in ranks for left, right in set(_pairs(merges)))
-    if named != sum(text[:at] in ranks and text[at:] in ranks for text in ranks for at in range(1, len(text))):
-        raise Unsupported("two tokens whose texts make a third have no merge")
-    return list(ranks)
-
-
 def _whole_words(tokens: Iterable[str], merged: Iterable[str]) -> list[str]:
     """The tokens that no merge makes and a word may be equal to; raises where tiktoken would make one of two others."""
     texts = set(merged)
@@ -301,22 +223,8 @@ def _whole_words(tokens: Iterable[str], merged: Iterable[str]) -> list[str]:
     return found
 
 
-def _pairs(merges: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for merge in merges:
-        blank = merge.find(" ", 1)  # as llama.cpp looks for it
-        yield merge[:blank], merge[blank + 1 :]
-
-
-def _byte_alphabet() -> str:
-    """GPT-2's printable character for each byte: itself where it prints, otherwise the next one from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-_ALPHABET = _byte_alphabet()
-_ALPHABET_SET = frozenset(_ALPHABET)
-_TO_BYTES = codecs.charmap_build(_ALPHABET)
+_ALPHABET_SET = frozenset(ALPHABET)
+_TO_BYTES = codecs.charmap_build(ALPHABET)
 
 
 def _as_bytes(texts: list[str]) -> list[bytes]:

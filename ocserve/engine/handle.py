@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -18,12 +17,10 @@ from typing import Protocol
 
 from ocserve.engine import wire
 from ocserve.engine.flights import Events, Flight, unfinished
-from ocserve.engine.process import spawn
+from ocserve.engine.process import WORKER, Spare, spawn
 from ocserve.engine.quarantine import Quarantine
 from ocserve.errors import ApiError, EngineCrashed, EngineUnavailable, PayloadTooLarge
 from ocserve.generation import Answer, Failed, Finished, GenerateEvent, GenerateRequest, Question
-
-WORKER = (sys.executable, "-m", "ocserve.engine.worker")
 
 _LONGEST_STEP_S = 120.0  # a single step that takes longer is a hang, even on a slow machine
 _LONGEST_PREPARATION_S = 30.0  # rendering and tokenising one request, not the time behind others
@@ -143,11 +140,14 @@ class EngineHandle:
         environment: Mapping[str, str],
         supervision: Supervision | None = None,
         argv: tuple[str, ...] = WORKER,
+        spare: Spare | None = None,
     ) -> None:
+        """`spare`: a process that was started with this environment, for the first load."""
         self._spec = spec
         self._environment = environment
         self._limits = supervision or Supervision()
         self._argv = argv
+        self._spare = spare
         self._connection: _Connection | None = None
         self._facts: wire.EngineFacts | None = None
         self._stats = wire.EngineStats()
@@ -201,7 +201,8 @@ class EngineHandle:
         self._stats = wire.EngineStats()
 
     async def _launch(self) -> tuple[_Connection, wire.EngineFacts]:
-        process, ours = await spawn(self._argv, self._environment)
+        spare = self._spare.take() if self._spare is not None else None
+        process, ours = spare or await spawn(self._argv, self._environment)
         reader, writer = await asyncio.open_connection(sock=ours)
         connection = _Connection(process, reader, writer)
         tail = asyncio.create_task(connection.keep_stderr_tail(), name="engine-stderr")

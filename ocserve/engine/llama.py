@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from itertools import repeat
+from typing import Any, Literal
 
 from ocserve.engine.bindings import LlamaError, api, ggml_library
 from ocserve.machine import Device
 
 _TOKEN_UNKNOWN, _TOKEN_CONTROL, _TOKEN_USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
+_MARKED = _TOKEN_UNKNOWN | _TOKEN_CONTROL | _TOKEN_USER_DEFINED
 _TOKEN_LSTRIP, _TOKEN_RSTRIP = 1 << 7, 1 << 8
 _DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
 _LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
@@ -155,6 +157,10 @@ class Vocab:
         repository, file = self._token(api.llama_vocab_fim_rep), self._token(api.llama_vocab_fim_sep)
         return FillTokens(prefix, suffix, middle, repository, file)
 
+    def _each(self, read: Callable[[object, int], Any]) -> Iterator[Any]:
+        """What `read` says of each token, in order of their ids."""
+        return map(read, repeat(self._pointer), range(self.size))
+
     def _check(self, token: int) -> None:
         if not 0 <= token < self.size:
             raise LlamaError(f"token id {token} is outside the vocabulary of {self.size}")
@@ -177,17 +183,19 @@ class Vocab:
         """All control, unknown, user-defined and end tokens. One pass over the vocabulary, the first time."""
         if self._marked is not None:
             return self._marked
-        found, ends = [], set()
-        for token in range(self.size):
-            attributes = api.llama_vocab_get_attr(self._pointer, token)
-            kind = _token_kind(attributes)
-            if self.is_end(token):
-                ends.add(token)
-                kind = kind or "user_defined"  # an end token that the vocabulary lists as a normal one
+        found, all_ends = [], set()
+        kinds = zip(self._each(api.llama_vocab_get_attr), self._each(api.llama_vocab_is_eog), strict=True)
+        for token, (attributes, ends) in enumerate(kinds):
+            if not (attributes & _MARKED or ends):
+                continue
+            if ends:
+                all_ends.add(token)
+            # An end token that the vocabulary lists as a normal one is as good as user-defined.
+            kind = _token_kind(attributes) or ("user_defined" if ends else None)
             if kind is not None and (text := self.text(token)):
                 lstrip, rstrip = bool(attributes & _TOKEN_LSTRIP), bool(attributes & _TOKEN_RSTRIP)
                 found.append(VocabToken(token, text, kind, lstrip, rstrip))
-        self._marked, self._ends = tuple(found), frozenset(ends)
+        self._marked, self._ends = tuple(found), frozenset(all_ends)
         return self._marked
 
     def tokenize(self, text: str, *, parse_special: bool, framed: bool = False) -> list[int]:
@@ -226,7 +234,7 @@ class Vocab:
 
     def longest_piece(self) -> int:
         """Bytes of the longest token: no text of n bytes has fewer than n divided by this many tokens."""
-        return max(len(api.llama_vocab_get_text(self._pointer, token)) for token in range(self.size))
+        return max(map(len, self._each(api.llama_vocab_get_text)))
 
     def _read_piece(self, token: int, *, special: bool = False) -> bytes:
         size = 64

@@ -6,7 +6,6 @@ parent-death signal exist where the system has them; everywhere an orphaned engi
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import os
@@ -14,11 +13,15 @@ import platform
 import signal
 import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import TYPE_CHECKING
 
 from ocserve.machine import usable_cores as usable_cores
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _MOST_DESCRIPTORS = 16_384
@@ -27,13 +30,17 @@ _OOM_SCORE = "500"  # under memory pressure the kernel ends the engine, not the 
 # libgomp's threads spin at barriers. When another process takes a core, unbounded spinning turned a step of 10 ms into
 # seconds here; with a short spin and then sleep the same step took 30 ms. No debugger is started on an abort: the front
 # is told by the exit status, and a backtrace would take longer than the restart.
-_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"}
+# NumPy's library for linear algebra, of which nothing is used, would start threads that spin too.
+_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 FROM_STDIN = "stdin"
+WORKER = (sys.executable, "-m", "ocserve.engine.worker")
 
 
 async def spawn(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Process, socket.socket]:
     """Start `argv` plus two arguments, our process id and where `inherited_socket` finds its end; returns our end."""
+    import asyncio  # the engine process, which this module is for too, starts sooner without
+
     environment = {**_ENVIRONMENT, **environment}
     ours, theirs = socket.socketpair()
     try:
@@ -61,6 +68,35 @@ async def spawn(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Pr
     finally:
         theirs.close()
     return process, ours
+
+
+class Spare:
+    """An engine process that nobody has told yet what to load: it reads its code meanwhile. It serves once."""
+
+    def __init__(self, process: Process, connection: socket.socket) -> None:
+        self._process = process
+        self._connection = connection
+        self._taken = False
+
+    @classmethod
+    async def start(cls, environment: Mapping[str, str], argv: Sequence[str] = WORKER) -> Spare:
+        """Start one. Raises `OSError`."""
+        return cls(*await spawn(argv, environment))
+
+    def take(self) -> tuple[Process, socket.socket] | None:
+        """What `spawn` returned, for whom it is from now on; None where it is somebody's already."""
+        if self._taken:
+            return None
+        self._taken = True
+        return self._process, self._connection
+
+    async def close(self) -> None:
+        """End the process if nobody took it."""
+        if self.take() is not None:
+            self._connection.close()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
 
 
 def inherited_socket(argument: str) -> socket.socket:

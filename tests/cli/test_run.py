@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -22,7 +23,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[config.Confi
     """The settings that a server would run with; nothing is served."""
     seen: list[config.Config] = []
 
-    async def serve(settings: config.Settings, models: Sequence[Installed], on_ready: object) -> None:
+    async def serve(settings: config.Settings, models: Sequence[Installed], on_ready: object, spare: object) -> None:
         seen.append(settings.config)
 
     monkeypatch.setattr(app, "serve", serve)
@@ -66,6 +67,12 @@ def test_a_flag_wins_over_a_variable_and_silence_does_not(
     assert CliRunner().invoke(main, ["run", model]).exit_code == 0
     assert CliRunner().invoke(main, ["run", model, "--speculation"]).exit_code == 0
     assert [each.engine.speculation for each in served] == ["off", "auto"]
+
+
+def test_no_engine_process_is_left_of_a_run_that_came_to_nothing(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["run", str(tmp_path / "none.gguf")])
+    assert result.exit_code == 1
+    assert not psutil.Process().children()
 
 
 def test_quiet_says_only_what_matters(served: list[config.Config], tmp_path: Path) -> None:

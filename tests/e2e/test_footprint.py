@@ -27,10 +27,27 @@ FOREIGN = {"huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "jinja2
 LIST_MODULES = """
 import json, sys
 from ocserve import app, cli
-async def serve(settings, models, on_ready):
-    async with app.running(settings, models):
+async def serve(settings, models, on_ready, spare):
+    async with app.running(settings, models, spare):
         print(json.dumps(sorted(sys.modules)))
 app.serve = serve
+cli.main()
+"""
+
+# The engine process reads its own code for as long as the front reads these.
+LATER = {"starlette", "uvicorn", "structlog", "ocserve.app", "ocserve.service", "ocserve.catalog.store"}
+LIST_AT_SPAWN = """
+import json, sys
+from ocserve import cli
+from ocserve.engine import process
+spawn, loaded = process.spawn, []
+async def listing(argv, environment):
+    loaded.append(sorted(sys.modules))
+    return await spawn(argv, environment)
+process.spawn = listing
+from ocserve.cli import run
+run._announce = lambda daemon, url: (print(json.dumps(loaded)), signal.raise_signal(signal.SIGTERM))
+import signal
 cli.main()
 """
 
@@ -97,3 +114,15 @@ def test_the_serving_front_process_has_loaded_nothing_that_it_does_not_need(smol
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
     assert {"starlette", "uvicorn", "msgspec"} <= loaded  # the list is the right one
     assert not loaded & FOREIGN
+
+
+def test_the_engine_process_is_started_before_the_front_has_loaded_what_it_serves_with(tiny_model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_AT_SPAWN, "run", str(tiny_model), "--port", "0"],
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    (at_spawn,) = json.loads(done.stdout)  # the one process is the one that serves
+    assert "ocserve.engine.process" in at_spawn
+    assert not LATER & {*at_spawn}

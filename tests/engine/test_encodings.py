@@ -15,8 +15,10 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from ocserve.engine import encodings, llama
+from ocserve.engine import merges as merging
 from ocserve.engine.bindings import api
 from ocserve.engine.encodings import Encoding, PlainTokenizer, Splitting, Unsupported, Vocabulary
+from ocserve.engine.merges import ALPHABET
 from tests.chat import conftest as chat
 
 models_folder = chat.models_folder
@@ -187,7 +189,7 @@ def merge_lists(draw: st.DrawFn) -> tuple[list[str], bool]:
 @given(merge_lists(), st.lists(st.text("abc", min_size=1, max_size=120), min_size=1, max_size=5))
 def test_an_encoding_joins_what_the_list_of_merges_joins(drawn: tuple[list[str], bool], words: list[str]) -> None:
     merges, whole = drawn
-    tokens = list(dict.fromkeys((*encodings._ALPHABET, *(merge.replace(" ", "") for merge in merges))))
+    tokens = list(dict.fromkeys((*ALPHABET, *(merge.replace(" ", "") for merge in merges))))
     try:
         encoding = Encoding(Vocabulary(Splitting(r"\S+|\s+", whole_words=whole), tokens, merges))
     except Unsupported:
@@ -195,6 +197,22 @@ def test_an_encoding_joins_what_the_list_of_merges_joins(drawn: tuple[list[str],
     for word in (*words, *tokens[256:]):
         found = [tokens[token] for token in encoding.tokenize(word)]
         assert found == merged(word, merges, tokens, whole=whole)
+
+
+@settings(max_examples=300, deadline=None)
+@given(merge_lists())
+def test_merges_that_are_all_live_are_found_so_at_once(drawn: tuple[list[str], bool]) -> None:
+    found = merging._all_live(drawn[0])
+    try:
+        texts = merging._live_one_by_one(drawn[0])
+    except Unsupported:
+        texts = []
+    assert found == (texts if len(texts) == len(ALPHABET) + len(drawn[0]) else None)
+
+
+def test_the_merges_of_a_real_model_are_asked_at_once(smollm2: Path) -> None:
+    """One by one they are a third of a second of every start."""
+    assert merging._all_live(encodings.read(smollm2).merges) is not None
 
 
 @pytest.mark.parametrize(
@@ -206,7 +224,7 @@ def test_an_encoding_joins_what_the_list_of_merges_joins(drawn: tuple[list[str],
     ],
 )
 def test_lists_that_ranks_cannot_express_are_refused(merges: list[str], whole: bool) -> None:
-    tokens = [*encodings._ALPHABET, *dict.fromkeys(merge.replace(" ", "") for merge in merges)]
+    tokens = [*ALPHABET, *dict.fromkeys(merge.replace(" ", "") for merge in merges)]
     with pytest.raises(Unsupported):
         Encoding(Vocabulary(Splitting(r"\S+|\s+", whole_words=whole), tokens, merges))
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from ocserve.engine import handle as handle_module
 from ocserve.engine import wire
 from ocserve.engine.handle import EngineHandle, LoadError, Supervision
+from ocserve.engine.process import Spare
 from ocserve.engine.wire import EngineSpec
 from ocserve.errors import ApiError, EngineCrashed, InvalidRequest, PayloadTooLarge, RequestQuarantined
 from ocserve.generation import (
@@ -98,6 +99,39 @@ async def test_a_generation_arrives_in_order() -> None:
     assert [type(event) for event in events[1:-1]] == [TextDelta] * 5
     assert isinstance(events[-1], Finished)
     assert events[-1].usage.completion_tokens == 5
+
+
+async def test_a_spare_process_is_the_first_engine_and_no_other() -> None:
+    spare = await Spare.start(dict(os.environ), SCRIPT)
+    engine = EngineHandle(SPEC, dict(os.environ), argv=SCRIPT, spare=spare)
+    first = psutil.Process().children()
+    await engine.open()
+    try:
+        assert [child.pid for child in first] == [engine.pid]
+        await spare.close()  # it is the handle's now
+        assert first[0].is_running()
+        os.kill(first[0].pid, signal.SIGKILL)
+        while engine.restarts == 0 or not engine.ready:
+            await asyncio.sleep(0.01)
+        assert engine.pid != first[0].pid
+    finally:
+        await engine.close()
+
+
+async def test_a_spare_process_that_died_fails_the_load_and_not_the_next() -> None:
+    spare = await Spare.start(dict(os.environ), (sys.executable, "-c", "import no_such_module"))
+    engine = EngineHandle(SPEC, dict(os.environ), argv=SCRIPT, spare=spare)
+    with pytest.raises(LoadError, match="ended while loading"):
+        await engine.open()
+    await engine.open()
+    await engine.close()
+
+
+async def test_a_spare_process_that_nobody_took_is_ended() -> None:
+    spare = await Spare.start(dict(os.environ), SCRIPT)
+    (child,) = psutil.Process().children()
+    await spare.close()
+    assert not child.is_running()
 
 
 async def test_a_generation_ends_when_every_choice_has() -> None:
