@@ -100,9 +100,9 @@ class Auth(_Branch, frozen=True):
 
     api_key: Annotated[Text | None, Meta(description="the key that callers present; wins over key_file")] = None
     key_file: Annotated[Path | None, Meta(description="file whose first line is the key")] = None
-    anonymous: Annotated[bool, Meta(description="whether loopback may still call without a key once there is one")] = (
-        True
-    )
+    anonymous: Annotated[
+        bool, Meta(description="whether loopback may still call and read /metrics without a key once there is one")
+    ] = True
 
 
 class Limits(_Branch, frozen=True):
