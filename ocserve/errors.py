@@ -55,6 +55,7 @@ class ApiError(Exception):
     code = "internal_error"
     prompt_tokens: int | None = None
     context_length: int | None = None
+    limit: str | None = None  # the setting whose limit refused, or `capacity`
 
     def __init__(
         self,
@@ -229,6 +230,7 @@ class Overloaded(ApiError):
     status = 429
     type = "rate_limit_error"
     code = "server_is_overloaded"
+    limit = "capacity"
 
 
 class InternalError(ApiError):

@@ -408,11 +408,16 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 GenerateEvent = Started | PromptLogprobs | TextDelta | ReasoningDelta | ToolCallDelta | Finished | Failed
 
 
+# Bounds of the times from one token of an answer to its next, in seconds.
+GAP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+
+
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What one request did, made once when it ends; the log line and the limiter's settlement are views of it.
+    """What one request did, made once when it ends; log line, metrics and the limiter's settlement are views of it.
 
     Times are milliseconds. `queue_ms` is arrival to slot, `ttft_ms` arrival to first text; None where it did not
-    get that far. Never holds content.
+    get that far. `limit` names what refused it. `token_gaps` counts the times between tokens, each by the first of
+    `GAP_BOUNDS_S` that it does not exceed; together they are `token_gaps_s` seconds. Never holds content.
     """
 
     request_id: str
@@ -427,3 +432,6 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     queue_ms: float | None
     ttft_ms: float | None
     total_ms: float
+    limit: str | None = None
+    token_gaps: tuple[int, ...] = ()
+    token_gaps_s: float = 0.0

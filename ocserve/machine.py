@@ -71,6 +71,16 @@ def host_memory() -> HostMemory:
     return HostMemory(total_bytes=min(total, memory.total), available_bytes=min(left, memory.available))
 
 
+def resident_bytes(pid: int | None = None) -> int | None:
+    """Main memory that a process occupies, this one by default; None where there is no such process (any more)."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
+
+
 def container_limit(group: Path = _CONTROL_GROUP) -> tuple[int, int] | None:
     """(limit, what is left of it) under cgroup v2; None where there is no limit or no such thing.
 

@@ -48,6 +48,7 @@ from ocserve.generation import (
     Usage,
 )
 from ocserve.modelcard import ServedModel
+from ocserve.telemetry.pace import Pace
 
 # How long a cancelled generation may take to report its exact usage: it needs one decode step.
 _CANCEL_WAIT_S = 2.0
@@ -70,7 +71,8 @@ class Trace:
         self.finish_reason: str | None = None
         self.error_code: str | None = None
         self.queue_ms: float | None = None
-        self.ttft_ms: float | None = None
+        self.limit: str | None = None
+        self.pace = Pace()
         self._arrived = time.monotonic()
         self._prompts: dict[int, Usage] = {}
         self._choices: dict[int, Usage] = {}
@@ -104,8 +106,7 @@ class Trace:
                     self.queue_ms = self.elapsed_ms()
                 self._prompts[prompt] = Usage(prompt_tokens=tokens, cached_tokens=cached)
             case TextDelta() | ReasoningDelta() | ToolCallDelta():
-                if self.ttft_ms is None:
-                    self.ttft_ms = self.elapsed_ms()
+                self.pace.took(event.index, event.tokens)
                 # What was delivered counts even if the engine never gets to say its own total.
                 so_far = self._choices.get(event.index, Usage())
                 thought = event.tokens if isinstance(event, ReasoningDelta) else 0
@@ -125,8 +126,6 @@ class Trace:
                     self._prompts[prompt] = usage
                     before = {index: told for index, told in self._choices.items() if index < first}
                     self._choices = {**before, first: usage}
-            case _:
-                pass
 
     def told(self, answer: Answer) -> None:
         """Take from the answer to a question what the summary needs; text that was only tokenised is not used."""
@@ -146,8 +145,11 @@ class Trace:
             finish_reason=self.finish_reason,
             error_code=self.error_code,
             queue_ms=self.queue_ms,
-            ttft_ms=self.ttft_ms,
+            ttft_ms=self.pace.first_ms(self._arrived),
             total_ms=self.elapsed_ms(),
+            limit=self.limit,
+            token_gaps=tuple(self.pace.gaps),
+            token_gaps_s=self.pace.gaps_s,
         )
 
 
@@ -427,10 +429,7 @@ def _check_chances(requests: Sequence[GenerateRequest], prepared: Sequence[Prepa
     """Refuse answers that would be too large. A single one may always run to the context's end."""
     told = 0
     for request, found in zip(requests, prepared, strict=True):
-        for tokens, top in (
-            (found.prompt_tokens, request.prompt_logprobs),
-            (found.max_tokens, request.logprobs),
-        ):
+        for tokens, top in ((found.prompt_tokens, request.prompt_logprobs), (found.max_tokens, request.logprobs)):
             told += 0 if top is None else request.choices * tokens * (1 + top)
     single = len(requests) == requests[0].choices == 1 and requests[0].prompt_logprobs is None
     if told > _MOST_CHANCES and not single:

@@ -100,9 +100,9 @@ class Auth(_Branch, frozen=True):
 
     api_key: Annotated[Text | None, Meta(description="the key that callers present; wins over key_file")] = None
     key_file: Annotated[Path | None, Meta(description="file whose first line is the key")] = None
-    anonymous: Annotated[bool, Meta(description="whether loopback may still call without a key once there is one")] = (
-        True
-    )
+    anonymous: Annotated[
+        bool, Meta(description="whether loopback may still call and read /metrics without a key once there is one")
+    ] = True
 
 
 class Limits(_Branch, frozen=True):
@@ -234,12 +234,19 @@ class Store(_Branch, frozen=True):
 
 
 class Log(_Branch, frozen=True):
-    """Logging to stderr; `auto` is readable on a terminal and JSON lines elsewhere."""
+    """Logging to stderr or to a file; `auto` is readable on a terminal and JSON lines elsewhere."""
 
     level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least important level that is logged")
     ] = "info"
     format: Annotated[Literal["auto", "json", "text"], Meta(description="how a log line looks")] = "auto"
+    file: Annotated[
+        Path | None, Meta(description="file to log to instead of stderr, made with mode 0600 and rotated")
+    ] = None
+    max_bytes: Annotated[Positive, Meta(description="size at which log.file is set aside for a new one")] = (
+        64 * 1024 * 1024
+    )
+    backups: Annotated[Positive, Meta(description="how many files set aside are kept, as log.file.1 and so on")] = 5
 
 
 class Config(_Branch, frozen=True):

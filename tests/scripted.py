@@ -169,6 +169,7 @@ class ScriptedEngine:
         self.loads = 0
         self.loaded = False
         self.restarts = 0
+        self.pid: int | None = None
         self.context = context
         self.steps = 0
         self.answer: Callable[[Question], Answer] = told

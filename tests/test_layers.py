@@ -54,6 +54,7 @@ HOMES = {
     "jinja2": ("chat/sandbox.py",),
     "apsw": ("accounts/",),
     "structlog": ("telemetry/",),
+    "prometheus_client": ("telemetry/",),
     "huggingface_hub": ("catalog/",),
     "llguidance": ("engine/constraint.py",),
     "tiktoken": ("engine/encodings.py",),

@@ -143,7 +143,7 @@ async def test_leaving_early_cancels_in_the_engine_and_charges_what_was_generate
     trace = Trace("r", "/x")
     async with made.generation(REQUEST, CALLER, trace) as generation:
         async for _ in generation:
-            if trace.ttft_ms:
+            if trace.usage.completion_tokens:
                 break
     assert trace.finish_reason == "cancelled"
     assert 0 < trace.usage.completion_tokens < 1000

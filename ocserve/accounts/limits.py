@@ -218,11 +218,11 @@ class _Account:
     def refuse(self, wait_ns: int, attempt: int | None, tokens: int = 0, *, for_tokens: bool = False) -> RateLimited:
         """Promise a place `wait_ns` from now, if clients would wait for it, and say when to come for it."""
         if for_tokens:
-            limit = f"{self.tokens.per_minute} tokens per minute"
+            name, limit = "tokens_per_minute", f"{self.tokens.per_minute} tokens per minute"
         elif self.requests.wait_ns(1 + len(self.tickets)):
-            limit = f"{self.requests.per_minute} requests per minute"
+            name, limit = "requests_per_minute", f"{self.requests.per_minute} requests per minute"
         else:
-            limit = f"{self.slots} requests at the same time"
+            name, limit = "concurrent_requests", f"{self.slots} requests at the same time"
         longest = _LONGEST_TOLD * (2 if attempt == 0 else 1)
         if wait_ns <= longest and len(self.tickets) < _MOST_TICKETS:
             due_ns, wait_ns = self._now_ns + wait_ns, min(wait_ns, _LONGEST_TOLD)
@@ -230,7 +230,7 @@ class _Account:
             self.tickets.append(Ticket(following, self._now_ns + wait_ns, due_ns, tokens))
         told_s = (wait_ns // 1_000_000 + 1) / 1000  # never early
         error = RateLimited(f"The limit of this key is {limit}. Please try again in {told_s} s.", retry_after_s=told_s)
-        error.type = "tokens" if for_tokens else "requests"
+        error.type, error.limit = "tokens" if for_tokens else "requests", name
         return error
 
 

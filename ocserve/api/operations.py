@@ -91,6 +91,7 @@ def _get(
     query: tuple[Field, ...] = (),
     public: bool = False,
     error: str = "Error",
+    media_type: str = "application/json",
 ) -> Operation:
     return Operation(
         method="GET",
@@ -101,6 +102,7 @@ def _get(
         query=query,
         public=public,
         error=error,
+        media_type=media_type,
     )
 
 
@@ -417,16 +419,9 @@ _SERVER: tuple[Operation, ...] = (
     _get("/openrouter/models", "OpenRouter", "ProviderFeed", "The provider feed, schema 2."),
     _get("/health", "Server", "Health", "200 while the server lives; who may use it sees figures.", public=True),
     _get("/ready", "Server", "Ready", "200 when a request would be taken, else 503.", public=True),
+    _get("/metrics", "Server", "Metrics", "The server's figures, for Prometheus.", media_type="text/plain"),
     _get("/openapi.json", "Server", "OpenApi", "This reference as an OpenAPI document.", public=True),
-    Operation(
-        method="GET",
-        path="/docs",
-        tag="Server",
-        summary="This reference as a page.",
-        answer="OpenApi",
-        media_type="text/html",
-        public=True,
-    ),
+    _get("/docs", "Server", "OpenApi", "This reference as a page.", media_type="text/html", public=True),
 )
 OPERATIONS: tuple[Operation, ...] = (
     *_OPENAI,

@@ -208,5 +208,6 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Health": shape({"ready": BOOLEAN, "active": COUNT, "models": ANY_OBJECT}, status=word("ok")),
     "Ready": shape(status=word("ready")),
+    "Metrics": STRING,
     "OpenApi": shape(openapi=STRING, info=ANY_OBJECT, paths=ANY_OBJECT),
 }

@@ -48,6 +48,10 @@ class Engine(Protocol):
     def restarts(self) -> int:
         """How often the engine process was replaced since the server started."""
 
+    @property
+    def pid(self) -> int | None:
+        """The engine's process id while there is one."""
+
     async def prepare(self, request: GenerateRequest) -> wire.Prepared:
         """Render and tokenise; raises `ApiError` for a request that can't run. Waits for a restarting engine."""
 
@@ -176,7 +180,6 @@ class EngineHandle:
 
     @property
     def pid(self) -> int | None:
-        """The engine's process id while there is one."""
         return self._connection.process.pid if self._connection else None
 
     # --- life -------------------------------------------------------------------------------------------------------

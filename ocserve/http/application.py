@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocserve import config
 from ocserve.accounts.keys import KeyRing
+from ocserve.generation import RequestRecord
+from ocserve.http import metrics
 from ocserve.http.auth import Auth
 from ocserve.http.edge.access import Access
 from ocserve.http.edge.body import BodyLimits
@@ -25,6 +27,7 @@ from ocserve.http.exchange import Exchange
 from ocserve.http.route_table import RouteTable
 from ocserve.http.routes import VENDORS, routes
 from ocserve.service import Service
+from ocserve.telemetry import logs
 
 App: TypeAlias = ASGIApp
 Guard = Callable[[ASGIApp], ASGIApp]
@@ -32,10 +35,16 @@ Guard = Callable[[ASGIApp], ASGIApp]
 
 def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
     """The whole server as a value."""
-    table = RouteTable(routes(service, settings), VENDORS)
+    meter = metrics.meter(service)
+
+    def on_end(record: RequestRecord) -> None:
+        logs.request_line(record)
+        meter.observe(record)
+
+    table = RouteTable(routes(service, settings, meter), VENDORS)
     guards: tuple[Guard, ...] = (
         lambda app: Handshake(app, table),
-        lambda app: Access(app, table),
+        lambda app: Access(app, table, on_end),
         Framing,
         lambda app: HostAllowlist(app, settings),
         lambda app: OriginAllowlist(app, settings.cors_origins),

@@ -14,6 +14,7 @@ from ocserve.accounts.limits import Limiter
 from ocserve.api.fields import Field, Values
 from ocserve.api.operations import QUERIES
 from ocserve.errors import ErrorInfo
+from ocserve.generation import RequestRecord
 from ocserve.http.answers import Header
 from ocserve.http.route_table import SOCKET, Match
 from ocserve.service import Trace
@@ -32,13 +33,22 @@ class Exchange:
 
     `local` starts as: the socket's peer is this machine. Guards may take it away (forwarding header, proxy in the
     settings, public Host) and never give it. `query` is what was read of the path's query. `headers` are sent with
-    whatever answer this request gets, a refusal included.
+    whatever answer this request gets, a refusal included. `on_end` takes the record of what has ended.
     """
 
-    def __init__(self, trace: Trace, match: Match, *, local: bool, error_body: Callable[[ErrorInfo], bytes]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        match: Match,
+        *,
+        local: bool,
+        error_body: Callable[[ErrorInfo], bytes],
+        on_end: Callable[[RequestRecord], None],
+    ) -> None:
         self.trace = trace
         self.match = match
         self.local = local
+        self.on_end = on_end
         self.caller: Caller | None = None
         self.headers: list[Header] = []
         self.body = b""

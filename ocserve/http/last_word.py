@@ -16,7 +16,7 @@ async def last_word(work: Awaitable[None], refuse: Callable[[ErrorInfo], Awaitab
     """Await `work`; hand to `refuse` what it raised, as an error that says nothing that its client may not know."""
 
     async def say(error: ApiError) -> None:
-        trace.error_code = error.code
+        trace.error_code, trace.limit = error.code, error.limit
         await refuse(error.info)
 
     try:

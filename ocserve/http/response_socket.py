@@ -28,7 +28,6 @@ from ocserve.http.last_word import CLIENT_GONE, last_word
 from ocserve.http.presence import unless_gone
 from ocserve.http.response_store import ResponseStore
 from ocserve.service import Service, Trace
-from ocserve.telemetry import logs
 
 # Each of a caller's agents has one connection.
 _MOST_CONNECTIONS = 64
@@ -124,13 +123,13 @@ class _Conversation:
         """One message from its arrival to the last event of its answer; None is one that was not taken."""
         before = self._handshake
         trace = Trace(f"{before.trace.request_id[:_LONGEST_ID]}-{next(self._numbers)}", before.trace.route)
-        exchange = Exchange(trace, before.match, local=before.local, error_body=before.error_body)
+        exchange = Exchange(trace, before.match, local=before.local, error_body=before.error_body, on_end=before.on_end)
         exchange.caller, trace.key_id = before.caller, before.trace.key_id
         answer = _Answer(exchange, self._send)
         try:
             await last_word(self._respond(data, exchange, answer), answer.refuse, trace)
         finally:
-            logs.request_line(trace.record(answer.status))
+            exchange.on_end(trace.record(answer.status))
 
     async def _respond(self, data: bytes | None, exchange: Exchange, answer: _Answer) -> None:
         if data is None:

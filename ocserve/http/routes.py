@@ -43,6 +43,7 @@ from ocserve.http.editors import (
 from ocserve.http.generate import Generate
 from ocserve.http.google import model_calls
 from ocserve.http.listing import Health, ModelEntry, ModelList, ProviderFeed, Ready
+from ocserve.http.metrics import Metrics
 from ocserve.http.response_socket import ResponseSocket
 from ocserve.http.response_store import ResponseStore
 from ocserve.http.responses import (
@@ -56,9 +57,10 @@ from ocserve.http.responses import (
 from ocserve.http.route_table import SOCKET, ErrorBody, Route
 from ocserve.http.vendor import by_vendor
 from ocserve.service import Service
+from ocserve.telemetry.metrics import Meter
 
 
-def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
+def routes(service: Service, settings: config.Server, meter: Meter) -> tuple[Route, ...]:
     """The list."""
 
     def generates(path: str, dialect: Dialect) -> Route:
@@ -114,6 +116,7 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         Route("GET", "/openrouter/models", ProviderFeed(service)),
         Route("GET", "/openapi.json", reference.document(service), public=True),
         Route("GET", "/docs", reference.page(service), public=True),
+        Route("GET", "/metrics", Metrics(meter)),
         Route("GET", "/health", Health(service), public=True),
         Route("GET", "/ready", Ready(service), public=True),
     )

@@ -1,4 +1,4 @@
-"""Logging to stderr: one line per event, JSON or readable, and never content.
+"""Logging to stderr or a file: one line per event, JSON or readable, and never content.
 
 Nothing is kept out of the log by care at the call. Only fields on a list are written, text is cut and made harmless
 so that it cannot forge a line, and an exception is its type and the places it passed, without message or locals. What
@@ -8,6 +8,7 @@ other libraries log goes the same way: of their messages only the constant part 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import threading
@@ -15,6 +16,8 @@ import traceback
 import uuid
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -25,6 +28,8 @@ import structlog
 from ocserve import config
 from ocserve.generation import RequestRecord
 
+# Of JSON lines, which packaging/log-schema.json describes; it rises when a field's meaning changes or one goes.
+SCHEMA_VERSION = 1
 # Every field that a line may have. Text under these names is a name, a place or a state, never content.
 FIELDS = frozenset(
     """
@@ -55,9 +60,15 @@ _SILENT_LOGGERS = ("uvicorn.access", "httpcore", "httpx", "httpx2", "h11", "urll
 
 
 def configure(settings: config.Log, stream: TextIO | None = None) -> None:
-    """Direct all logging of this process, ours and libraries', to `stream` (stderr). May be called again."""
-    stream = stream or sys.stderr
-    on_terminal = stream.isatty()
+    """Direct all logging of this process, ours and libraries', to `stream` (the settings' file, or stderr).
+
+    May be called again. Raises `ConfigError` for a file that cannot be written.
+    """
+    before = structlog.get_config()["logger_factory"]()
+    if isinstance(before, _File):
+        before.close()
+    lines = _File(settings) if settings.file is not None and stream is None else _Lines(stream or sys.stderr)
+    on_terminal = isinstance(lines, _Lines) and lines.stream.isatty()
     readable = settings.format == "text" or (settings.format == "auto" and on_terminal)
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     structlog.configure(
@@ -68,7 +79,7 @@ def configure(settings: config.Log, stream: TextIO | None = None) -> None:
             _for_people if readable else _as_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: _Lines(stream),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -146,14 +157,46 @@ class _Lines:
     """The end of the pipe. A log that cannot be written must not fail what it reports."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self.stream = stream
 
     def _write(self, line: str) -> None:
         with suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            self.stream.write(line + "\n")
+            self.stream.flush()
 
     debug = info = warning = error = critical = _write
+
+
+class _File:
+    """The same into a file that only its owner may read, and that is set aside when it is large."""
+
+    def __init__(self, settings: config.Log) -> None:
+        assert settings.file is not None
+        try:
+            self._handler = _Rotating(settings.file, settings.max_bytes, settings.backups)
+        except OSError as error:
+            raise config.ConfigError(f"log.file: cannot write {settings.file}: {error.strerror}") from None
+
+    def _write(self, line: str) -> None:
+        self._handler.handle(logging.makeLogRecord({"msg": line}))
+
+    def close(self) -> None:
+        self._handler.close()
+
+    debug = info = warning = error = critical = _write
+
+
+class _Rotating(RotatingFileHandler):
+    """The library's rotation, with files of mode 0600 and without its report of failures, which repeats the line."""
+
+    def __init__(self, file: Path, max_bytes: int, backups: int) -> None:
+        super().__init__(file, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """A log that cannot be written must not fail what it reports."""
 
 
 class _FromLibraries(logging.Handler):
@@ -224,7 +267,7 @@ def _request_for_people(rest: dict[str, Any]) -> list[object]:
 
 
 def _as_json(_: Any, __: str, facts: Mapping[str, Any]) -> str:
-    head = {name: facts[name] for name in ("timestamp", "level", "event")}
+    head = {"v": SCHEMA_VERSION} | {name: facts[name] for name in ("timestamp", "level", "event")}
     return msgspec.json.encode(head | dict(facts)).decode()
 
 

@@ -16,6 +16,7 @@ from ocserve.api.fields import Field, Reader
 from ocserve.api.operations import OPERATIONS, Operation
 from ocserve.api.response_schemas import SCHEMAS
 from ocserve.errors import ApiError
+from ocserve.http.metrics import meter
 from ocserve.http.route_table import SOCKET
 from ocserve.http.routes import routes
 from tests.api.models import EMBEDDING, TOOLS
@@ -31,9 +32,11 @@ def test_the_document_is_valid() -> None:
 
 def test_every_route_is_in_the_reference_and_the_other_way_round() -> None:
     service = alone(ScriptedEngine(), MODEL, config.Limits())
-    listed = {(each.method, each.path) for each in routes(service, config.Server()) if each.method != SOCKET}
+    listed = {
+        (each.method, each.path) for each in routes(service, config.Server(), meter(service)) if each.method != SOCKET
+    }
     assert {operation.route for operation in OPERATIONS} == listed
-    public = {(route.method, route.path) for route in routes(service, config.Server()) if route.public}
+    public = {(route.method, route.path) for route in routes(service, config.Server(), meter(service)) if route.public}
     assert {operation.route for operation in OPERATIONS if operation.public} == public
 
 

@@ -23,7 +23,20 @@ IDLE_SHARE = 0.005  # of one core
 START_CPU_S = 0.6
 
 # What downloads, renders templates or computes has no business in a front process whose model is installed.
-FOREIGN = {"huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "jinja2", "numpy", "llama_cpp", "tqdm", "yaml"}
+FOREIGN = {
+    "prometheus_client",
+    "huggingface_hub",
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "requests",
+    "jinja2",
+    "numpy",
+    "llama_cpp",
+    "tqdm",
+    "yaml",
+}
+
 LIST_MODULES = """
 import json, sys
 from ocserve import app, cli

@@ -10,6 +10,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import jsonschema
+
 from tests.e2e.daemon import RunningDaemon, daemon, wait_until
 
 PROMPT, KEY, WRONG = "canary-prompt-7f3a9c", "canary-key-0b51d2e8f6a4", "canary-wrong-key-93c1"
@@ -82,6 +84,9 @@ def test_canaries_reach_no_log_line(tiny_model: Path, tmp_path: Path) -> None:
         send(server, "/v1/completions", {"model": "default", "prompt": PROMPT, "max_tokens": 2})
         wait_until(lambda: server.log.read_text().count('"event":"request"') >= 20)
         log = server.log.read_text()
+    schema = json.loads((Path(__file__).parents[2] / "packaging" / "log-schema.json").read_text())
+    for line in log.splitlines():
+        jsonschema.validate(json.loads(line), schema)
     assert "engine_died" in log  # the positive control: the log is the one that is written to
     for canary in (PROMPT, KEY, WRONG, PARAMETER):
         assert canary not in log

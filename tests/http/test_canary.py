@@ -93,6 +93,10 @@ def test_no_canary_in_any_log_line_or_error(log: io.StringIO) -> None:
     crashes = iter(lambda: runs.append(1), 0)
     with serving(lambda: ScriptedEngine(script), key=KEY, header_timeout_s=0.5, keep_alive_s=0.5) as served:
         answers = sweep(served)
+        metrics = served.request("GET", "/metrics", headers={"Authorization": f"Bearer {KEY}"}).body.decode()
+    assert "ocserve_errors_total{" in metrics
+    assert CANARY not in metrics.lower()
+    assert KEY not in metrics
     written = log.getvalue()
     lines = written.splitlines()
     assert len(lines) >= len(answers)

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.api.operations import OPERATIONS
+from ocserve.http.metrics import meter
 from ocserve.http.route_table import SOCKET, Route
 from ocserve.http.routes import routes
 from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Served, serving
@@ -56,7 +57,7 @@ def locked() -> Iterator[Served]:
 def walk(served: Served) -> list[tuple[Route, str]]:
     """Every route with a concrete path, in every spelling that clients make of base URLs."""
     found = []
-    for route in routes(served.service, config.Server()):
+    for route in routes(served.service, config.Server(), meter(served.service)):
         if route.method == SOCKET:  # tests/http/test_websocket.py
             continue
         path = route.path.replace("{id:path}", "tiny").replace("{model:path}", "tiny")
@@ -73,7 +74,7 @@ def ask(served: Served, route: Route, path: str, **headers: str) -> Answer:
 
 
 def test_the_public_routes_are_the_reviewed_ones(locked: Served) -> None:
-    listed = routes(locked.service, config.Server())
+    listed = routes(locked.service, config.Server(), meter(locked.service))
     assert {(route.method, route.path) for route in listed if route.public} == PUBLIC
 
 

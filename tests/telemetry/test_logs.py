@@ -12,9 +12,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import structlog
 from hypothesis import given
@@ -80,6 +82,7 @@ def test_a_request_is_one_line_with_its_numbers() -> None:
     (line,) = lines(stream)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", line.pop("timestamp"))
     assert line == {
+        "v": 1,
         "level": "info",
         "event": "request",
         "request_id": "req_1",
@@ -189,7 +192,7 @@ def test_known_attacks_are_escaped(attack: str) -> None:
     stream = configured()
     logs.event("oops", reason=f"a{attack}b")
     (line,) = lines(stream)
-    assert set(line) == {"timestamp", "level", "event", "reason"}
+    assert set(line) == {"v", "timestamp", "level", "event", "reason"}
     assert attack not in line["reason"]
 
 
@@ -303,3 +306,76 @@ def test_fields_never_name_content() -> None:
         r"prompt(?!_tokens)|content|message|(?<!con)text|completion(?!_tokens)|credential|authorization|header|body"
     )
     assert [name for name in logs.FIELDS if words.search(name)] == []
+
+
+@contextmanager
+def into_file(folder: Path, **settings: Any) -> Iterator[Path]:
+    file = folder / "ocserve.log"
+    logs.configure(config.Log(file=file, **settings))
+    yield file
+    configured()  # closes it
+
+
+def test_a_log_file_is_rotated_and_its_owners_alone(tmp_path: Path) -> None:
+    with into_file(tmp_path, max_bytes=2000, backups=3) as file:
+        for number in range(200):
+            logs.event("notice", count=number, detail="100 %s")
+    files = [file, *(tmp_path / f"ocserve.log.{number}" for number in (1, 2, 3))]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert {each.stat().st_mode & 0o777 for each in files} == {0o600}
+    assert max(each.stat().st_size for each in files) <= 2000
+    kept = [json.loads(line)["count"] for each in reversed(files) for line in each.read_text().splitlines()]
+    assert kept == list(range(kept[0], 200)), "a line was lost or cut"
+
+
+def test_a_log_file_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"log\.file: cannot write .*No such file"):
+        logs.configure(config.Log(file=tmp_path / "missing" / "log"))
+
+
+def test_a_log_file_that_fails_later_fails_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    with into_file(folder, max_bytes=300) as file:
+        file.unlink()
+        folder.rmdir()
+        for _ in range(10):
+            logs.event("notice", detail=CANARY)
+    assert capsys.readouterr() == ("", "")
+
+
+SCHEMA = json.loads((PACKAGE.parent / "packaging" / "log-schema.json").read_text())
+
+
+def test_the_schema_has_exactly_the_fields_and_events_that_there_are() -> None:
+    head = {"v", "timestamp", "level", "event", "withheld"}
+    assert set(SCHEMA["properties"]) == head | logs.FIELDS
+    assert SCHEMA["properties"]["v"]["const"] == logs.SCHEMA_VERSION
+    told = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and re.search(
+                r"(logs\.event|logs\.failure|on_event|^event|^failure)$", ast.unparse(node.func)
+            ):
+                told |= {each.value for each in node.args[:1] if isinstance(each, ast.Constant)}
+    assert told == set(SCHEMA["properties"]["event"]["enum"])
+
+
+def test_lines_are_as_the_schema_says() -> None:
+    stream = configured()
+    logs.request_line(RECORD)
+    logs.request_line(replace(RECORD, model=None, usage=Usage(), queue_ms=None, ttft_ms=None, error_code="not_found"))
+    logs.event("engine_died", level="error", status=-11, reason="the process ended", detail="")
+    logs.event("malformed_request", request_id="req_1", status=400, code="malformed_http")
+    logs.event("notice", prompt=CANARY)
+    logging.getLogger("somebody.else").error("x")
+    try:
+        raise RuntimeError(CANARY)
+    except RuntimeError as error:
+        logs.failure("internal_error", error, request_id="req_1")
+    found = lines(stream)
+    assert len(found) == 7
+    for line in found:
+        jsonschema.validate(line, SCHEMA, cls=jsonschema.Draft202012Validator)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**found[0], "prompt": "x"}, SCHEMA)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocserve.errors import EngineUnavailable, ErrorInfo
+from ocserve.generation import RequestRecord
 from ocserve.http import answers, vendor
 from ocserve.http.exchange import Exchange, has_body, header_values, peer_address
 from ocserve.http.last_word import CLIENT_GONE, last_word
@@ -16,11 +18,12 @@ from ocserve.telemetry import logs
 
 
 class Access:
-    """Gives every request an id, which every answer carries, and writes one line at the end."""
+    """Gives every request an id, which every answer carries, and tells `on_end` of it at the end."""
 
-    def __init__(self, app: ASGIApp, table: RouteTable) -> None:
+    def __init__(self, app: ASGIApp, table: RouteTable, on_end: Callable[[RequestRecord], None]) -> None:
         self._app = app
         self._table = table
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,6 +38,7 @@ class Access:
             match,
             local=peer is not None and peer.is_loopback,
             error_body=match.error_body or vendor.error_body(scope),
+            on_end=self._on_end,
         )
         exchange.body_complete = scope["method"] == SOCKET  # what arrives are messages
         exchange.bind(scope)
@@ -46,7 +50,7 @@ class Access:
             await answer.refuse(EngineUnavailable("The server is shutting down.", code=trace.error_code).info)
             raise
         finally:
-            logs.request_line(trace.record(answer.status))
+            exchange.on_end(trace.record(answer.status))
 
 
 class _Answer:

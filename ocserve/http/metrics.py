@@ -1,0 +1,54 @@
+"""`GET /metrics`: what a monitoring system scrapes, and how it is gathered from its owners."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.types import Receive, Scope, Send
+
+from ocserve import __version__, machine
+from ocserve.api.operations import QUERIES
+from ocserve.http import answers
+from ocserve.service import Service
+from ocserve.telemetry.metrics import EngineReading, Meter, Reading
+
+
+class Metrics:
+    """`GET /metrics`, in Prometheus' text format."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from ocserve.telemetry import exposition  # the library takes time and memory, and many are never asked
+
+        await answers.whole(send, 200, exposition.MEDIA_TYPE, exposition.write(self._meter.families()))
+
+
+def meter(service: Service) -> Meter:
+    """The meter of a server. At a scrape it asks the owners of what is so now, each for what it states anyway."""
+    started = time.time()
+
+    def read() -> Reading:
+        return Reading(
+            version=__version__,
+            started=started,
+            ready=service.ready,
+            active=service.active,
+            resident_bytes=machine.resident_bytes(),
+            engines=tuple(_engine(service, name) for name in service.fleet.engines),
+        )
+
+    return Meter(read, {path for _, path in QUERIES}, service.fleet.engines)
+
+
+def _engine(service: Service, name: str) -> EngineReading:
+    engine = service.fleet.engines[name]
+    return EngineReading(
+        model=name,
+        loaded=service.fleet.phase(name).value == "ready",
+        owed=service.owed(name),
+        restarts=engine.restarts,
+        resident_bytes=None if engine.pid is None else machine.resident_bytes(engine.pid),
+        stats=engine.stats,
+    )
