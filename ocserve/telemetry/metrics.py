@@ -44,6 +44,8 @@ class EngineCounts(Protocol):
     @property
     def disk_tokens(self) -> int: ...
     @property
+    def invalid_objects(self) -> int: ...
+    @property
     def preemptions(self) -> int: ...
     @property
     def evictions(self) -> int: ...
@@ -188,6 +190,11 @@ _OF_ENGINE: tuple[tuple[Definition, Labels, Callable[[EngineReading], float | No
     (_CACHED, ("device",), lambda it: it.stats.resident_tokens),
     (_CACHED, ("host",), lambda it: it.stats.host_tokens),
     (_CACHED, ("disk",), lambda it: it.stats.disk_tokens),
+    (
+        _counter("ocserve_invalid_objects", "model", "Finished objects that did not satisfy their schema; their requests ended in an error."),
+        (),
+        lambda it: it.stats.invalid_objects,
+    ),
     (
         _counter("ocserve_engine_preemptions", "model", "Sequences moved aside because the KV pool was full."),
         (),
