@@ -105,9 +105,9 @@ class Context:
             raise LlamaError("this model cannot generate text token by token (an embedding or encoder model)")
         self.pool_tokens: int = api.llama_n_ctx(self._pointer)
         self.outputs = outputs
-        self.batch_tokens = batch_tokens
+        self.batch_tokens: int = min(batch_tokens, api.llama_n_batch(self._pointer))  # never more than the pool
         self.sequences = sequences
-        self._batch = api.llama_batch_init(batch_tokens, 0, 1)
+        self._batch = api.llama_batch_init(self.batch_tokens, 0, 1)
         self._width = model.embedding_length
         self._embedding_batch: Any = None
         self._vocabulary = model.vocab.size

@@ -134,7 +134,7 @@ def measure(
     begun, busy_s = time.monotonic(), _busy_with_others_s()
     stopwatch = _Stopwatch(context, vocab.size, outputs, dense, budget_s, on_progress)
     descending = sorted({*threads, *needed}, reverse=True)
-    most_rows = min(most_rows, context.pool_tokens)
+    most_rows = min(most_rows, context.batch_tokens)
     for rows in dict.fromkeys(min(size, most_rows) for size in (*_SIZES, most_rows)):
         for count in descending:
             first = not stopwatch.timings  # something has to be known

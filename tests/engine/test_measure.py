@@ -78,6 +78,17 @@ def test_every_family_is_measured_and_nothing_stays(loaded: tuple[Context, llama
     assert found.spread >= 0
 
 
+def test_a_pool_that_is_smaller_than_a_batch_is_measured(tiny_model: Path) -> None:
+    """llama.cpp computes no batch larger than its pool: it would abort."""
+    log = llama.LoadLog()
+    model = llama.Model(str(tiny_model), gpu_layers=0, log=log)
+    log.close()
+    context = Context(model, pool_tokens=32, sequences=8, batch_tokens=64, threads=1)
+    assert context.batch_tokens == 32
+    found = measure.measure_spec(context, model.vocab, spec(Path(), batch_tokens=64, parallel=4), [1], budget_s=1.0)
+    assert max(timing.rows for timing in found.timings) == 32
+
+
 def test_without_flash_attention_what_all_cells_cost_is_measured(tiny_model: Path) -> None:
     log = llama.LoadLog()
     model = llama.Model(str(tiny_model), gpu_layers=0, log=log)
