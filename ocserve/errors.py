@@ -20,7 +20,8 @@
     ├── InternalError             500  our mistake
     ├── EngineCrashed             500  native code died under this request
     ├── EngineFailed              500  the engine could not go on with this sequence
-    └── EngineUnavailable         503  no engine is ready, and none came in time
+    ├── EngineUnavailable         503  no engine is ready, and none came in time
+    └── LedgerUnavailable         503  what is used cannot be recorded, so nothing is taken on
 
 An error is named by its cause and carries what a renderer needs, none of HTTP's objects. Messages are written by us
 from names, limits and counts; text that a client sent never enters one, except for parameter names.
@@ -253,3 +254,11 @@ class EngineUnavailable(ApiError):
     status = 503
     type = "service_unavailable_error"
     code = "engine_unavailable"
+
+
+class LedgerUnavailable(ApiError):
+    """The ledger cannot be written. Nothing is served unrecorded; what was admitted before finishes."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "ledger_unavailable"

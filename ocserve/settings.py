@@ -233,6 +233,36 @@ class Store(_Branch, frozen=True):
     reserve_bytes: Annotated[Natural, Meta(description="free disk space that a download leaves")] = 512 * 1024 * 1024
 
 
+class Billing(_Branch, frozen=True):
+    """What is charged. Without a price list nothing is."""
+
+    prices: Annotated[Path | None, Meta(description="TOML file with the price of each model from a day on")] = None
+    cancelled: Annotated[
+        Literal["used", "free"],
+        Meta(description="what a request costs whose client went away: what it used up to then, or nothing"),
+    ] = "used"
+    failed: Annotated[
+        Literal["used", "free"],
+        Meta(description="what a request costs that failed by the server's fault after it began"),
+    ] = "free"
+
+
+class Ledger(_Branch, frozen=True):
+    """The record of what was used: a row for each request, with counts and never content."""
+
+    use: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="whether requests are recorded; auto: yes, and without a key and prices the server also runs "
+            "where they cannot be, with a warning"
+        ),
+    ] = "auto"
+    directory: Annotated[
+        Path | None, Meta(description="folder of the ledger, on a local disk; unset: the user's data folder")
+    ] = None
+    retention_days: Annotated[Positive, Meta(description="how long rows are kept")] = 400
+
+
 class Log(_Branch, frozen=True):
     """Logging to stderr; `auto` is readable on a terminal and JSON lines elsewhere."""
 
@@ -253,4 +283,6 @@ class Config(_Branch, frozen=True):
     cache: Cache = Cache()
     model: Model = Model()
     store: Store = Store()
+    billing: Billing = Billing()
+    ledger: Ledger = Ledger()
     log: Log = Log()

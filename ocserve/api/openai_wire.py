@@ -36,6 +36,7 @@ FINISH_REASONS: dict[FinishReason, str] = {
 }
 
 DONE = b"[DONE]"
+_PICODOLLARS = 10**12  # of a US dollar, which `cost` is in
 
 
 def error_body(info: ErrorInfo) -> bytes:
@@ -60,6 +61,7 @@ def usage(counts: Usage) -> dict[str, object]:
             "accepted_prediction_tokens": counts.accepted_draft_tokens,
             "rejected_prediction_tokens": counts.rejected_draft_tokens,
         },
+        **({} if counts.cost is None else {"cost": counts.cost / _PICODOLLARS}),
     }
 
 

@@ -33,8 +33,11 @@ _OF_BODIES = ("408", "413", "415")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
-def document(models: Iterable[ServedModel], version: str) -> Document:
-    """The whole document; of `models` come the names that requests may use and the bounds of answers."""
+def document(models: Iterable[ServedModel], version: str, billing: str = "") -> Document:
+    """The whole document; of `models` come the names that requests may use and the bounds of answers.
+
+    `billing` says what is charged.
+    """
     served = tuple(models)
     paths: dict[str, dict[str, object]] = {}
     for operation in OPERATIONS:
@@ -47,7 +50,7 @@ def document(models: Iterable[ServedModel], version: str) -> Document:
             "version": version,
             "description": "Every parameter is effective (honoured, or refused by name), advisory (accepted, and named "
             "in the header `x-ocserve-ignored`), or unsupported (only values that ask for nothing are accepted). "
-            "`x-ocserve-class` says which. Null is the same as absent.",
+            "`x-ocserve-class` says which. Null is the same as absent. " + billing,
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in OPERATIONS)],

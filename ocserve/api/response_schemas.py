@@ -38,6 +38,7 @@ def or_null(schema: Schema) -> Schema:
 
 
 _USAGE = shape(
+    {"cost": NUMBER},
     prompt_tokens=COUNT,
     completion_tokens=COUNT,
     total_tokens=COUNT,
