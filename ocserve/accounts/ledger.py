@@ -25,9 +25,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -275,29 +275,18 @@ class _Write(msgspec.Struct, frozen=True):
     written: Future[bool] | None
 
 
-class transaction:  # noqa: N801 - used as a statement
-    """`with transaction(connection)`: all of it is on disk afterwards, or nothing of it ever was."""
-
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            try:
-                self._connection.execute("COMMIT")
-                return
-            except apsw.Error:
-                self._rollback()
-                raise
-        self._rollback()
-
-    def _rollback(self) -> None:
-        with suppress(apsw.Error):  # SQLite has rolled back on its own after some failures
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+@contextmanager
+def transaction(connection: apsw.Connection) -> Iterator[None]:
+    """All of it is on disk afterwards, or nothing of it ever was."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(apsw.Error):
+            if connection.in_transaction:  # SQLite has rolled back on its own after some failures
+                connection.execute("ROLLBACK")
+        raise
 
 
 def connect(file: Path, vfs: str | None = None) -> apsw.Connection:
@@ -386,6 +375,15 @@ def _lives(process: object) -> bool:
         return abs(psutil.Process(int(pid)).create_time() - float(began)) < _SAME_START_S
     except (psutil.Error, ValueError):
         return False
+
+
+@contextmanager
+def named_failures(file: Path) -> Iterator[None]:
+    """Raise what goes wrong with `file` as a `LedgerError` that names it."""
+    try:
+        yield
+    except (apsw.Error, OSError, LedgerError) as error:
+        raise _named(file, error) from None
 
 
 def _named(file: Path, error: Exception) -> LedgerError:
