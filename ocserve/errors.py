@@ -14,6 +14,7 @@
     ├── PayloadTooLarge           413
     ├── UnsupportedMediaType      415
     ├── MisdirectedRequest        421  the Host header names another machine
+    ├── IdempotencyKeyReused      422  the same key with another request
     ├── HeadersTooLarge           431  the request line and headers together
     ├── RateLimited               429  a limit of this key; `retry_after_s` is honest
     ├── Overloaded                429  no room at all; early rather than queued
@@ -206,6 +207,14 @@ class MisdirectedRequest(ApiError):
     status = 421
     type = "invalid_request_error"
     code = "misdirected_request"
+
+
+class IdempotencyKeyReused(ApiError):
+    """An `Idempotency-Key` that this caller has used for another request."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
 
 
 class HeadersTooLarge(ApiError):

@@ -85,6 +85,12 @@ class Server(_Branch, frozen=True):
         64 * 1024 * 1024
     )
     stored_response_s: Annotated[Seconds, Meta(description="how long a response stays stored")] = 24 * 3600.0
+    idempotent_answer_s: Annotated[
+        Seconds, Meta(description="how long the answer to a request with an Idempotency-Key is kept for repeats of it")
+    ] = 24 * 3600.0
+    idempotent_answer_bytes: Annotated[Positive, Meta(description="memory for such answers, over all keys")] = (
+        64 * 1024 * 1024
+    )
     unknown_parameters: Annotated[
         Literal["refuse", "ignore"], Meta(description="what happens to request parameters that nobody knows")
     ] = "refuse"

@@ -115,17 +115,21 @@ def invoice(file: Path, span: Span) -> list[Line]:
     )
     with _reading(file) as connection:
         groups = connection.execute(query, values).fetchall()
-    lines: list[Line] = []
+    quantities: dict[tuple[str, str, int], int] = {}
     for model, *found in groups:
         counts, total, prices = found[: len(_KINDS)], found[len(_KINDS)], found[len(_KINDS) + 1 :]
-        items = [
-            Line(model=str(model), kind=kind, quantity=count, price=price, amount=count * price)
-            for kind, count, price in zip(_KINDS, map(_whole, counts), map(_whole, prices), strict=True)
-        ]
-        if sum(item.amount for item in items) != total:
+        amount = 0
+        for kind, count, price in zip(_KINDS, map(_whole, counts), map(_whole, prices), strict=True):
+            amount += count * price
+            item = str(model), kind, price
+            quantities[item] = quantities.get(item, 0) + count
+        if amount != total:
             raise LedgerError(f"the ledger {file} does not add up for {model}: costs are not what prices say")
-        lines += [item for item in items if item.amount]
-    return lines
+    return [
+        Line(model=model, kind=kind, quantity=quantity, price=price, amount=quantity * price)
+        for (model, kind, price), quantity in sorted(quantities.items(), key=lambda each: each[0][0])
+        if quantity and price
+    ]
 
 
 def purge(file: Path, span: Span) -> int:

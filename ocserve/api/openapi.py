@@ -24,12 +24,13 @@ _REFUSALS: dict[str, str] = {
     "413": "The request's body is too large.",
     "415": "The body is not `application/json`.",
     "421": "The Host header names another machine.",
+    "422": "The `Idempotency-Key` was used for another request.",
     "429": "A limit is reached, or there is no room; `Retry-After` says when to come back.",
     "431": "The headers are too large.",
     "500": "A mistake of the server, or the engine failed.",
     "503": "No engine is ready.",
 }
-_OF_BODIES = ("408", "413", "415")
+_OF_BODIES = ("408", "413", "415", "422")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
