@@ -239,11 +239,12 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     deadline_s: float = 600.0
 
 
-class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag="embedded"):
-    """One vector for each input, as little-endian float32, and the tokens of each input."""
+class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag="embedded", omit_defaults=True):
+    """One vector for each input, as little-endian float32, and the tokens of each input. `cost` is as in `Usage`."""
 
     vectors: tuple[bytes, ...]
     tokens: tuple[int, ...]
+    cost: int | None = None
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, tag="score"):

@@ -189,12 +189,12 @@ class Generation:
         for prompt, stream in enumerate(self._streams):
             while self._unfinished[prompt]:
                 event = await anext(stream)
-                self._unfinished[prompt] = unfinished(self._unfinished[prompt], event)
+                left = self._unfinished[prompt] = unfinished(self._unfinished[prompt], event)
                 if isinstance(event, Failed):
                     self._unfinished = [0 for _ in self._unfinished]
                 told = numbered(event, self._first[prompt])
                 self._trace.observe(told, prompt, self._first[prompt])
-                if self.ended and self._wanted:
+                if not left and self.ended and self._wanted:
                     await self._trace.settle()
                 yield told
 

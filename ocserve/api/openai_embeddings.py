@@ -101,6 +101,6 @@ def _reply(model: str, encode: Callable[[bytes], object], answer: Answer) -> byt
                 for index, vector in enumerate(answer.vectors)
             ],
             "model": model,
-            "usage": {"prompt_tokens": total, "total_tokens": total},
+            "usage": {"prompt_tokens": total, "total_tokens": total, **openai_wire.cost(answer.cost)},
         }
     )

@@ -61,8 +61,13 @@ def usage(counts: Usage) -> dict[str, object]:
             "accepted_prediction_tokens": counts.accepted_draft_tokens,
             "rejected_prediction_tokens": counts.rejected_draft_tokens,
         },
-        **({} if counts.cost is None else {"cost": counts.cost / _PICODOLLARS}),
+        **cost(counts.cost),
     }
+
+
+def cost(picodollars: int | None) -> dict[str, float]:
+    """What an answer costs, in US dollars, as a part of its usage object; nothing where nothing is charged."""
+    return {} if picodollars is None else {"cost": picodollars / _PICODOLLARS}
 
 
 def fingerprint(model: ServedModel) -> str:

@@ -111,7 +111,7 @@ SCHEMAS: dict[str, Schema] = {
         object=word("list"),
         data=some(shape(object=word("embedding"), index=COUNT, embedding={"anyOf": [some(NUMBER), STRING]})),
         model=STRING,
-        usage=shape(prompt_tokens=COUNT, total_tokens=COUNT),
+        usage=shape({"cost": NUMBER}, prompt_tokens=COUNT, total_tokens=COUNT),
     ),
     "Ranking": shape(model=STRING, results=some(shape(index=COUNT, relevance_score=NUMBER))),
     "Model": shape(

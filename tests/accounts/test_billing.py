@@ -10,6 +10,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.billing import Billing
@@ -19,7 +20,7 @@ from ocserve.errors import InvalidRequest
 from tests.accounts.books import CACHED, COMPLETION, PROMPT, REQUEST, TODAY, priced, rows
 from tests.accounts.disks import disk
 from tests.accounts.test_ledger import Failing
-from tests.http.harness import CHAT, Served, read_all, serving, wait_for
+from tests.http.harness import CHAT, MODEL, Served, read_all, serving, wait_for
 from tests.scripted import Script, ScriptedEngine
 
 WORDS = tuple(f"w{number} " for number in range(40))
@@ -152,6 +153,17 @@ def test_p5_a_request_that_fails_by_our_fault_is_charged_by_the_policy(tmp_path:
         row = only(tmp_path)
     assert (row.outcome, row.prompt_tokens, row.completion_tokens) == ("failed", 7, at)
     assert row.cost == (PROMPT_COST + at * COMPLETION) * (policy == "used")
+
+
+def test_vectors_are_charged_by_their_prompts(tmp_path: Path) -> None:
+    model = replace(MODEL, capabilities=("embedding",))
+    ledger = Ledger(tmp_path / "ledger.db", retention_days=30)
+    with serving(model=model, billing=Billing(tariff=priced(), ledger=ledger)) as served:
+        answer = served.request("POST", "/v1/embeddings", {"model": "tiny", "input": ["four", "seven!!"]})
+    ledger.close()
+    row = only(tmp_path)
+    assert answer.json["usage"]["cost"] == row.cost / PICODOLLARS
+    assert (row.outcome, row.prompt_tokens, row.cost) == ("completed", 11, REQUEST + 11 * PROMPT)
 
 
 def test_p5_what_is_refused_is_in_no_ledger(tmp_path: Path) -> None:
