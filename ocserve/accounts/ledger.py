@@ -145,6 +145,7 @@ class Ledger:
         self._writing_since: float | None = None
         self._closing = False
         self._kept_at = 0.0
+        self._log_pages = 0  # in the write-ahead log since it last began anew
         opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(opened,), name="ledger", daemon=True)
         self._thread.start()
@@ -182,7 +183,7 @@ class Ledger:
 
     def _run(self, opened: Future[None]) -> None:
         try:
-            self._connection = connect(self._file, self._vfs)
+            self._connect()
             self._keep()
         except (apsw.Error, OSError, LedgerError) as error:
             opened.set_exception(_named(self._file, error))
@@ -195,6 +196,14 @@ class Ledger:
             self._writing_since = None
         with suppress(apsw.Error):
             self._connection.close()
+
+    def _connect(self) -> None:
+        def grown(connection: apsw.Connection, database: str, pages: int) -> int:
+            self._log_pages = pages
+            return apsw.SQLITE_OK
+
+        self._connection = connect(self._file, self._vfs)
+        self._connection.set_wal_hook(grown)
 
     def _take(self) -> list[_Write]:
         """What waits, at least one unless it is time for something else."""
@@ -230,27 +239,26 @@ class Ledger:
             if reconnect:
                 with suppress(apsw.Error):
                     self._connection.close(True)
-                self._connection = connect(self._file, self._vfs)
+                self._connect()
             if self._unwritten:
                 with transaction(self._connection):
                     for each in self._unwritten:
                         values = (getattr(each.row, name) for name in _COLUMNS)
                         self._connection.execute(each.statement, (self._process, *values))
-        except (apsw.Error, OSError, LedgerError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing may go on unrecorded
             return _named(self._file, error)
         return None
 
     def _housekeeping(self) -> Exception | None:
         """What nobody waits for: checkpoints, and once in a while what is old goes."""
         try:
-            pages = self._file.with_name(self._file.name + "-wal").stat().st_size // 4096
-            if pages >= _CHECKPOINT_PAGES:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+            if self._log_pages >= _CHECKPOINT_PAGES:
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # waits for nobody
             if time.monotonic() - self._kept_at > _HOUSEKEEPING_S:
                 self._keep()
-        except apsw.BusyError:  # somebody reads; next time
+        except apsw.BusyError:  # another process is at it; next time
             return None
-        except (apsw.Error, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - as above
             return _named(self._file, error)
         return None
 

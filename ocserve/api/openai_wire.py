@@ -65,7 +65,7 @@ def usage(counts: Usage) -> dict[str, object]:
     }
 
 
-def cost(picodollars: int | None) -> dict[str, float]:
+def cost(picodollars: int | None) -> dict[str, object]:
     """What an answer costs, in US dollars, as a part of its usage object; nothing where nothing is charged."""
     return {} if picodollars is None else {"cost": picodollars / _PICODOLLARS}
 

@@ -282,7 +282,7 @@ def test_p3_nothing_is_lost_whichever_call_fails(
 ) -> None:
     """P3: the Nth call to the disk fails, for every N until none does. In the short form every seventh."""
     monkeypatch.setattr(module, "_RETRY_S", 0.01)
-    monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 12)
+    monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 6)
     outcomes: dict[str, int] = {}
     at = 1
     while True:
