@@ -32,6 +32,10 @@ _LEDGERS = tempfile.TemporaryDirectory(prefix="ocserve-ledgers-")
 os.environ["OCSERVE_LEDGER_DIRECTORY"] = _LEDGERS.name
 
 
+def pytest_unconfigure() -> None:
+    _LEDGERS.cleanup()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run slow proofs in their full form")
 

@@ -143,7 +143,7 @@ def _kill_one(file: Path, first: int, after_s: float) -> set[str]:
 
 def test_p1_nothing_acknowledged_is_lost_or_doubled_when_the_process_is_killed(tmp_path: Path, full: bool) -> None:
     """P1: SIGKILL at random, over and over the same file."""
-    kills = 1000 if full else 25
+    kills = 1000 if full else 15
     file = tmp_path / "ledger.db"
     told: set[str] = set()
     for kill in range(kills):
@@ -188,7 +188,7 @@ def test_p2_nothing_acknowledged_is_lost_when_power_is_cut(
     """P2: at every point of a recorded run the power goes; what was not synced is lost, torn or out of order."""
     recorded = _recording(tmp_path / "ledger.db", monkeypatch)
     assert any(op.kind == "write" and op.name == "ledger.db" for op in recorded[200:]), "no checkpoint was recorded"
-    wanted = 10_000 if full else 300
+    wanted = 10_000 if full else 200
     each = -(-wanted // len(recorded))
     every = max(1, len(recorded) * each // wanted)
     chance = random.Random(5)
@@ -280,7 +280,7 @@ def _serve_on(file: Path, failing: Failing, vfs: str) -> str:
 def test_p3_nothing_is_lost_whichever_call_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], lasting: bool, full: bool
 ) -> None:
-    """P3: the Nth call to the disk fails, for every N until none does. In the short form every seventh."""
+    """P3: the Nth call to the disk fails, for every N until none does. In the short form every ninth."""
     monkeypatch.setattr(module, "_RETRY_S", 0.01)
     monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 6)
     outcomes: dict[str, int] = {}
@@ -292,7 +292,7 @@ def test_p3_nothing_is_lost_whichever_call_fails(
         if not failing.failed:
             break
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        at += 1 if full else 7
+        at += 1 if full else 9
     print(f"P3: {at - 1} calls, {outcomes}")
     assert at > 60
     assert set(outcomes) >= {"refused to start", "stopped and recovered" if lasting else "went on"}
