@@ -5,6 +5,7 @@ Nothing else constructs parts across layers, and no module holds an instance.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -16,7 +17,10 @@ from types import MappingProxyType
 from msgspec.structs import replace
 
 from ocserve import config, headstart
+from ocserve.accounts import pricing
+from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing, lasting_secret
+from ocserve.accounts.ledger import Ledger, LedgerError
 from ocserve.accounts.limits import Limiter
 from ocserve.catalog import cards, planning
 from ocserve.catalog.fit import Fit
@@ -103,6 +107,7 @@ async def running(
     projectors = find_projectors(tree, installed)
     fits = plans(tree, installed, gpus, projectors)
     fleet = build_fleet(tree, installed, fits, gpus, environment, projectors, spare)
+    billing = open_billing(tree, has_key=key is not None)
     try:
         facts = await fleet.open(default.name)
         refuse_context(tree.engine, default, facts.trained_context)
@@ -110,12 +115,31 @@ async def running(
             name: partial(served_model, tree, model, fits[name].plan, model is default, name in projectors)
             for name, model in installed.items()
         }
-        service = Service(fleet, described, Limiter(tree.limits), tree.limits, ImageFetcher(tree.images))
+        service = Service(fleet, described, Limiter(tree.limits), tree.limits, ImageFetcher(tree.images), billing)
         edge = sized(tree.server, reads_images=bool(projectors))
         asgi = application.build(service, KeyRing(key, tree.auth, secret), edge)
         yield Daemon(facts, service, asgi, edge)
     finally:
         await fleet.close()
+        if billing.ledger is not None and (lost := await asyncio.to_thread(billing.ledger.close)):
+            logs.event("ledger_rows_lost", level="error", count=lost)
+
+
+def open_billing(tree: config.Config, *, has_key: bool) -> Billing:
+    """Prices, policy and ledger. Raises `ConfigError` where the ledger cannot be opened and is needed."""
+    tariff = pricing.load(tree.billing.prices)
+    ledger = None
+    if tree.ledger.use != "off":
+        days = tree.ledger.retention_days
+        try:
+            ledger = Ledger(config.ledger_file(tree.ledger), retention_days=days, on_event=logs.event)
+        except LedgerError as error:
+            if tree.ledger.use == "on" or has_key or tariff:
+                raise config.ConfigError(
+                    f"{error}.", hint="Name another folder with ledger.directory, or set ledger.use to off."
+                ) from None
+            logs.event("notice", level="warning", detail=f"Requests are not recorded: {error}.")
+    return Billing(tree.billing, tariff, ledger)
 
 
 def sized(edge: config.Server, *, reads_images: bool) -> config.Server:

@@ -27,10 +27,12 @@ from ocserve.settings import IMAGE_BODY_BYTES as IMAGE_BODY_BYTES
 from ocserve.settings import SECRETS as SECRETS
 from ocserve.settings import TEXT_BODY_BYTES as TEXT_BODY_BYTES
 from ocserve.settings import Auth as Auth
+from ocserve.settings import Billing as Billing
 from ocserve.settings import Cache as Cache
 from ocserve.settings import Config as Config
 from ocserve.settings import Engine as Engine
 from ocserve.settings import Images as Images
+from ocserve.settings import Ledger as Ledger
 from ocserve.settings import Limits as Limits
 from ocserve.settings import Log as Log
 from ocserve.settings import Model as Model
@@ -303,6 +305,13 @@ def cache_directory(cache: Cache) -> Path:
     from platformdirs import user_cache_path  # not needed for `--help`
 
     return cache.directory or user_cache_path("ocserve")
+
+
+def ledger_file(ledger: Ledger) -> Path:
+    """Where the ledger lies."""
+    from platformdirs import user_data_path  # not needed for `--help`
+
+    return (ledger.directory or user_data_path("ocserve", appauthor=False)) / "ledger.db"
 
 
 def engine_environment() -> dict[str, str]:

@@ -14,13 +14,15 @@
     ├── PayloadTooLarge           413
     ├── UnsupportedMediaType      415
     ├── MisdirectedRequest        421  the Host header names another machine
+    ├── IdempotencyKeyReused      422  the same key with another request
     ├── HeadersTooLarge           431  the request line and headers together
     ├── RateLimited               429  a limit of this key; `retry_after_s` is honest
     ├── Overloaded                429  no room at all; early rather than queued
     ├── InternalError             500  our mistake
     ├── EngineCrashed             500  native code died under this request
     ├── EngineFailed              500  the engine could not go on with this sequence
-    └── EngineUnavailable         503  no engine is ready, and none came in time
+    ├── EngineUnavailable         503  no engine is ready, and none came in time
+    └── LedgerUnavailable         503  what is used cannot be recorded, so nothing is taken on
 
 An error is named by its cause and carries what a renderer needs, none of HTTP's objects. Messages are written by us
 from names, limits and counts; text that a client sent never enters one, except for parameter names.
@@ -208,6 +210,14 @@ class MisdirectedRequest(ApiError):
     code = "misdirected_request"
 
 
+class IdempotencyKeyReused(ApiError):
+    """An `Idempotency-Key` that this caller has used for another request."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
+
+
 class HeadersTooLarge(ApiError):
     """The request line and headers exceed what is read of them."""
 
@@ -255,3 +265,11 @@ class EngineUnavailable(ApiError):
     status = 503
     type = "service_unavailable_error"
     code = "engine_unavailable"
+
+
+class LedgerUnavailable(ApiError):
+    """The ledger cannot be written. Nothing is served unrecorded; what was admitted before finishes."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "ledger_unavailable"

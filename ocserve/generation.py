@@ -239,11 +239,12 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     deadline_s: float = 600.0
 
 
-class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag="embedded"):
-    """One vector for each input, as little-endian float32, and the tokens of each input."""
+class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag="embedded", omit_defaults=True):
+    """One vector for each input, as little-endian float32, and the tokens of each input. `cost` is as in `Usage`."""
 
     vectors: tuple[bytes, ...]
     tokens: tuple[int, ...]
+    cost: int | None = None
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, tag="score"):
@@ -304,6 +305,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `completion_tokens` counts every token of the answer, the end-of-generation token included. `cached_tokens` is the
     part of the prompt that was not computed for this request because its KV cells existed. Drafted tokens that the
     model agreed with are `accepted_draft_tokens` (they are completion tokens too), the others `rejected_draft_tokens`.
+    `cost` is in picodollars (1e-12 US dollars), None until it is known and where nothing is charged.
     """
 
     prompt_tokens: int = 0
@@ -313,6 +315,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     image_tokens: int = 0
     accepted_draft_tokens: int = 0
     rejected_draft_tokens: int = 0
+    cost: int | None = None
 
     @property
     def total_tokens(self) -> int:

@@ -77,11 +77,18 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """US dollars per token as decimal strings, without sign or exponent; `cached_prompt` None: as `prompt`."""
+    """US dollars per token as decimal strings, without sign or exponent; `image` and `request` are for one of them.
+
+    `cached_prompt` is for prompt tokens that were read from the cache, `cache_write` for those that were computed and
+    are kept there; None: as `prompt`. Of the others None is free.
+    """
 
     prompt: Money
     completion: Money
     cached_prompt: Money | None = None
+    cache_write: Money | None = None
+    image: Money | None = None
+    request: Money | None = None
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,15 +20,16 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from ocserve import config
+from ocserve.accounts.billing import Bill, Billing
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
 from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
-from ocserve.engine.flights import unfinished
+from ocserve.engine.flights import numbered, unfinished
 from ocserve.engine.handle import Engine
-from ocserve.engine.sizes import least_tokens, queued_bytes
+from ocserve.engine.sizes import check_chances, image_count, least_tokens, queued_bytes
 from ocserve.engine.wire import Prepared
-from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded
+from ocserve.errors import ApiError, EngineUnavailable, InternalError, InvalidRequest, ModelNotFound, Overloaded
 from ocserve.generation import (
     Answer,
     ChatPrompt,
@@ -52,8 +53,6 @@ from ocserve.telemetry.pace import Pace
 
 # How long a cancelled generation may take to report its exact usage: it needs one decode step.
 _CANCEL_WAIT_S = 2.0
-# Log-probabilities in one answer, those of prompts, of all choices and of alternatives: about a hundred megabytes.
-_MOST_CHANCES = 1 << 19
 
 Fetch = Callable[[ChatPrompt, str], Awaitable[ChatPrompt]]
 Prompted = TypeVar("Prompted", GenerateRequest, EncodeRequest)
@@ -73,6 +72,8 @@ class Trace:
         self.queue_ms: float | None = None
         self.limit: str | None = None
         self.pace = Pace()
+        self.bill: Bill | None = None
+        self._answered = False
         self._arrived = time.monotonic()
         self._prompts: dict[int, Usage] = {}
         self._choices: dict[int, Usage] = {}
@@ -89,6 +90,7 @@ class Trace:
             reasoning_tokens=sum(usage.reasoning_tokens for usage in choices),
             accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in choices),
             rejected_draft_tokens=sum(usage.rejected_draft_tokens for usage in choices),
+            cost=self.bill.cost if self.bill else None,
         )
 
     def elapsed_ms(self) -> float:
@@ -129,8 +131,15 @@ class Trace:
 
     def told(self, answer: Answer) -> None:
         """Take from the answer to a question what the summary needs; text that was only tokenised is not used."""
+        self._answered = True
         if not isinstance(answer, Encoded):
             self._prompts[0] = Usage(prompt_tokens=sum(answer.tokens))
+
+    async def settle(self) -> None:
+        """Have the request charged, once. Only then may anyone be told that it has ended."""
+        if self.bill:
+            whole = self._answered or self.finish_reason not in (None, "cancelled")
+            await self.bill.settle(self.usage, whole=whole, failed=self.error_code is not None)
 
     def record(self, status: int) -> RequestRecord:
         """The summary; `status` is the HTTP status that was sent."""
@@ -171,6 +180,7 @@ class Generation:
         self._first = [0, *accumulate(self._unfinished)]  # the number of each prompt's first choice
         self._trace = trace
         self._streams = streams
+        self._wanted = True
 
     @property
     def ended(self) -> bool:
@@ -181,24 +191,20 @@ class Generation:
         for prompt, stream in enumerate(self._streams):
             while self._unfinished[prompt]:
                 event = await anext(stream)
-                self._unfinished[prompt] = unfinished(self._unfinished[prompt], event)
+                left = self._unfinished[prompt] = unfinished(self._unfinished[prompt], event)
                 if isinstance(event, Failed):
                     self._unfinished = [0 for _ in self._unfinished]
-                told = _numbered(event, self._first[prompt])
+                told = numbered(event, self._first[prompt])
                 self._trace.observe(told, prompt, self._first[prompt])
+                if not left and self.ended and self._wanted:
+                    await self._trace.settle()
                 yield told
 
     async def cancelled(self) -> None:
-        """Read on to the end of a cancelled generation, so that its usage is exact."""
+        """Read on to the end of a cancelled generation, so that its usage is exact; nobody is told of it."""
+        self._wanted = False
         async for _ in self:
             pass
-
-
-def _numbered(event: GenerateEvent, first: int) -> GenerateEvent:
-    """`event` with its choice's number among those of all prompts."""
-    if not first or isinstance(event, Started | Failed):
-        return event
-    return replace(event, index=first + event.index)
 
 
 class Service:
@@ -211,8 +217,10 @@ class Service:
         limiter: Limiter,
         limits: config.Limits,
         fetch: Fetch | None = None,
+        billing: Billing | None = None,
     ) -> None:
         """`fetch` gets the images of a prompt that it names by their addresses only, for a key's id."""
+        self.billing = billing or Billing()
         self.limiter = limiter
         self.fleet = fleet
         self._fetch = fetch
@@ -226,7 +234,7 @@ class Service:
     @property
     def models(self) -> tuple[ServedModel, ...]:
         """Every model served, loaded or not, the default first."""
-        return tuple(desk.model for desk in self._desks.values())
+        return tuple(self.billing.priced(desk.model) for desk in self._desks.values())
 
     @property
     def ready(self) -> bool:
@@ -234,7 +242,7 @@ class Service:
 
         False until that model has been loaded once; its unloading for want of requests does not change it.
         """
-        return not self._draining and self.fleet.can_serve(self._default)
+        return not self._draining and self.billing.ready and self.fleet.can_serve(self._default)
 
     @property
     def engine(self) -> Engine:
@@ -253,10 +261,10 @@ class Service:
     def model(self, name: str) -> ServedModel:
         """The model that answers to `name`; raises `ModelNotFound`."""
         if name in self._desks:  # before any alias
-            return self._desks[name].model
+            return self.billing.priced(self._desks[name].model)
         for desk in self._desks.values():
             if desk.model.answers_to(name):
-                return desk.model
+                return self.billing.priced(desk.model)
         raise ModelNotFound(
             "The model named in the request does not exist here. GET /v1/models lists what is served; "
             f"`{self._default}` and `default` always work.",
@@ -295,9 +303,9 @@ class Service:
         desk = self._desks[request.model]
         choices = sum(each.choices for each in (request, *more))
         desk.check_queue(choices, "prompt" if more else "n")
+        trace.bill = self.billing.admit(trace.request_id, caller.key_id, request.model, trace.route)
         lease = self.limiter.admit(caller.key_id, retry=attempt)
-        self._enter()
-        try:
+        async with self._admitted(lease, trace):
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
             stamped = [replace(each, request_id=secrets.token_hex(12), salt=caller.salt) for each in (request, *more)]
             stamped = [await self._fetched(each, caller) for each in stamped]
@@ -314,9 +322,6 @@ class Service:
                             with suppress(TimeoutError):
                                 await asyncio.wait_for(generation.cancelled(), _CANCEL_WAIT_S)
                         desk.learn(time.monotonic() - begun)
-        finally:
-            self._leave()
-            lease.settle(trace.usage.total_tokens)
 
     async def ask(self, question: Question, caller: Caller, trace: Trace, *, attempt: int | None = None) -> Answer:
         """Have a model answer `question`, loading it if need be; raises `ApiError`, also when its deadline has passed.
@@ -332,6 +337,7 @@ class Service:
             lease = self.limiter.admit(caller.key_id, retry=attempt)
             return await self._asked(desk, replace(question, salt=caller.salt), caller, lease, trace)
         desk.check_queue()
+        trace.bill = self.billing.admit(trace.request_id, caller.key_id, question.model, trace.route)
         lease = self.limiter.admit(caller.key_id, retry=attempt)
         lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
         begun = time.monotonic()
@@ -342,39 +348,46 @@ class Service:
 
     async def _asked(self, desk: Desk, question: Question, caller: Caller, lease: Lease, trace: Trace) -> Answer:
         """The answer to an admitted question."""
-        self._enter()
-        try:
-            async with asyncio.timeout(question.deadline_s):
-                if isinstance(question, EncodeRequest):
-                    question = await self._fetched(question, caller)
-                    place = desk.encoding(queued_bytes(question.prompt))
-                else:
-                    place = desk.place()
-                with place:
-                    async with self.fleet.lease(question.model) as engine:
-                        answer = await engine.ask(replace(question, request_id=secrets.token_hex(12)))
+        async with self._admitted(lease, trace):
+            try:
+                async with asyncio.timeout(question.deadline_s):
+                    if isinstance(question, EncodeRequest):
+                        question = await self._fetched(question, caller)
+                        place = desk.encoding(queued_bytes(question.prompt))
+                    else:
+                        place = desk.place()
+                    with place:
+                        async with self.fleet.lease(question.model) as engine:
+                            if trace.bill:
+                                trace.bill.open()
+                            answer = await engine.ask(replace(question, request_id=secrets.token_hex(12)))
+            except TimeoutError:
+                raise Overloaded("The request waited as long as it was allowed to run.") from None
             trace.told(answer)
-            return answer
-        except TimeoutError:
-            raise Overloaded("The request waited as long as it was allowed to run.") from None
+        return answer
+
+    @asynccontextmanager
+    async def _admitted(self, lease: Lease, trace: Trace) -> AsyncIterator[None]:
+        """Count a request among the active ones, and settle it however it ends."""
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        except Exception:
+            trace.error_code = trace.error_code or InternalError.code
+            raise
         finally:
-            self._leave()
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
             lease.settle(trace.usage.total_tokens)
+            await trace.settle()
 
     async def _fetched(self, request: Prompted, caller: Caller) -> Prompted:
         """The request with its images; raises `InvalidRequest`, and `Overloaded` where too many are fetched."""
         if self._fetch is None or not isinstance(request.prompt, ChatPrompt):
             return request
         return replace(request, prompt=await self._fetch(request.prompt, caller.key_id))
-
-    def _enter(self) -> None:
-        self._active += 1
-        self._idle.clear()
-
-    def _leave(self) -> None:
-        self._active -= 1
-        if not self._active:
-            self._idle.set()
 
     async def drain(self, deadline_s: float) -> None:
         """Take nothing more; let what was accepted finish. At the deadline the rest ends with an error event."""
@@ -393,13 +406,15 @@ async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lea
     """Prepare, reserve, start and wait for the first slot. Any failure leaves nothing behind in the engine."""
     try:
         prepared = [await _prepared(engine, requests, index) for index in range(len(requests))]
-        _check_chances(requests, prepared)
+        check_chances(requests, prepared)
         lease.reserve(
             sum(
                 found.prompt_tokens + request.choices * found.max_tokens
                 for found, request in zip(prepared, requests, strict=True)
             )
         )
+        if trace.bill:
+            trace.bill.open(sum(image_count(request.prompt) for request in requests))
         streams = [engine.start(request.request_id) for request in requests]
         first = await anext(streams[0])
     except BaseException:
@@ -423,21 +438,6 @@ async def _prepared(engine: Engine, requests: Sequence[GenerateRequest], index: 
         if len(requests) > 1 and error.param and error.param.startswith("prompt"):
             error.param = f"prompt[{index}]{error.param.removeprefix('prompt')}"
         raise
-
-
-def _check_chances(requests: Sequence[GenerateRequest], prepared: Sequence[Prepared]) -> None:
-    """Refuse answers that would be too large. A single one may always run to the context's end."""
-    told = 0
-    for request, found in zip(requests, prepared, strict=True):
-        for tokens, top in ((found.prompt_tokens, request.prompt_logprobs), (found.max_tokens, request.logprobs)):
-            told += 0 if top is None else request.choices * tokens * (1 + top)
-    single = len(requests) == requests[0].choices == 1 and requests[0].prompt_logprobs is None
-    if told > _MOST_CHANCES and not single:
-        raise InvalidRequest(
-            f"This request may be told {told} log-probabilities, those of prompts and of alternatives included, and at "
-            f"most {_MOST_CHANCES} are told at once. Please ask for fewer answers or tokens.",
-            param="logprobs",
-        )
 
 
 def _cancel(engine: Engine, requests: Sequence[GenerateRequest]) -> None:

@@ -85,6 +85,12 @@ class Server(_Branch, frozen=True):
         64 * 1024 * 1024
     )
     stored_response_s: Annotated[Seconds, Meta(description="how long a response stays stored")] = 24 * 3600.0
+    idempotent_answer_s: Annotated[
+        Seconds, Meta(description="how long the answer to a request with an Idempotency-Key is kept for repeats of it")
+    ] = 24 * 3600.0
+    idempotent_answer_bytes: Annotated[Positive, Meta(description="memory for such answers, over all keys")] = (
+        64 * 1024 * 1024
+    )
     unknown_parameters: Annotated[
         Literal["refuse", "ignore"], Meta(description="what happens to request parameters that nobody knows")
     ] = "refuse"
@@ -233,6 +239,36 @@ class Store(_Branch, frozen=True):
     reserve_bytes: Annotated[Natural, Meta(description="free disk space that a download leaves")] = 512 * 1024 * 1024
 
 
+class Billing(_Branch, frozen=True):
+    """What is charged. Without a price list nothing is."""
+
+    prices: Annotated[Path | None, Meta(description="TOML file with the price of each model from a day on")] = None
+    cancelled: Annotated[
+        Literal["used", "free"],
+        Meta(description="what a request costs whose client went away: what it used up to then, or nothing"),
+    ] = "used"
+    failed: Annotated[
+        Literal["used", "free"],
+        Meta(description="what a request costs that failed by the server's fault after it began"),
+    ] = "free"
+
+
+class Ledger(_Branch, frozen=True):
+    """The record of what was used: a row for each request, with counts and never content."""
+
+    use: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="whether requests are recorded; auto: yes, and without a key and prices the server also runs "
+            "where they cannot be, with a warning"
+        ),
+    ] = "auto"
+    directory: Annotated[
+        Path | None, Meta(description="folder of the ledger, on a local disk; unset: the user's data folder")
+    ] = None
+    retention_days: Annotated[Positive, Meta(description="how long rows are kept")] = 400
+
+
 class Log(_Branch, frozen=True):
     """Logging to stderr or to a file; `auto` is readable on a terminal and JSON lines elsewhere."""
 
@@ -260,4 +296,6 @@ class Config(_Branch, frozen=True):
     cache: Cache = Cache()
     model: Model = Model()
     store: Store = Store()
+    billing: Billing = Billing()
+    ledger: Ledger = Ledger()
     log: Log = Log()

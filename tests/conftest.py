@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,15 @@ REAL_MODELS = frozenset({"smollm2", "gemma", "minilm"})
 
 settings.register_profile("patient", deadline=None)  # on a busy machine any example may take 200 ms
 settings.load_profile("patient")
+
+
+# What test servers record goes nowhere that lasts; processes that a test starts inherit it.
+_LEDGERS = tempfile.TemporaryDirectory(prefix="ocserve-ledgers-")
+os.environ["OCSERVE_LEDGER_DIRECTORY"] = _LEDGERS.name
+
+
+def pytest_unconfigure() -> None:
+    _LEDGERS.cleanup()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from ocserve import app, config
 from ocserve.catalog import planning
@@ -84,3 +85,31 @@ def test_a_server_that_reads_images_takes_photographs_unless_it_is_told_otherwis
     assert config.load(settings, environ={}).config.server.most_body_bytes == wire.MAX_FRAME_BYTES
     with pytest.raises(config.ConfigError):
         config.load({"server.max_body_bytes": wire.MAX_FRAME_BYTES + 1}, environ={})
+
+
+def test_where_nothing_can_be_recorded_a_laptop_is_served_and_a_provider_is_not(
+    tmp_path: Path, said: list[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way of a folder")
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "tiny"\nprompt = "0.1"\ncompletion = "0.1"\n')
+    nowhere = config.Ledger(directory=tmp_path / "file" / "folder")
+    assert app.open_billing(config.Config(ledger=nowhere), has_key=False).ledger is None
+    assert "Requests are not recorded" in said[0]
+    for tree, has_key in (
+        (config.Config(ledger=nowhere), True),
+        (config.Config(ledger=replace(nowhere, use="on")), False),
+        (config.Config(ledger=nowhere, billing=config.Billing(prices=prices)), False),
+    ):
+        with pytest.raises(config.ConfigError, match="cannot be used"):
+            app.open_billing(tree, has_key=has_key)
+    off = config.Config(ledger=replace(nowhere, use="off"), billing=config.Billing(prices=prices))
+    assert app.open_billing(off, has_key=True).ledger is None
+
+
+def test_requests_are_recorded_unless_that_is_turned_off(tmp_path: Path) -> None:
+    billing = app.open_billing(config.Config(ledger=config.Ledger(directory=tmp_path / "new")), has_key=False)
+    assert billing.ledger is not None
+    assert billing.state == "ok"
+    assert billing.ledger.close() == 0
+    assert (tmp_path / "new" / "ledger.db").exists()

@@ -93,6 +93,7 @@ def _base64(vector: bytes) -> object:
 def _reply(model: str, encode: Callable[[bytes], object], answer: Answer) -> bytes:
     assert isinstance(answer, Embedded)
     total = sum(answer.tokens)
+    usage: dict[str, object] = {"prompt_tokens": total, "total_tokens": total, **openai_wire.cost(answer.cost)}
     return openai_wire.dumps(
         {
             "object": "list",
@@ -101,6 +102,6 @@ def _reply(model: str, encode: Callable[[bytes], object], answer: Answer) -> byt
                 for index, vector in enumerate(answer.vectors)
             ],
             "model": model,
-            "usage": {"prompt_tokens": total, "total_tokens": total},
+            "usage": usage,
         }
     )

@@ -74,7 +74,8 @@ def _pricing(model: ServedModel) -> dict[str, str]:
     return {
         "prompt": prices.prompt,
         "completion": prices.completion,
-        "image": "0",  # an image's tokens are prompt tokens
-        "request": "0",
+        "image": prices.image or "0",  # beside its tokens, which are prompt tokens
+        "request": prices.request or "0",
         "input_cache_read": prices.cached_prompt or prices.prompt,
+        **({"input_cache_write": prices.cache_write} if prices.cache_write else {}),
     }

@@ -24,17 +24,21 @@ _REFUSALS: dict[str, str] = {
     "413": "The request's body is too large.",
     "415": "The body is not `application/json`.",
     "421": "The Host header names another machine.",
+    "422": "The `Idempotency-Key` was used for another request.",
     "429": "A limit is reached, or there is no room; `Retry-After` says when to come back.",
     "431": "The headers are too large.",
     "500": "A mistake of the server, or the engine failed.",
     "503": "No engine is ready.",
 }
-_OF_BODIES = ("408", "413", "415")
+_OF_BODIES = ("408", "413", "415", "422")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
-def document(models: Iterable[ServedModel], version: str) -> Document:
-    """The whole document; of `models` come the names that requests may use and the bounds of answers."""
+def document(models: Iterable[ServedModel], version: str, billing: str = "") -> Document:
+    """The whole document; of `models` come the names that requests may use and the bounds of answers.
+
+    `billing` says what is charged.
+    """
     served = tuple(models)
     paths: dict[str, dict[str, object]] = {}
     for operation in OPERATIONS:
@@ -47,7 +51,7 @@ def document(models: Iterable[ServedModel], version: str) -> Document:
             "version": version,
             "description": "Every parameter is effective (honoured, or refused by name), advisory (accepted, and named "
             "in the header `x-ocserve-ignored`), or unsupported (only values that ask for nothing are accepted). "
-            "`x-ocserve-class` says which. Null is the same as absent.",
+            "`x-ocserve-class` says which. Null is the same as absent. " + billing,
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in OPERATIONS)],

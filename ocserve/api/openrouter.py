@@ -29,7 +29,7 @@ def feed(models: Iterable[ServedModel]) -> bytes:
 
 
 def _document(model: ServedModel) -> Entry:
-    card = model.card
+    card, prices = model.card, model.prices
     return _present(
         schema_version=SCHEMA_VERSION,
         id=model.id,
@@ -40,6 +40,7 @@ def _document(model: ServedModel) -> Entry:
         description=card.summary or None,
         input_modalities=[_input(model, modality) for modality in model.input_modalities],
         output_modalities=[_output(model, modality) for modality in model.output_modalities],
+        pricing=[_price("request", prices.request, "request")] if prices and prices.request else None,
         capacity=[{"type": "concurrency", "unit": "request", "value": model.parallel}],
     )
 
@@ -48,7 +49,9 @@ def _input(model: ServedModel, modality: str) -> Entry:
     if modality == "image":
         enums = {"sources": ("url", "base64") if model.image_urls else ("base64",), "formats": _IMAGE_FORMATS}
         supported = {name: {"type": "enum", "values": values} for name, values in enums.items()}
-        return {"type": "image", "supported_inputs": supported}
+        price = model.prices and model.prices.image
+        pricing = [_price("prompt", price, "image")] if price else None
+        return _present(type="image", supported_inputs=supported, pricing=pricing)
     limits = {"max_context_length": _tokens(model.context_length)}
     return _present(type="text", supported_inputs=limits, pricing=_input_prices(model.prices))
 
@@ -69,12 +72,12 @@ def _output(model: ServedModel, modality: str) -> Entry:
 def _input_prices(prices: Prices | None) -> list[Entry] | None:
     if prices is None:
         return None
-    cached = [_price("cached_prompt", prices.cached_prompt)] if prices.cached_prompt else []
-    return [_price("prompt", prices.prompt), *cached]
+    further = {"cached_prompt": prices.cached_prompt, "cache_write": prices.cache_write}
+    return [_price("prompt", prices.prompt), *(_price(kind, price) for kind, price in further.items() if price)]
 
 
-def _price(kind: str, dollars: str) -> Entry:
-    return {"type": kind, "unit": "token", "cost_usd": dollars}
+def _price(kind: str, dollars: str, unit: str = "token") -> Entry:
+    return {"type": kind, "unit": unit, "cost_usd": dollars}
 
 
 def _tokens(count: int) -> Entry:

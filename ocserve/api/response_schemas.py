@@ -38,6 +38,7 @@ def or_null(schema: Schema) -> Schema:
 
 
 _USAGE = shape(
+    {"cost": NUMBER},
     prompt_tokens=COUNT,
     completion_tokens=COUNT,
     total_tokens=COUNT,
@@ -110,7 +111,7 @@ SCHEMAS: dict[str, Schema] = {
         object=word("list"),
         data=some(shape(object=word("embedding"), index=COUNT, embedding={"anyOf": [some(NUMBER), STRING]})),
         model=STRING,
-        usage=shape(prompt_tokens=COUNT, total_tokens=COUNT),
+        usage=shape({"cost": NUMBER}, prompt_tokens=COUNT, total_tokens=COUNT),
     ),
     "Ranking": shape(model=STRING, results=some(shape(index=COUNT, relevance_score=NUMBER))),
     "Model": shape(

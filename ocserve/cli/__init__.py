@@ -26,6 +26,8 @@ COMMANDS = {
     "tune": "Measure what suits this machine, and keep it.",
     "config": "Show every setting and where it comes from.",
     "doctor": "Check this machine and this installation.",
+    "usage": "Show what was used and what it cost.",
+    "privacy": "Delete what is kept of requests.",
     "bench": "Measure a server, or compare two.",
     "check": "Audit a server against the checklists for providers.",
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from ocserve.engine import wire
-from ocserve.generation import Failed, Finished, GenerateEvent
+from ocserve.generation import Failed, Finished, GenerateEvent, Started
 
 
 @dataclass(eq=False, slots=True)
@@ -42,3 +44,10 @@ class Events:
 def unfinished(choices: int, event: GenerateEvent) -> int:
     """How many of `choices` go on after `event`: `Finished` ends one of them, `Failed` all."""
     return 0 if isinstance(event, Failed) else choices - isinstance(event, Finished)
+
+
+def numbered(event: GenerateEvent, first: int) -> GenerateEvent:
+    """`event` with its choice's number among those of all prompts."""
+    if not first or isinstance(event, Started | Failed):
+        return event
+    return replace(event, index=first + event.index)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from ocserve.generation import ChatPrompt, EmbedRequest, FillPrompt, Prompt, ScoreRequest, TextPrompt, TokenPrompt
+from ocserve.engine.wire import Prepared
+from ocserve.errors import InvalidRequest
+from ocserve.generation import (
+    ChatPrompt,
+    EmbedRequest,
+    FillPrompt,
+    GenerateRequest,
+    Prompt,
+    ScoreRequest,
+    TextPrompt,
+    TokenPrompt,
+)
 
 _ID_BYTES = 8  # of a token id that waits in a queue
 # Of text for each token: more than usual text has, so that what is estimated is not less in truth.
 _BYTES_PER_TOKEN = 6
+# Log-probabilities in one answer, those of prompts, of all choices and of alternatives: about a hundred megabytes.
+_MOST_CHANCES = 1 << 19
 
 
 def text_bytes(prompt: Prompt) -> int:
@@ -35,6 +48,29 @@ def image_bytes(prompt: Prompt) -> int:
     if not isinstance(prompt, ChatPrompt):
         return 0
     return sum(len(image.data) for message in prompt.messages for image in message.images)
+
+
+def image_count(prompt: Prompt) -> int:
+    """How many images a prompt has."""
+    return sum(len(message.images) for message in prompt.messages) if isinstance(prompt, ChatPrompt) else 0
+
+
+def check_chances(requests: Sequence[GenerateRequest], prepared: Sequence[Prepared]) -> None:
+    """Refuse answers that would be too large. A single one may always run to the context's end."""
+    told = 0
+    for request, found in zip(requests, prepared, strict=True):
+        for tokens, top in (
+            (found.prompt_tokens, request.prompt_logprobs),
+            (found.max_tokens, request.logprobs),
+        ):
+            told += 0 if top is None else request.choices * tokens * (1 + top)
+    single = len(requests) == requests[0].choices == 1 and requests[0].prompt_logprobs is None
+    if told > _MOST_CHANCES and not single:
+        raise InvalidRequest(
+            f"This request may be told {told} log-probabilities, those of prompts and of alternatives included, and at "
+            f"most {_MOST_CHANCES} are told at once. Please ask for fewer answers or tokens.",
+            param="logprobs",
+        )
 
 
 def least_tokens(question: EmbedRequest | ScoreRequest) -> int:

@@ -18,6 +18,7 @@ from ocserve.http.edge.content import JsonOnly
 from ocserve.http.edge.framing import Framing
 from ocserve.http.edge.handshake import Handshake
 from ocserve.http.edge.host import HostAllowlist
+from ocserve.http.edge.idempotency import Idempotency
 from ocserve.http.edge.json_depth import JsonDepth
 from ocserve.http.edge.origin import OriginAllowlist
 from ocserve.http.edge.proxy import ProxyGuard
@@ -55,6 +56,7 @@ def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
         JsonOnly,
         lambda app: BodyLimits(app, settings.most_body_bytes, settings.body_timeout_s),
         lambda app: JsonDepth(app, settings.max_json_depth),
+        lambda app: Idempotency(app, settings),
     )
     app: ASGIApp = _endpoint
     for guard in reversed(guards):

@@ -5,10 +5,12 @@ As with generations a refusal is a real status, and the client's going away ends
 
 from __future__ import annotations
 
+from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from ocserve import config
 from ocserve.api.questions import Asked, QuestionDialect
+from ocserve.generation import Embedded
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange, attempt
 from ocserve.http.presence import disconnected, unless_gone
@@ -38,4 +40,6 @@ class Ask:
                 answer = await self._service.ask(asked.question, exchange.caller, exchange.trace, attempt=tries)
         finally:
             exchange.tell_limits(self._service.limiter)
+        if isinstance(answer, Embedded):
+            answer = replace(answer, cost=exchange.trace.usage.cost)
         await answers.json(send, 200, asked.reply(answer))

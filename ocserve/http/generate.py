@@ -92,6 +92,7 @@ async def frames(encoder: Encoder, generation: Generation, trace: Trace) -> Asyn
             finished = generation.ended and not isinstance(event, Failed)
             yield (*frames, *encoder.close(trace.usage)) if finished else frames
     except ApiError as error:
+        trace.error_code = error.code
         yield encoder.event(Failed(error=error.info))
     except Exception:
         yield encoder.event(Failed(error=InternalError("The server made a mistake while generating.").info))

@@ -62,6 +62,7 @@ class Health:
             report |= {
                 "ready": self._service.ready,
                 "active": self._service.active,
+                "ledger": self._service.billing.state,
                 "restarts": engine.restarts,
                 "engine": msgspec.to_builtins(engine.facts),
                 "stats": msgspec.to_builtins(engine.stats),
@@ -87,6 +88,7 @@ class Ready:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._service.billing.check()
         if not self._service.ready:
             raise EngineUnavailable(
                 "The server is not ready: the model is loading, or the server is shutting down.", code="not_ready"

@@ -31,7 +31,7 @@ class Reference:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         models = self._service.models if Exchange.of(scope).caller is not None else ()
         if models not in self._written:
-            self._written = {models: self._write(openapi.document(models, __version__))}
+            self._written = {models: self._write(openapi.document(models, __version__, self._service.billing.policy))}
         await answers.whole(send, 200, self._media_type, self._written[models], (_POLICY,))
 
 

@@ -191,7 +191,11 @@ _OF_ENGINE: tuple[tuple[Definition, Labels, Callable[[EngineReading], float | No
     (_CACHED, ("host",), lambda it: it.stats.host_tokens),
     (_CACHED, ("disk",), lambda it: it.stats.disk_tokens),
     (
-        _counter("ocserve_invalid_objects", "model", "Finished objects that did not satisfy their schema; their requests ended in an error."),
+        _counter(
+            "ocserve_invalid_objects",
+            "model",
+            "Finished objects that did not satisfy their schema; their requests ended in an error.",
+        ),
         (),
         lambda it: it.stats.invalid_objects,
     ),

@@ -8,6 +8,12 @@ from ocserve.modelcard import Prices, ServedModel
 from tests.http.harness import MODEL
 
 PRICED = replace(MODEL, prices=Prices(prompt="0.00000002", completion="0.00000006", cached_prompt="0.00000001"))
+PRICED_BY_THE_PIECE = replace(
+    MODEL,
+    id="priced",
+    input_modalities=("text", "image"),
+    prices=Prices(prompt="0.1", completion="0.2", cache_write="0.3", image="0.4", request="0.5"),
+)
 TOOLS = replace(
     MODEL,
     id="org/tools",
@@ -34,4 +40,4 @@ EMBEDDING = replace(
 RERANKER = replace(
     EMBEDDING, id="reranker", capabilities=("rerank",), output_modalities=("rerank",), max_output_tokens=0
 )
-ALL: tuple[ServedModel, ...] = (MODEL, PRICED, TOOLS, VISION, BASE, EMBEDDING, RERANKER)
+ALL: tuple[ServedModel, ...] = (MODEL, PRICED, PRICED_BY_THE_PIECE, TOOLS, VISION, BASE, EMBEDDING, RERANKER)

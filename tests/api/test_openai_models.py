@@ -9,7 +9,7 @@ import pytest
 
 from ocserve.api import openai_chat, openai_models
 from ocserve.modelcard import ServedModel
-from tests.api.models import ALL, EMBEDDING, PRICED, TOOLS
+from tests.api.models import ALL, EMBEDDING, PRICED, PRICED_BY_THE_PIECE, TOOLS
 from tests.http.harness import MODEL
 
 
@@ -20,7 +20,8 @@ def test_an_entry_has_everything_that_listings_read(model: ServedModel) -> None:
     assert isinstance(found["owned_by"], str)
     assert found["context_length"] == model.context_length
     assert found["max_output_tokens"] == found["max_output_length"] == model.max_output_tokens
-    assert set(found["pricing"]) == {"prompt", "completion", "image", "request", "input_cache_read"}
+    charged = {"prompt", "completion", "image", "request", "input_cache_read"}
+    assert charged <= set(found["pricing"]) <= charged | {"input_cache_write"}
     assert all(re.fullmatch(r"\d+(\.\d+)?", price) for price in found["pricing"].values())
     assert set(found["supported_sampling_parameters"]) <= set(found["supported_parameters"])
     # Another format's mark: with it the entry would be read as that.
@@ -42,4 +43,12 @@ def test_prices_are_the_models_and_zero_where_nothing_is_charged() -> None:
         "image": "0",
         "request": "0",
         "input_cache_read": "0.00000001",
+    }
+    assert json.loads(openai_models.one(PRICED_BY_THE_PIECE))["pricing"] == {
+        "prompt": "0.1",
+        "completion": "0.2",
+        "image": "0.4",
+        "request": "0.5",
+        "input_cache_read": "0.1",
+        "input_cache_write": "0.3",
     }

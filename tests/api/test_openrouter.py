@@ -13,7 +13,7 @@ import pytest
 from ocserve.api import offer, openai_chat, openrouter
 from ocserve.errors import InvalidRequest
 from ocserve.modelcard import ServedModel
-from tests.api.models import ALL, BASE, EMBEDDING, PRICED, RERANKER, TOOLS, VISION
+from tests.api.models import ALL, BASE, EMBEDDING, PRICED, PRICED_BY_THE_PIECE, RERANKER, TOOLS, VISION
 from tests.api.test_fields import models as named
 from tests.http.harness import CHAT, MODEL
 
@@ -86,6 +86,13 @@ def test_prices_are_there_only_if_something_is_charged() -> None:
     assert found["output_modalities"][0]["pricing"] == [
         {"type": "completion", "unit": "token", "cost_usd": "0.00000006"}
     ]
+    found = entry(PRICED_BY_THE_PIECE)
+    assert found["input_modalities"][0]["pricing"] == [
+        {"type": "prompt", "unit": "token", "cost_usd": "0.1"},
+        {"type": "cache_write", "unit": "token", "cost_usd": "0.3"},
+    ]
+    assert found["input_modalities"][1]["pricing"] == [{"type": "prompt", "unit": "image", "cost_usd": "0.4"}]
+    assert found["pricing"] == [{"type": "request", "unit": "request", "cost_usd": "0.5"}]
 
 
 def test_parameters_are_those_that_are_enforced_for_this_model() -> None:

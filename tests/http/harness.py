@@ -15,6 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ocserve import config
+from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing
 from ocserve.http.application import build
 from ocserve.http.server import Stop, serve
@@ -204,6 +205,7 @@ def serving(
     auth: config.Auth | None = None,
     limits: config.Limits | None = None,
     model: ServedModel = MODEL,
+    billing: Billing | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
     """A server on a free port, in a thread with its own loop."""
@@ -216,7 +218,7 @@ def serving(
         loop = asyncio.get_running_loop()
         engine = make_engine()
         branch = limits or config.Limits()
-        service = alone(engine, model, branch)
+        service = alone(engine, model, branch, billing)
         stop = Stop()
 
         def on_ready(url: str) -> None:

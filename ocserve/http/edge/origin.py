@@ -22,7 +22,7 @@ _EXPOSED = b"x-request-id, request-id, x-ocserve-ignored, retry-after, retry-aft
 )
 # What browser SDKs send; a preflight is answered with this list whatever it asked for.
 _REQUEST_HEADERS = b"authorization, content-type, accept, x-api-key, x-goog-api-key, x-request-id, " + b", ".join(
-    [b"openai-organization", b"openai-project", b"openai-beta", b"user-agent", b"x-goog-api-client"]
+    [b"idempotency-key", b"openai-organization", b"openai-project", b"openai-beta", b"user-agent", b"x-goog-api-client"]
     + [b"anthropic-%b" % name for name in (b"version", b"beta", b"dangerous-direct-browser-access")]
     + [
         b"x-stainless-%b" % name

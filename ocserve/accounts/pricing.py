@@ -1,0 +1,140 @@
+"""What tokens cost: decimal strings become integers here, and nothing is ever rounded.
+
+The unit is the picodollar, 1e-12 US dollars: a millionth of a dollar for a million tokens is one of them, and a price
+that is finer is refused. A row's cost fits SQLite's 64 bits up to nine million dollars. The price list is a TOML file:
+
+    [[price]]
+    model = "smollm2:135m"       # the served name
+    from = 2026-12-01            # the first day it holds, UTC; without it, always
+    prompt = "0.00000002"        # US dollars per token; also completion, cached_prompt, cache_write
+    completion = "0.00000006"    # and per piece: image, request
+"""
+
+from __future__ import annotations
+
+import datetime
+import tomllib
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+
+from ocserve.config import ConfigError
+from ocserve.generation import Usage
+from ocserve.modelcard import Prices
+
+PICODOLLARS = 10**12
+# What is charged at most for a token or a piece: more is a misplaced decimal point, and a cost would overflow.
+_MOST = PICODOLLARS
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's prices in picodollars: for a token of each kind, for an image and for a request.
+
+    Prompt tokens that were computed cost `cache_write`, since the cache keeps them; those that were read from it cost
+    `cached_prompt`. Where a price list names neither, both are `prompt`.
+    """
+
+    prompt: int
+    cached_prompt: int
+    cache_write: int
+    completion: int
+    image: int
+    request: int
+
+    @staticmethod
+    def of(prices: Prices) -> Rates:
+        """The rates of a price list's entry; raises `ValueError` for a price that is too fine or absurd."""
+        prompt = picodollars(prices.prompt)
+        return Rates(
+            prompt=prompt,
+            cached_prompt=prompt if prices.cached_prompt is None else picodollars(prices.cached_prompt),
+            cache_write=prompt if prices.cache_write is None else picodollars(prices.cache_write),
+            completion=picodollars(prices.completion),
+            image=picodollars(prices.image or "0"),
+            request=picodollars(prices.request or "0"),
+        )
+
+    def cost(self, usage: Usage, images: int) -> int:
+        """What a request costs in picodollars; one whose prompt was never begun costs nothing."""
+        if not usage.prompt_tokens:
+            return 0
+        return (
+            self.request
+            + images * self.image
+            + usage.cached_tokens * self.cached_prompt
+            + (usage.prompt_tokens - usage.cached_tokens) * self.cache_write
+            + usage.completion_tokens * self.completion
+        )
+
+
+def picodollars(dollars: str) -> int:
+    """`dollars`, digits with at most one point, as an integer; raises `ValueError`."""
+    exact = Decimal(dollars) * PICODOLLARS
+    if exact != exact.to_integral_value():
+        raise ValueError(f"{dollars} is finer than 0.000000000001 dollars")
+    if exact > _MOST:
+        raise ValueError(f"{dollars} is more than a dollar for one")
+    return int(exact)
+
+
+def dollars(picodollars: int) -> str:
+    """The exact decimal, with two places at least: `0.0000042`, `12.50`."""
+    sign, (whole, rest) = "-" if picodollars < 0 else "", divmod(abs(picodollars), PICODOLLARS)
+    return f"{sign}{whole}.{f'{rest:012d}'.rstrip('0').ljust(2, '0')}"
+
+
+class _Entry(Prices, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"since": "from"}):
+    model: str
+    since: datetime.date = datetime.date.min
+
+
+class _PriceList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    price: tuple[_Entry, ...] = ()
+
+
+class Tariff:
+    """The prices of every model, each from its day on."""
+
+    def __init__(self, entries: Iterable[_Entry] = ()) -> None:
+        self._entries: dict[str, list[tuple[datetime.date, Prices, Rates]]] = {}
+        for entry in sorted(entries, key=lambda each: each.since):
+            prices = Prices(**{name: getattr(entry, name) for name in Prices.__struct_fields__})
+            self._entries.setdefault(entry.model, []).append((entry.since, prices, Rates.of(prices)))
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def prices(self, model: str, day: datetime.date) -> Prices | None:
+        """What a model's listing says on `day`; None: nothing is charged."""
+        found = self._at(model, day)
+        return found and found[1]
+
+    def rates(self, model: str, day: datetime.date) -> Rates | None:
+        """What a request to a model that is admitted on `day` is charged; None: nothing."""
+        found = self._at(model, day)
+        return found and found[2]
+
+    def _at(self, model: str, day: datetime.date) -> tuple[datetime.date, Prices, Rates] | None:
+        return next((each for each in reversed(self._entries.get(model, ())) if each[0] <= day), None)
+
+
+def load(file: Path | None) -> Tariff:
+    """The price list in `file`, empty without one. Raises `ConfigError`."""
+    if file is None:
+        return Tariff()
+    where = f"billing.prices: {file}"
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        entries = msgspec.convert(document, _PriceList).price
+        twice = {(each.model, each.since) for each in entries}
+        if len(twice) < len(entries):
+            raise ValueError("a model has two prices from the same day")
+        return Tariff(entries)
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read: {error.strerror}") from None
+    except (ValueError, msgspec.ValidationError) as error:  # of TOML, of types, of prices
+        raise ConfigError(
+            f"{where}: {error}", 'prices are texts such as "0.00000002", days such as 2026-12-01'
+        ) from None

@@ -1,0 +1,57 @@
+"""`ocserve privacy purge`: delete what this machine keeps of requests."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import click
+
+
+@click.group("privacy")
+def command() -> None:
+    """Delete what is kept of requests."""
+
+
+@command.command("purge")
+@click.option("--key", metavar="ID", help="Only this key's rows in the ledger.")
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Only rows up to this day, UTC.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: bool) -> None:
+    """Delete rows of the ledger for good; without --key and --until all stored prefixes too.
+
+    Running requests keep their rows. The server may go on meanwhile: it computes again what it finds no more.
+    """
+    from ocserve import config
+    from ocserve.accounts import usage
+    from ocserve.accounts.ledger import LedgerError
+    from ocserve.cli import Failure
+
+    tree = config.load().config
+    span = usage.Span(until=until and until.date(), key=key)
+    everything = key is None and until is None
+    prefixes = _files(config.cache_directory(tree.cache) / "prefixes") if everything else []
+    file = config.ledger_file(tree.ledger)
+    if not yes:
+        what = f"the rows of {key or 'all keys'}{f' up to {until:%Y-%m-%d}' if until else ''} in {file}"
+        click.confirm(
+            f"Delete {what}{f' and {len(prefixes)} stored prefixes' if prefixes else ''}?", abort=True, err=True
+        )
+    try:
+        rows = usage.purge(file, span) if file.exists() else 0
+    except LedgerError as error:
+        raise Failure(str(error)) from None
+    for prefix in prefixes:
+        prefix.unlink(missing_ok=True)
+    if as_json:
+        from ocserve.cli.model_output import print_json
+
+        print_json({"event": "purged", "rows": rows, "prefixes": len(prefixes)})
+    else:
+        click.echo(f"deleted: {rows:,} rows of the ledger, {len(prefixes):,} files of stored prefixes")
+
+
+def _files(folder: Path) -> list[Path]:
+    """What stored prefixes lie there."""
+    return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()] if folder.is_dir() else []

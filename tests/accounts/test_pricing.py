@@ -1,0 +1,103 @@
+"""Prices are exact integers from a day on, or the price list is refused."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocserve.accounts import pricing
+from ocserve.accounts.pricing import PICODOLLARS, Rates, dollars, picodollars
+from ocserve.config import ConfigError
+from ocserve.generation import Usage
+from ocserve.modelcard import Prices
+from tests.accounts.books import priced
+
+TWO = """
+[[price]]
+model = "tiny"
+prompt = "0.00000002"
+completion = "0.00000006"
+
+[[price]]
+model = "tiny"
+from = 2026-12-01
+prompt = "0.00000001"
+completion = "0.00000003"
+cache_write = "0.000000012"
+image = "0.001"
+request = "0.000002"
+"""
+
+
+def test_a_price_holds_from_its_day_on() -> None:
+    tariff = priced(text=TWO)
+    before, after = datetime.date(2026, 11, 30), datetime.date(2026, 12, 1)
+    old, new = tariff.rates("tiny", before), tariff.rates("tiny", after)
+    assert old is not None
+    assert new is not None
+    assert (old.prompt, old.cached_prompt, old.cache_write, old.completion) == (20_000, 20_000, 20_000, 60_000)
+    assert (new.prompt, new.cached_prompt, new.cache_write, new.image) == (10_000, 10_000, 12_000, 1_000_000_000)
+    found = tariff.prices("tiny", after)
+    assert found is not None
+    assert (found.prompt, found.request) == ("0.00000001", "0.000002")
+    assert tariff.rates("other", after) is None
+
+
+def test_each_kind_is_charged_at_its_own_price_and_nothing_that_never_began() -> None:
+    prices = Prices(
+        prompt="0.000003",
+        completion="0.000015",
+        cached_prompt="0.0000003",
+        cache_write="0.00000375",
+        image="0.001",
+        request="0.0002",
+    )
+    rates = Rates.of(prices)
+    usage = Usage(prompt_tokens=1000, cached_tokens=600, completion_tokens=50, reasoning_tokens=20)
+    expected = Decimal("0.0002") + 2 * Decimal("0.001") + 600 * Decimal("0.0000003")
+    expected += 400 * Decimal("0.00000375") + 50 * Decimal("0.000015")
+    assert rates.cost(usage, images=2) == expected * PICODOLLARS
+    assert rates.cost(Usage(), images=2) == 0
+
+
+@given(st.integers(0, PICODOLLARS), st.integers(0, 12))
+def test_dollars_and_picodollars_are_the_same_number(amount: int, zeros: int) -> None:
+    text = dollars(amount)
+    assert Decimal(text) * PICODOLLARS == amount
+    assert picodollars(text) == amount
+    assert picodollars(text + "0" * zeros) == amount
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[[price]]\nmodel = "m"\nprompt = "0.0000000000001"\ncompletion = "0"', "finer"),
+        ('[[price]]\nmodel = "m"\nprompt = "2"\ncompletion = "0"', "more than a dollar"),
+        ('[[price]]\nmodel = "m"\nprompt = 0.1\ncompletion = "0"', "Expected `str`"),
+        ('[[price]]\nmodel = "m"\nprompt = "1e-8"\ncompletion = "0"', "regex"),
+        ('[[price]]\nmodel = "m"\nprompt = "-1"\ncompletion = "0"', "regex"),
+        ('[[price]]\nmodel = "m"\nprompt = "0"', "completion"),
+        ('[[price]]\nmodel = "m"\nprompt = "0"\ncompletion = "0"\ncashed = "0"', "cashed"),
+        ('[[price]]\nmodel = "m"\nprompt = "0"\ncompletion = "0"\nfrom = "soon"', "date"),
+        ('[[price]]\nmodel = "m"\nprompt = "0"\ncompletion = "0"\n' * 2, "two prices"),
+        ("[[price]", "Expected"),
+    ],
+)
+def test_a_price_list_that_is_wrong_is_refused_whole(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        pricing.load(file)
+    assert reason in refused.value.message
+    assert str(file) in refused.value.message
+
+
+def test_a_price_list_that_is_not_there_is_said() -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        pricing.load(Path("/nowhere/prices.toml"))
+    assert not pricing.load(None)

@@ -1,0 +1,132 @@
+"""`Idempotency-Key`: the same answer once, however often and however the same request is sent, and charged once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+
+from ocserve import config
+from ocserve.accounts.billing import Billing
+from ocserve.accounts.ledger import Ledger
+from tests.accounts.books import priced, rows
+from tests.http.harness import CHAT, KEY, Answer, Served, serving, wait_for
+from tests.scripted import Script, ScriptedEngine
+
+PATH = "/v1/chat/completions"
+KEYED = {"Idempotency-Key": "first-1"}
+
+
+@contextmanager
+def charged(tmp_path: Path, script: Script | None = None) -> Iterator[Served]:
+    ledger = Ledger(tmp_path / "ledger.db", retention_days=1)
+    try:
+        with serving(
+            lambda: ScriptedEngine(script or Script()), billing=Billing(config.Billing(), priced(), ledger)
+        ) as it:
+            yield it
+    finally:
+        ledger.close()
+
+
+def runs(served: Served) -> int:
+    return len(served.engine.runs)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_repeat_gets_the_same_bytes_and_is_not_charged(tmp_path: Path, stream: bool) -> None:
+    with charged(tmp_path) as served:
+        first = served.chat(headers=KEYED, stream=stream, user="someone")
+        again = served.chat(headers=KEYED, stream=stream, user="someone")
+        other = served.chat(headers={"Idempotency-Key": "second"}, stream=stream, user="someone")
+        assert first.status == again.status == 200
+        assert again.body == first.body != other.body
+        assert again.headers["content-type"] == first.headers["content-type"]
+        assert again.headers["x-ocserve-ignored"] == first.headers["x-ocserve-ignored"] == "user"
+        assert (again.headers["idempotent-replayed"], "idempotent-replayed" in first.headers) == ("true", False)
+        assert again.headers["x-request-id"] != first.headers["x-request-id"]
+        assert runs(served) == 2
+        assert len(rows(tmp_path / "ledger.db")) == 2
+
+
+def test_repeats_that_come_meanwhile_wait_for_the_first(tmp_path: Path) -> None:
+    answers: list[Answer] = []
+    with charged(tmp_path, Script(step_s=0.05)) as served:
+
+        def ask() -> None:
+            answers.append(served.chat(headers=KEYED))
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {answer.body for answer in answers} == {answers[0].body}
+        assert [answer.status for answer in answers] == [200] * 6
+        assert runs(served) == 1
+        assert len(rows(tmp_path / "ledger.db")) == 1
+
+
+def test_a_request_whose_client_is_lost_is_finished_and_its_repeat_is_not_charged(tmp_path: Path) -> None:
+    with charged(tmp_path, Script(step_s=0.03)) as served:
+        with served.connect() as peer:
+            peer.sendall(served.compose("POST", PATH, {**CHAT, "stream": True}, KEYED))
+            wait_for(lambda: served.engine.steps > 0)
+        again = served.chat(headers=KEYED, stream=True)
+        assert again.events[-1] == "[DONE]"
+        assert again.headers["idempotent-replayed"] == "true"
+        (row,) = rows(tmp_path / "ledger.db")
+        assert (row.outcome, row.completion_tokens) == ("completed", 4)
+
+
+def test_the_real_client_that_gives_up_waiting_and_tries_again_is_charged_once(tmp_path: Path) -> None:
+    with charged(tmp_path, Script(step_s=0.2)) as served:
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused", timeout=0.5, max_retries=3)
+        answer = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "Hi"}], extra_headers=KEYED
+        )
+        assert answer.choices[0].message.content == "Hello, world!"
+        assert runs(served) == len(rows(tmp_path / "ledger.db")) == 1
+
+
+def test_a_key_names_one_request_of_one_caller() -> None:
+    with serving(ScriptedEngine, key=KEY) as served:
+        assert served.chat(headers=KEYED).status == 200
+        for refused in (
+            served.chat(headers=KEYED, temperature=0.5),
+            served.request("POST", "/v1/responses", {}, KEYED),
+        ):
+            assert (refused.status, refused.error["code"]) == (422, "idempotency_key_reused")
+        holder = served.chat(headers={**KEYED, "Authorization": f"Bearer {KEY}"}, temperature=0.5)
+        assert (holder.status, "idempotent-replayed" in holder.headers) == (200, False)
+        for wrong in ("", "a b", "x" * 256, "é"):
+            refused = served.chat(headers={"Idempotency-Key": wrong})
+            assert (refused.status, refused.error["param"]) == (400, "idempotency-key"), wrong
+        twice = served.request("POST", PATH, CHAT, [("Idempotency-Key", "a"), ("Idempotency-Key", "a")])
+        assert twice.status == 400
+
+
+def test_what_failed_or_was_refused_may_be_tried_again(tmp_path: Path) -> None:
+    scripts = iter([Script(crash_at=2), Script(crash_at=2), Script()])
+    with serving(lambda: ScriptedEngine(lambda request: next(scripts))) as served:
+        assert served.chat(headers=KEYED, temperature=9).status == 400
+        assert served.chat(headers=KEYED).status == 500
+        assert "error" in served.chat(headers=KEYED, stream=True).events[-1]
+        assert served.chat(headers=KEYED).status == 200
+
+
+def test_answers_are_kept_for_a_while_and_within_a_bound() -> None:
+    with serving(ScriptedEngine, idempotent_answer_s=0.2, idempotent_answer_bytes=1500) as served:
+        first = served.chat(headers=KEYED)
+        assert served.chat(headers=KEYED).body == first.body
+        assert 500 < len(first.body) < 750
+        for number in range(2):
+            served.chat(headers={"Idempotency-Key": f"more-{number}"})
+        assert served.chat(headers=KEYED).body != first.body  # the oldest went
+        assert "idempotent-replayed" in served.chat(headers={"Idempotency-Key": "more-1"}).headers
+        threading.Event().wait(0.25)
+        assert "idempotent-replayed" not in served.chat(headers={"Idempotency-Key": "more-1"}).headers
