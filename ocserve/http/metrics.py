@@ -30,6 +30,7 @@ def meter(service: Service) -> Meter:
     started = time.time()
 
     def read() -> Reading:
+        ledger = service.billing.ledger
         return Reading(
             version=__version__,
             started=started,
@@ -37,6 +38,8 @@ def meter(service: Service) -> Meter:
             active=service.active,
             resident_bytes=machine.resident_bytes(),
             engines=tuple(_engine(service, name) for name in service.fleet.engines),
+            ledger_healthy=service.billing.ready,
+            ledger_unwritten=0 if ledger is None else ledger.unwritten,
         )
 
     return Meter(read, {path for _, path in QUERIES}, service.fleet.engines)

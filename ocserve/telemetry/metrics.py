@@ -83,6 +83,8 @@ class Reading:
     active: int
     resident_bytes: int | None
     engines: tuple[EngineReading, ...]
+    ledger_healthy: bool = True
+    ledger_unwritten: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,14 @@ _OF_SERVER: tuple[tuple[Definition, Callable[[Reading], float | None]], ...] = (
     (_gauge("ocserve_ready", "", "1 when a request for the default model would be taken."), lambda now: now.ready),
     (_gauge("ocserve_start_time_seconds", "", "When the server started, since the epoch."), lambda now: now.started),
     (_gauge("ocserve_requests_active", "", "Requests admitted and not settled."), lambda now: now.active),
+    (
+        _gauge("ocserve_ledger_healthy", "", "0 while there is a ledger that cannot be written."),
+        lambda now: now.ledger_healthy,
+    ),
+    (
+        _gauge("ocserve_ledger_rows_unwritten", "", "Rows of the ledger that wait for a disk that takes them."),
+        lambda now: now.ledger_unwritten,
+    ),
     (
         _gauge("ocserve_front_resident_memory_bytes", "", "Main memory of the front process."),
         lambda now: now.resident_bytes,

@@ -163,6 +163,7 @@ FIRES = {
         ('ocserve_inter_token_latency_seconds_bucket{instance="a",model="m",le="1.0"}', "0+99x20"),
         ('ocserve_inter_token_latency_seconds_bucket{instance="a",model="m",le="+Inf"}', "0+99x20"),
     ],
+    "OcserveLedgerFailing": [('ocserve_ledger_healthy{instance="a"}', "0x20")],
     "OcserveInvalidObjects": [('ocserve_invalid_objects_total{instance="a",model="m"}', "0x10 1x9")],
     "OcservePoolTooSmall": [('ocserve_engine_preemptions_total{instance="a",model="m"}', "0+1x20")],
     "OcserveFrontMemory": [('ocserve_front_resident_memory_bytes{instance="a"}', "2000000000x20")],
