@@ -22,13 +22,14 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
+from ocserve.accounts.offer import Offer
 from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.flights import unfinished
 from ocserve.engine.handle import Engine
 from ocserve.engine.sizes import least_tokens, queued_bytes
 from ocserve.engine.wire import Prepared
-from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, ModelNotFound, Overloaded
+from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, Overloaded
 from ocserve.generation import (
     Answer,
     ChatPrompt,
@@ -248,29 +249,9 @@ class Service:
         """Answers of one model that are being generated or waited for."""
         return self._desks[name].owed
 
-    def model(self, name: str) -> ServedModel:
-        """The model that answers to `name`; raises `ModelNotFound`."""
-        if name in self._desks:  # before any alias
-            return self._desks[name].model
-        for desk in self._desks.values():
-            if desk.model.answers_to(name):
-                return desk.model
-        raise ModelNotFound(
-            "The model named in the request does not exist here. GET /v1/models lists what is served; "
-            f"`{self._default}` and `default` always work.",
-            param="model",
-        )
-
-    def generator(self, name: str) -> ServedModel:
-        """As `model`; raises `InvalidRequest` for a model that does not generate."""
-        model = self.model(name)
-        if not {"chat", "completion"} & set(model.capabilities):
-            raise InvalidRequest(
-                f"The model {model.id} does not generate text. GET /v1/models lists what each model does.",
-                param="model",
-                code="model_not_capable",
-            )
-        return model
+    def open_to(self, caller: Caller) -> Offer:
+        """The models that a caller may use."""
+        return Offer(caller, self.models)
 
     @asynccontextmanager
     async def generation(
@@ -287,13 +268,10 @@ class Service:
         `attempt` is how often the client says it has tried before, None if it does not say. `more` are further prompts
         for the same model: with `request` they are one request to the limiter, admitted together or not at all.
         """
-        if self._draining:
-            raise _shutting_down()
-        trace.model = request.model
-        desk = self._desks[request.model]
+        desk = self._desk(request.model, trace)
         choices = sum(each.choices for each in (request, *more))
         desk.check_queue(choices, "prompt" if more else "n")
-        lease = self.limiter.admit(caller.key_id, retry=attempt)
+        lease = self._admit(caller, desk, attempt)
         self._enter()
         try:
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
@@ -322,15 +300,12 @@ class Service:
         What only tokenises has a queue of its own and takes no tokens of the caller's limits. `attempt` is as in
         `generation`.
         """
-        if self._draining:
-            raise _shutting_down()
-        trace.model = question.model
-        desk = self._desks[question.model]
+        desk = self._desk(question.model, trace)
         if isinstance(question, EncodeRequest):
-            lease = self.limiter.admit(caller.key_id, retry=attempt)
+            lease = self._admit(caller, desk, attempt)
             return await self._asked(desk, replace(question, salt=caller.salt), caller, lease, trace)
         desk.check_queue()
-        lease = self.limiter.admit(caller.key_id, retry=attempt)
+        lease = self._admit(caller, desk, attempt)
         lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
         begun = time.monotonic()
         try:
@@ -364,6 +339,16 @@ class Service:
         if self._fetch is None or not isinstance(request.prompt, ChatPrompt):
             return request
         return replace(request, prompt=await self._fetch(request.prompt, caller.key_id))
+
+    def _desk(self, name: str, trace: Trace) -> Desk:
+        """The desk of a model that is asked for something."""
+        if self._draining:
+            raise _shutting_down()
+        trace.model = name
+        return self._desks[name]
+
+    def _admit(self, caller: Caller, desk: Desk, attempt: int | None) -> Lease:
+        return self.limiter.admit(caller.key_id, retry=attempt, own=caller.limits, model=desk.model.id)
 
     def _enter(self) -> None:
         self._active += 1

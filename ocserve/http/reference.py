@@ -29,7 +29,8 @@ class Reference:
         self._written: dict[tuple[ServedModel, ...], bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        models = self._service.models if Exchange.of(scope).caller is not None else ()
+        caller = Exchange.of(scope).caller
+        models = self._service.open_to(caller).models if caller is not None else ()
         if models not in self._written:
             self._written = {models: self._write(openapi.document(models, __version__))}
         await answers.whole(send, 200, self._media_type, self._written[models], (_POLICY,))
