@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.keys import Caller
-from ocserve.accounts.limits import Lease, Limiter
+from ocserve.accounts.limits import Lease, Limiter, Room
 from ocserve.accounts.offer import Offer
 from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
@@ -215,6 +215,7 @@ class Service:
         self.limiter = limiter
         self.fleet = fleet
         self._fetch = fetch
+        self._spare_slots = limits.spare_slots
         self._desks = {name: Desk(fleet.engines[name], describe, limits.queue) for name, describe in models.items()}
         self._default = next(iter(models))
         self._active = 0
@@ -270,15 +271,18 @@ class Service:
         """
         desk = self._desk(request.model, trace)
         choices = sum(each.choices for each in (request, *more))
-        desk.check_queue(choices, "prompt" if more else "n")
+        desk.check_size(choices, "prompt" if more else "n")
         lease = self._admit(caller, desk, attempt)
         self._enter()
         try:
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
             stamped = [replace(each, request_id=secrets.token_hex(12), salt=caller.salt) for each in (request, *more)]
             stamped = [await self._fetched(each, caller) for each in stamped]
+            spare = self._spare(caller)
+            lease.enter(Room(request.model, desk.most_owed, spare, choices))
+            share = desk.shares.share(caller.key_id, choices, desk.most_slots(spare))
             with desk.place(choices, sum(queued_bytes(each.prompt) for each in stamped)):
-                async with self.fleet.lease(request.model) as engine:
+                async with share, self.fleet.lease(request.model) as engine:
                     generation = await _start(engine, stamped, lease, trace)
                     begun = time.monotonic()
                     try:
@@ -304,8 +308,8 @@ class Service:
         if isinstance(question, EncodeRequest):
             lease = self._admit(caller, desk, attempt)
             return await self._asked(desk, replace(question, salt=caller.salt), caller, lease, trace)
-        desk.check_queue()
         lease = self._admit(caller, desk, attempt)
+        lease.enter(Room(question.model, desk.most_owed, self._spare(caller)))
         lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
         begun = time.monotonic()
         try:
@@ -350,6 +354,10 @@ class Service:
     def _admit(self, caller: Caller, desk: Desk, attempt: int | None) -> Lease:
         return self.limiter.admit(caller.key_id, retry=attempt, own=caller.limits, model=desk.model.id)
 
+    def _spare(self, caller: Caller) -> int:
+        """Slots of each model that no key alone may fill."""
+        return int(caller.among_others) if self._spare_slots is None else self._spare_slots
+
     def _enter(self) -> None:
         self._active += 1
         self._idle.clear()
@@ -367,6 +375,7 @@ class Service:
         except TimeoutError:
             self.fleet.refuse_waiting(_shutting_down())
             for desk in self._desks.values():
+                desk.shares.refuse_waiting(_shutting_down())
                 desk.engine.fail_all(_shutting_down())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), 1.0)

@@ -138,6 +138,13 @@ class Limits(Allowance, frozen=True):
     """Limits of each key that has none of its own. `queue` is over all keys."""
 
     queue: Annotated[Natural, Meta(description="answers that may wait for a slot, per model and over all keys")] = 64
+    spare_slots: Annotated[
+        Natural | None,
+        Meta(
+            description="slots of each model that no key alone fills, so that others' requests start at once; unset: "
+            "one as soon as there are several keys"
+        ),
+    ] = None
     models: Annotated[
         tuple[ModelLimits, ...],
         Meta(

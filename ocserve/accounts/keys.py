@@ -37,7 +37,7 @@ class Caller:
     """Someone who may call, and the one place that says what they may do.
 
     `salt` follows from the server's secret and what is known of the key, and tells nothing of either. No `models` are
-    all. `limits` and `price` are the key's own, where it has any.
+    all. `among_others` is whether there are further keys. `limits` and `price` are the key's own, where it has any.
     """
 
     key_id: str
@@ -45,6 +45,7 @@ class Caller:
     anonymous: bool
     name: str = ""
     admin: bool = False
+    among_others: bool = False
     models: tuple[str, ...] = ()
     limits: OwnLimits = AS_SETTINGS
     price: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -105,7 +106,7 @@ class KeyRing:
             raise AuthenticationFailed("This server has no API key and answers to this machine only.")
         if credential:  # 2
             if holds:
-                return self._holder
+                return replace(self._holder, among_others=self._several)
             if found is not None:
                 return self._caller(*found)
             raise AuthenticationFailed(
@@ -114,8 +115,13 @@ class KeyRing:
                 else "Incorrect API key provided."
             )
         if loopback and self._anonymous_allowed:  # 3
-            return self._anonymous
+            return replace(self._anonymous, among_others=True)
         raise AuthenticationFailed("An API key is needed: send it as `Authorization: Bearer <key>`.")
+
+    @property
+    def _several(self) -> bool:
+        kept = self._store.accepted if self._store is not None else 0
+        return kept + (self._digest is not None) > 1
 
     def _caller(self, key: Key, secret: Secret) -> Caller:
         """The holder of a key in the store, which must be good still: who presents it whole is no stranger."""
@@ -133,6 +139,7 @@ class KeyRing:
             anonymous=False,
             name=key.name,
             admin=key.scope == "admin",
+            among_others=self._several,
             models=key.models,
             limits=key.limits,
             price=key.price,

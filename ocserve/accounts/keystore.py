@@ -114,6 +114,7 @@ class _Version:
     """The file as it was read. `stamp` tells it from every other version."""
 
     keys: tuple[Key, ...] = ()
+    accepted: int = 0
     stamp: tuple[int, ...] = ()
     by_digest: dict[bytes, tuple[bytes, tuple[Key, Secret] | None]] = field(default_factory=dict, repr=False)
 
@@ -155,6 +156,11 @@ class KeyStore:
         """Whether there is a key, or was one since the server started. Raises `ConfigError` for a file that is none."""
         self._had_keys = bool(self.listed()) or self._had_keys
         return self._had_keys
+
+    @property
+    def accepted(self) -> int:
+        """How many keys the last version read has that were not revoked."""
+        return self._version.accepted
 
     def listed(self) -> tuple[Key, ...]:
         """Every key, revoked ones included, in the order of their making. Raises `ConfigError`."""
@@ -282,7 +288,12 @@ class KeyStore:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise config.ConfigError(f"{self.path} is no file of keys: {error}") from None
         entries = [(bytes.fromhex(secret.digest), (key, secret)) for key in keys for secret in key.secrets]
-        return _Version(keys, _stamp(found), {digest: (digest, found) for digest, found in entries})
+        return _Version(
+            keys,
+            sum(key.revoked is None for key in keys),
+            _stamp(found),
+            {digest: (digest, found) for digest, found in entries},
+        )
 
 
 def digest_of(text: str) -> bytes:
