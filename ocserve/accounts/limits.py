@@ -10,37 +10,42 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ocserve import config
 from ocserve.accounts.buckets import MINUTE, SECOND, Dimension, LimitState
+from ocserve.accounts.crowd import Crowd, Room, Stay
 from ocserve.accounts.keystore import AS_SETTINGS, OwnLimits
-from ocserve.accounts.line import LONGEST_TOLD, Attempt, Durations, Line, Place, Ticket
+from ocserve.accounts.line import LONGEST_TOLD, Durations, Line, Place, Ticket
 from ocserve.errors import InvalidRequest, Overloaded, RateLimited
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How many answers of a model may be generated or waited for, over all keys, and how many a request asks for.
-
-    With `spare` slots, that many or an eighth of all are for keys that have no more than that.
-    """
-
-    model: str
-    slots: int
-    spare: int = 0
-    width: int = 1
 
 
 class Lease:
     """An admitted request: it holds one request and one slot of its key, from `enter` on a place at its model, and
     from `reserve` on its tokens."""
 
-    def __init__(self, limiter: Limiter, places: tuple[Place, ...], attempt: Attempt) -> None:
+    def __init__(self, limiter: Limiter, places: tuple[Place, ...], attempt: int | None) -> None:
         self._limiter = limiter
         self._places = places
         self._attempt = attempt
+        self._stay: Stay | None = None
         self._over = False
+
+    def enter(self, room: Room, key_id: str) -> None:
+        """Take a place among all who use a model, or raise `Overloaded`, which gives everything back."""
+        assert not self._over
+        self._limiter.tick(*(place.line for place in self._places))
+        found = self._limiter.crowds[room.model].enter(room, key_id, self._attempt, self._limiter.now_ns)
+        if isinstance(found, Stay):
+            self._stay = found
+            return
+        self._give_back()
+        told_s = (found // 1_000_000 + 1) / 1000  # never early
+        raise Overloaded(
+            f"{room.slots} answers of {room.model} are generated or waited for, which is all that may be. "
+            f"Please try again in {told_s} s.",
+            retry_after_s=told_s,
+        )
 
     def reserve(self, tokens: int, param: str = "max_tokens") -> None:
         """Hold the most tokens that the request can use. A refusal gives everything back and ends the lease.
@@ -66,22 +71,6 @@ class Lease:
         for place in self._places:
             place.line.hold(place, tokens)
 
-    def enter(self, room: Room) -> None:
-        """Take a place among all who use a model, or raise `Overloaded`, which gives everything back."""
-        crowd = self._limiter.crowd(room)
-        self._limiter.tick(*(place.line for place in self._places))
-        claim = _Claim.of(crowd, replace(self._attempt, width=room.width))
-        if claim.wait_ns:
-            promises = [(place.line, place.reserved) for place in self._places]
-            self._give_back()
-            told_s = _promised_s(claim.wait_ns, [*promises, (crowd, claim.give_up())], self._attempt)
-            raise Overloaded(
-                f"{room.slots} answers of {room.model} are generated or waited for, which is all that may be. "
-                f"Please try again in {told_s} s.",
-                retry_after_s=told_s,
-            )
-        self._places += (crowd.begin(claim.attempt, claim.ticket),)
-
     def settle(self, used_tokens: int) -> None:
         """End the lease and give back what was reserved and not used. Only the first call counts."""
         if self._over:
@@ -90,9 +79,15 @@ class Lease:
         self._limiter.tick(*(place.line for place in self._places))
         for place in self._places:
             place.line.end(place, used_tokens)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._stay is not None:
+            self._stay.crowd.leave(self._stay, self._limiter.now_ns)
 
     def _give_back(self) -> None:
         self._over = True
+        self._leave()
         for place in self._places:
             place.line.undo(place)
 
@@ -102,20 +97,19 @@ class _Claim:
     """What an attempt finds in one line: the ticket that it may use, whether it is its own, and how long to wait."""
 
     line: Line
-    attempt: Attempt
     ticket: Ticket | None
     own: bool
     wait_ns: int
 
     @staticmethod
-    def of(line: Line, attempt: Attempt) -> _Claim:
+    def of(line: Line, attempt: int | None) -> _Claim:
         ticket = line.claim(attempt)
-        own = ticket is not None and ticket.belongs_to(attempt)
-        refusals = (ticket.refusals if ticket is not None and own else attempt.number or 0) + 1
-        wait_ns = line.admission_wait_ns(attempt, ticket, refusals)
+        own = ticket is not None and ticket.attempt == attempt
+        refusals = (ticket.refusals if ticket is not None and own else attempt or 0) + 1
+        wait_ns = line.admission_wait_ns(ticket, refusals)
         if wait_ns and not own:  # somebody else's, lapsed: it stays for the next one
-            return _Claim(line, attempt, None, False, line.admission_wait_ns(attempt, None, refusals))
-        return _Claim(line, attempt, ticket, own, wait_ns)
+            return _Claim(line, None, False, line.admission_wait_ns(None, refusals))
+        return _Claim(line, ticket, own, wait_ns)
 
     def give_up(self) -> int:
         """Hand the own ticket back, for another one at another time; the tokens that it was for."""
@@ -132,10 +126,11 @@ class Limiter:
         self._defaults = AS_SETTINGS.over(limits)
         self._of_models = {each.model: AS_SETTINGS.over(each) for each in limits.models}
         self._clock = clock
-        self._durations: defaultdict[tuple[bool, str], Durations] = defaultdict(Durations)  # by kind of line and model
+        self._durations: defaultdict[str, Durations] = defaultdict(Durations)  # by model, and of all
         self._reading_ns = round(clock() * SECOND)
-        self._now_ns = 0
+        self.now_ns = 0  # our own time, as of the last tick
         self._swept_ns = 0
+        self.crowds: defaultdict[str, Crowd] = defaultdict(Crowd)  # by model
         self._lines: dict[tuple[str, str], Line] = {}  # by key and model, and of a key with no model
 
     def admit(
@@ -146,20 +141,12 @@ class Limiter:
         `retry` is how often the client says it has been refused before (0 is a first attempt), None if it does not say.
         `own` are the key's own limits.
         """
-        attempt = Attempt(key_id, retry)
-        claims = [_Claim.of(line, attempt) for line in self._lines_of(key_id, own, model)]
+        claims = [_Claim.of(line, retry) for line in self._lines_of(key_id, own, model)]
         longest = max(claims, key=lambda claim: claim.wait_ns)
         if longest.wait_ns:
-            told_s = _promised_s(longest.wait_ns, [(claim.line, claim.give_up()) for claim in claims], attempt)
+            told_s = _promised_s(longest.wait_ns, [(claim.line, claim.give_up()) for claim in claims], retry)
             raise _limited(longest.line.admission_limit(), "requests", told_s)
-        return Lease(self, tuple(claim.line.begin(claim.attempt, claim.ticket) for claim in claims), attempt)
-
-    def crowd(self, room: Room) -> Line:
-        """The line of a model, for all keys, up to date."""
-        self._sweep()
-        line = self._line(("", room.model), room.model, config.Allowance(concurrent_requests=room.slots))
-        line.spare = min(max(room.spare, room.slots // 8), room.slots - 1) if room.spare else 0
-        return line
+        return Lease(self, tuple(claim.line.begin(claim.ticket) for claim in claims), retry)
 
     def snapshot(self, key_id: str, own: OwnLimits = AS_SETTINGS, model: str | None = None) -> LimitState:
         """What a client with no ticket finds now."""
@@ -173,10 +160,10 @@ class Limiter:
     def tick(self, *lines: Line) -> None:
         """Bring lines up to date, by our own time, which ignores a clock that jumps back."""
         reading = round(self._clock() * SECOND)
-        self._now_ns += max(0, reading - self._reading_ns)
+        self.now_ns += max(0, reading - self._reading_ns)
         self._reading_ns = reading
         for line in lines:
-            line.advance(self._now_ns)
+            line.advance(self.now_ns)
 
     def _lines_of(self, key_id: str, own: OwnLimits, model: str | None) -> list[Line]:
         """The lines that a request stands in, up to date."""
@@ -189,16 +176,16 @@ class Limiter:
     def _line(self, name: tuple[str, str], subject: str, limits: config.Allowance) -> Line:
         line = self._lines.get(name)
         if line is None:
-            line = self._lines[name] = Line(subject, limits, self._durations[name[0] == "", name[1]], self._now_ns)
-        line.advance(self._now_ns)
+            line = self._lines[name] = Line(subject, limits, self._durations[name[1]], self.now_ns)
+        line.advance(self.now_ns)
         line.allow(limits)
         return line
 
     def _sweep(self) -> None:
         """Once a minute forget idle keys."""
         self.tick()
-        if self._now_ns - self._swept_ns >= MINUTE:
-            self._swept_ns = self._now_ns
+        if self.now_ns - self._swept_ns >= MINUTE:
+            self._swept_ns = self.now_ns
             self.tick(*self._lines.values())
             self._lines = {name: line for name, line in self._lines.items() if not line.idle}
 
@@ -208,7 +195,7 @@ def _least(states: list[Dimension | None]) -> Dimension | None:
     return min(known, key=lambda state: (state.remaining, -state.full_in_ns), default=None)
 
 
-def _promised_s(wait_ns: int, lines: list[tuple[Line, int]], attempt: Attempt) -> float:
+def _promised_s(wait_ns: int, lines: list[tuple[Line, int]], attempt: int | None) -> float:
     """Promise a place in each of `lines`, with so many tokens, `wait_ns` from now; when to come for it, in seconds."""
     promised = [line.promise(wait_ns, attempt, tokens) for line, tokens in lines]
     # Whoever would not wait so long comes at the latest that they obey, and is told the rest.

@@ -56,8 +56,7 @@ class Durations:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A promise: one request, one slot and `tokens` tokens at `due_ns`, to a client of `holder` told to come at
-    `told_ns`.
+    """A promise: one request, one slot and `tokens` tokens at `due_ns`, to a client told to come at `told_ns`.
 
     `attempt` is the number the client will come with, None if it does not number its attempts.
     """
@@ -66,15 +65,10 @@ class Ticket:
     told_ns: int
     due_ns: int
     tokens: int
-    holder: str
 
     def lapsed(self, now_ns: int) -> bool:
         """Whether anyone may have it."""
         return now_ns > self.due_ns + _GRACE
-
-    def belongs_to(self, attempt: Attempt) -> bool:
-        """Whether it was given to whoever makes this attempt, as far as can be told."""
-        return self.attempt == attempt.number and self.holder == attempt.holder
 
     @property
     def refusals(self) -> int:
@@ -82,35 +76,23 @@ class Ticket:
         return self.attempt or 1
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Who asks for a place: the key, how often this request was refused before (None: it does not say), and for how
-    many slots."""
-
-    holder: str
-    number: int | None = None
-    width: int = 1
-
-
 @dataclass(eq=False, slots=True)
 class Place:
-    """A request that runs, or is about to: it holds one request, its slots and `reserved` tokens of a line."""
+    """A request that runs, or is about to: it holds one request, one slot and `reserved` tokens of a line."""
 
     line: Line
-    attempt: Attempt
     begun_ns: int
     reserved: int = 0
 
 
 class Line:
-    """The state of what has limits, a key, one model of a key, or a model: quotas, places taken, and the tickets out.
+    """One limit holder's state, a key's or that of one model of a key: quotas, places taken, and the tickets out.
 
-    `subject` names it in refusals. Of a line that keys share, `spare` slots are for keys that have no more than that.
+    `subject` names it in refusals.
     """
 
     def __init__(self, subject: str, limits: config.Allowance, durations: Durations, now_ns: int) -> None:
-        self.subject = subject
-        self.spare = 0
+        self._subject = subject
         self._limits = limits
         self.requests = Quota("requests", limits.requests_per_minute, limits.requests_per_day)
         self.tokens = Quota("tokens", limits.tokens_per_minute, limits.tokens_per_day)
@@ -146,9 +128,9 @@ class Line:
         """What a client with no ticket finds now."""
         return LimitState(self.requests.state(len(self.tickets)), self.tokens.state(self.promised_tokens()))
 
-    def begin(self, attempt: Attempt, ticket: Ticket | None) -> Place:
-        """Take one request, its slots and what the ticket has promised, which is then served."""
-        place = Place(self, attempt, self._now_ns)
+    def begin(self, ticket: Ticket | None) -> Place:
+        """Take one request, one slot and what the ticket has promised, which is then served."""
+        place = Place(self, self._now_ns)
         if ticket is not None:
             self.tickets.remove(ticket)
             place.reserved = ticket.tokens
@@ -182,43 +164,33 @@ class Line:
     def promised_tokens(self) -> int:
         return sum(ticket.tokens for ticket in self.tickets)
 
-    def claim(self, attempt: Attempt) -> Ticket | None:
+    def claim(self, attempt: int | None) -> Ticket | None:
         """The ticket that this attempt may use: one of its own, or else a lapsed one (rules 1 and 4)."""
         now = self._now_ns
-        own = [ticket for ticket in self.tickets if ticket.belongs_to(attempt) and ticket.told_ns <= now]
+        own = [ticket for ticket in self.tickets if ticket.attempt == attempt and ticket.told_ns <= now]
         candidates = own or [ticket for ticket in self.tickets if ticket.lapsed(now)]
         return min(candidates, key=lambda ticket: ticket.due_ns, default=None)
 
-    def admission_wait_ns(self, attempt: Attempt, ticket: Ticket | None, refusals: int) -> int:
+    def admission_wait_ns(self, ticket: Ticket | None, refusals: int) -> int:
         """0 if a request may pass now, by its ticket or without one (rules 2 and 3); else how long until it may."""
         if ticket is None:
-            return max(self.requests.wait_ns(1 + len(self.tickets)), self._slot_wait_ns(attempt, refusals))
+            return max(self.requests.wait_ns(1 + len(self.tickets)), self._slot_wait_ns(refusals))
         if ticket.due_ns > self._now_ns:
             return ticket.due_ns - self._now_ns
         slots = self._limits.concurrent_requests
-        if ticket.lapsed(self._now_ns) and (slots is None or self._taken + attempt.width <= slots - self.spare):
+        if ticket.lapsed(self._now_ns) and (slots is None or len(self.running) < slots):
             return self.requests.wait_ns(1)
-        return max(self.requests.wait_ns(1), self._slot_wait_ns(attempt, refusals))
+        return max(self.requests.wait_ns(1), self._slot_wait_ns(refusals))
 
-    @property
-    def _taken(self) -> int:
-        return sum(place.attempt.width for place in self.running)
-
-    def _is_small(self, attempt: Attempt) -> bool:
-        """Whether a key has so little here that what is spare is for it."""
-        own = sum(place.attempt.width for place in self.running if place.attempt.holder == attempt.holder)
-        return own + attempt.width <= self.spare
-
-    def _slot_wait_ns(self, attempt: Attempt, refusals: int) -> int:
+    def _slot_wait_ns(self, refusals: int) -> int:
         """How long someone refused that often, this time included, waits for a slot: 0, or an estimate (rule 5).
 
         Plays the future: what runs ends, and those with tickets as good take a slot each when their turn comes.
         """
         slots = self._limits.concurrent_requests
-        if slots is None or (self._taken + attempt.width <= slots and self._is_small(attempt)):
+        if slots is None:
             return 0
-        slots -= self.spare
-        ages = [self._now_ns - place.begun_ns for place in self.running for _ in range(place.attempt.width)]
+        ages = [self._now_ns - place.begun_ns for place in self.running]
         caution = _CAUTION if refusals == 1 else _CAUTION_AGAIN
         lasts = int(self._durations.mean_ns(ages)) * caution
         rivals = [ticket for ticket in self.tickets if ticket.refusals >= refusals and not ticket.lapsed(self._now_ns)]
@@ -232,25 +204,24 @@ class Line:
         )
         # A request that outlasts the plan is taken to go on for a quarter of its age.
         free_in = [max(lasts - age, age // 4, 1) for age in ages]
-        unused = max(0, slots - len(ages))  # fewer than none where the limit was lowered or what is spare is taken
-        taken = [lasts] * attempt.width + [0] * (unused - attempt.width)
-        if unused >= attempt.width and _served_in_time(kept, [*taken, *free_in], lasts):
+        unused = max(0, slots - len(ages))  # fewer than none where the limit has just been lowered
+        if unused and _served_in_time(kept, [lasts, *[0] * (unused - 1), *free_in], lasts):
             return 0
         free_in += [0] * unused
-        free_in = sorted(free_in)[max(0, len(free_in) - slots) :]
+        free_in = sorted(free_in)[len(free_in) - slots :]
         heapq.heapify(free_in)
         for turn in turns:
             heapq.heapreplace(free_in, max(free_in[0], turn) + lasts)
         # Caution alone must not make a wait so long that clients give up.
         return max(1, min(free_in[0], max(LONGEST_TOLD, free_in[0] // caution)))
 
-    def promise(self, wait_ns: int, attempt: Attempt, tokens: int) -> bool:
+    def promise(self, wait_ns: int, attempt: int | None, tokens: int) -> bool:
         """Give out a ticket for `wait_ns` from now if a client would wait for it; whether that was done."""
-        if wait_ns > LONGEST_TOLD * (2 if attempt.number == 0 else 1) or len(self.tickets) >= _MOST_TICKETS:
+        if wait_ns > LONGEST_TOLD * (2 if attempt == 0 else 1) or len(self.tickets) >= _MOST_TICKETS:
             return False
-        following = None if attempt.number is None else attempt.number + 1
+        following = None if attempt is None else attempt + 1
         told_ns = self._now_ns + min(wait_ns, LONGEST_TOLD)
-        self.tickets.append(Ticket(following, told_ns, self._now_ns + wait_ns, tokens, attempt.holder))
+        self.tickets.append(Ticket(following, told_ns, self._now_ns + wait_ns, tokens))
         return True
 
     def admission_limit(self) -> str:
@@ -260,18 +231,18 @@ class Line:
             limit = self.requests.missing(wanted)
         else:
             limit = f"{self._limits.concurrent_requests} requests at the same time"
-        return f"The limit of {self.subject} is {limit}."
+        return f"The limit of {self._subject} is {limit}."
 
     def tokens_limit(self, tokens: int) -> str:
         """Why a request may not have that many more tokens, in words."""
-        return f"The limit of {self.subject} is {self.tokens.missing(tokens + self.promised_tokens())}."
+        return f"The limit of {self._subject} is {self.tokens.missing(tokens + self.promised_tokens())}."
 
     def never(self, tokens: int) -> str | None:
         """The limit that lets no request have that many tokens, in words; None if there is none."""
         least = self.tokens.most
         if least is None or least.limit is None or tokens <= least.limit:
             return None
-        return f"the limit of {self.subject} is {self.tokens.named(least)}"
+        return f"the limit of {self._subject} is {self.tokens.named(least)}"
 
 
 def _served_in_time(turns: list[int], free_in: list[int], lasts: int) -> bool:

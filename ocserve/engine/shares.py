@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from ocserve.errors import ApiError
@@ -59,7 +59,8 @@ class Shares:
             if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
                 self._give_back(key_id, waiter.slots)  # its client went in the moment of its turn
             else:
-                self._waiting[key_id].remove(waiter)
+                with suppress(KeyError, ValueError):  # whoever gave back before has passed it over already
+                    self._waiting[key_id].remove(waiter)
                 self._wake(key_id)
             raise
 
