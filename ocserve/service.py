@@ -280,7 +280,7 @@ class Service:
             stamped = [replace(each, request_id=secrets.token_hex(12), salt=caller.salt) for each in (request, *more)]
             stamped = [await self._fetched(each, caller) for each in stamped]
             spare = self._spare(caller)
-            lease.enter(Room(request.model, desk.most_owed, spare, choices), caller.key_id)
+            lease.enter(Room(request.model, desk.most_owed, desk.returning, spare, choices), caller.key_id)
             share = desk.shares.share(caller.key_id, choices, desk.most_slots(spare))
             with desk.place(choices, sum(queued_bytes(each.prompt) for each in stamped)):
                 async with share, self.fleet.lease(request.model) as engine:
@@ -310,7 +310,7 @@ class Service:
             lease = self._admit(caller, desk, attempt)
             return await self._asked(desk, replace(question, salt=caller.salt), caller, lease, trace)
         lease = self._admit(caller, desk, attempt)
-        lease.enter(Room(question.model, desk.most_owed, self._spare(caller)), caller.key_id)
+        lease.enter(Room(question.model, desk.most_owed, desk.returning, self._spare(caller)), caller.key_id)
         lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
         begun = time.monotonic()
         try:

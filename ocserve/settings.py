@@ -137,7 +137,10 @@ class ModelLimits(Allowance, frozen=True, kw_only=True):
 class Limits(Allowance, frozen=True):
     """Limits of each key that has none of its own. `queue` is over all keys."""
 
-    queue: Annotated[Natural, Meta(description="answers that may wait for a slot, per model and over all keys")] = 64
+    queue: Annotated[
+        Natural,
+        Meta(description="answers that may wait for a slot, per model; the last few are for who was told to come back"),
+    ] = 64
     spare_slots: Annotated[
         Natural | None,
         Meta(

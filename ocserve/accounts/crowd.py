@@ -36,11 +36,13 @@ _LEAST_PACE = 0.3
 class Room:
     """How many answers of a model may be generated or waited for, and how many a request asks for.
 
-    With `spare` slots, that many or an eighth of all are for keys that have no more than that.
+    With `spare` slots, that many or an eighth of all are for keys that have no more than that. The last `returning` are
+    for holders of tickets: a moment in the queue makes a promise good that chance would break.
     """
 
     model: str
     slots: int
+    returning: int = 0
     spare: int = 0
     width: int = 1
 
@@ -117,7 +119,7 @@ class Crowd:
         own = sum(stay.width for stay in self._stays if stay.holder == holder) + room.width
         if free >= 0 and own <= spare:
             return True  # 5
-        return free - spare >= (0 if has_ticket else self._kept(now_ns))
+        return free - spare >= (0 if has_ticket else room.returning + self._kept(now_ns))
 
     def _kept(self, now_ns: int) -> int:
         """Slots for those whose tickets are due (rule 2): half a request's time is how long one would be missed."""
@@ -127,8 +129,8 @@ class Crowd:
 
     def _wait_ns(self, room: Room, now_ns: int, *, has_ticket: bool) -> int:
         """When a slot will be free for one more (rule 3); who had a ticket comes before all others."""
-        pace = max(_LEAST_PACE, 1 - _CHANCE / math.sqrt(room.slots))
-        turn_ns = int(self._mean_ns(now_ns) / room.slots / pace)
+        pace = max(_LEAST_PACE, 1 - _CHANCE / math.sqrt(room.slots - room.returning))
+        turn_ns = int(self._mean_ns(now_ns) / (room.slots - room.returning) / pace)
         soonest = turn_ns * room.width
         if has_ticket or not self._tickets:
             return max(1, soonest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,11 @@ class Desk:
     def most_owed(self) -> int:
         """Answers that are generated, and those that may wait."""
         return self.model.parallel + self._queue_limit
+
+    @property
+    def returning(self) -> int:
+        """Places at the end of the queue for those who come back as they were told."""
+        return min(self._queue_limit, math.isqrt(self.model.parallel))
 
     def most_slots(self, spare: int) -> int:
         """How many slots one key may fill where `spare` of them are left to others; all, where that would be none."""

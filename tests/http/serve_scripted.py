@@ -1,6 +1,6 @@
 """A server over a scripted engine as a process of its own: `python -m tests.http.serve_scripted '<json>'`.
 
-Prints its port. The JSON may have `server` settings, `script` fields, `model` fields, and `key`.
+Prints its port. The JSON may have `server` and `limits` settings, `script` and `model` fields, `key` and `keys_file`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from msgspec import convert, to_builtins
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.keys import KeyRing
+from ocserve.accounts.keystore import KeyStore
 from ocserve.http.application import build
 from ocserve.http.server import serve
 from ocserve.modelcard import ServedModel
@@ -26,11 +28,12 @@ from tests.scripted import Script, ScriptedEngine, alone
 async def main(options: dict[str, Any]) -> None:
     script = options.get("script", {})
     engine = ScriptedEngine(Script(**{**script, "tokens": tuple(script.get("tokens", ["Hello", "!"]))}))
-    limits = config.Limits()
+    limits = config.Limits(**options.get("limits", {}))
     model = convert({**to_builtins(MODEL), **options.get("model", {})}, ServedModel)
     service = alone(engine, model, limits)
     settings = replace(config.Server(), **{"port": 0, **options.get("server", {})})
-    app = build(service, KeyRing(options.get("key"), config.Auth()), settings)
+    store = KeyStore(Path(options["keys_file"])) if "keys_file" in options else None
+    app = build(service, KeyRing(options.get("key"), config.Auth(), store=store), settings)
     await serve(app, settings, lambda url: print(url.rpartition(":")[2], flush=True), service.drain)
 
 
