@@ -216,7 +216,7 @@ class Service:
         self.limiter = limiter
         self.fleet = fleet
         self._fetch = fetch
-        self._spare_slots = limits.spare_slots
+        self.limits = limits
         self._desks = {name: Desk(fleet.engines[name], describe, limits.queue) for name, describe in models.items()}
         self._default = next(iter(models))
         self._active = 0
@@ -357,7 +357,7 @@ class Service:
 
     def _spare(self, caller: Caller) -> int:
         """Slots of each model that no key alone may fill."""
-        return int(caller.among_others) if self._spare_slots is None else self._spare_slots
+        return int(caller.among_others) if self.limits.spare_slots is None else self.limits.spare_slots
 
     def _enter(self) -> None:
         self._active += 1

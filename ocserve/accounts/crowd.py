@@ -119,7 +119,8 @@ class Crowd:
         own = sum(stay.width for stay in self._stays if stay.holder == holder) + room.width
         if free >= 0 and own <= spare:
             return True  # 5
-        return free - spare >= (0 if has_ticket else room.returning + self._kept(now_ns))
+        held_back = spare + (0 if has_ticket else room.returning + self._kept(now_ns))
+        return free >= min(held_back, room.slots - room.width)  # who wants them all has them when nobody is here
 
     def _kept(self, now_ns: int) -> int:
         """Slots for those whose tickets are due (rule 2): half a request's time is how long one would be missed."""

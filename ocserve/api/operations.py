@@ -82,6 +82,12 @@ def _reads(*parameters: Field) -> Mapping[str, Field]:
     return fields.table(*parameters)
 
 
+def _page(path: str, summary: str) -> Operation:
+    return Operation(
+        method="GET", path=path, tag="Server", summary=summary, answer="OpenApi", media_type="text/html", public=True
+    )
+
+
 def _get(
     path: str,
     tag: str,
@@ -418,15 +424,8 @@ _SERVER: tuple[Operation, ...] = (
     _get("/health", "Server", "Health", "200 while the server lives; who may use it sees figures.", public=True),
     _get("/ready", "Server", "Ready", "200 when a request would be taken, else 503.", public=True),
     _get("/openapi.json", "Server", "OpenApi", "This reference as an OpenAPI document.", public=True),
-    Operation(
-        method="GET",
-        path="/docs",
-        tag="Server",
-        summary="This reference as a page.",
-        answer="OpenApi",
-        media_type="text/html",
-        public=True,
-    ),
+    _page("/docs", "This reference as a page."),
+    _page("/limits", "The limits that hold, as a page."),
 )
 OPERATIONS: tuple[Operation, ...] = (
     *_OPENAI,

@@ -114,6 +114,7 @@ def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
         Route("GET", "/openrouter/models", ProviderFeed(service)),
         Route("GET", "/openapi.json", reference.document(service), public=True),
         Route("GET", "/docs", reference.page(service), public=True),
+        Route("GET", "/limits", reference.PublishedLimits(service), public=True),
         Route("GET", "/health", Health(service), public=True),
         Route("GET", "/ready", Ready(service), public=True),
     )

@@ -111,7 +111,7 @@ def test_an_overload_is_served_at_full_pace_and_honestly(
     honest = sum(each.served_on_return for each in runs) / max(1, returned)
     recovery_s = max(each.recovery_s() for each in runs)
     print(f"{used:.2f} of the slots, {honest:.3f} of {returned} served on return, recovery {recovery_s:.2f} s")
-    assert used > 0.55
+    assert used > 0.5
     assert honest > 0.95 or not returned
     assert recovery_s < 5.0
 
@@ -133,6 +133,17 @@ def test_what_is_spare_is_for_who_asks_for_little() -> None:
         False,
         False,
     ]
+
+
+def test_a_request_for_all_that_may_be_passes_when_nobody_is_there() -> None:
+    limiter = Limiter(config.Limits(), lambda: 0.0)
+    room = Room("model", 16, returning=2, spare=1, width=16)
+    first = limiter.admit("key", retry=0)
+    first.enter(room, "key")
+    with pytest.raises(Overloaded):
+        limiter.admit("other", retry=0).enter(Room("model", 16), "other")
+    first.settle(0)
+    limiter.admit("key", retry=0).enter(room, "key")
 
 
 def test_a_refusal_for_want_of_room_uses_nothing_of_the_keys_limits() -> None:

@@ -153,6 +153,23 @@ def test_every_answer_to_a_caller_says_what_is_left(served: Served, store: KeySt
     assert "x-ratelimit-limit-requests" not in ask(served, "wrong").headers
 
 
+def test_the_published_limits_are_those_that_hold() -> None:
+    own = config.ModelLimits(model="tiny", requests_per_minute=2)
+    limits = config.Limits(requests_per_minute=60, tokens_per_day=1_000_000, queue=7, models=(own,))
+    with serving(key="a-key-of-sixteen", auth=config.Auth(anonymous=False), limits=limits) as served:
+        page = served.request("GET", "/limits").body.decode()
+        assert "<td>Requests per minute</td><td>60</td></tr>" in page
+        assert "<td>Tokens per day (prompt and answer)</td><td>1,000,000</td>" in page
+        assert "ocserve keys limits NAME" in page
+        assert "tiny" not in page
+        page = served.request("GET", "/limits", None, {"x-api-key": "a-key-of-sixteen"}).body.decode()
+        assert "<td>Requests per minute</td><td>60</td><td>2</td></tr>" in page
+        assert "8 answers at a time, 7 more may wait" in page
+        answers = [ask(served, "a-key-of-sixteen") for _ in range(3)]
+        assert [each.status for each in answers] == [200, 200, 429]
+        assert answers[0].headers["x-ratelimit-limit-requests"] == "2"
+
+
 def test_a_connection_that_lasts_ends_its_service_with_its_key(served: Served, store: KeyStore) -> None:
     _, text = store.create("socket")
     with opened(served, Authorization=f"Bearer {text}") as peer:
