@@ -20,6 +20,7 @@ from ocserve import config, headstart
 from ocserve.accounts import pricing
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing, lasting_secret
+from ocserve.accounts.keystore import KeyStore
 from ocserve.accounts.ledger import Ledger, LedgerError
 from ocserve.accounts.limits import Limiter
 from ocserve.catalog import cards, planning
@@ -94,10 +95,13 @@ async def running(
     """
     tree = settings.config
     key = config.resolve_key(tree.auth)
-    refuse_exposure(tree.server, has_key=key is not None)
+    store = KeyStore(config.keys_file(tree.auth))
+    has_key = key is not None or store.has_keys
+    refuse_exposure(tree.server, has_key=has_key)
     stores = tree.engine.prefix_cache and tree.cache.disk_bytes
     secret = lasting_secret(config.cache_directory(tree.cache)) if stores else None
     installed = by_name(models)
+    refuse_limits(tree.limits, installed)
     for model in models:
         if model is models[0] or model.header.pooling == "none":  # a longest input is lowered, a conversation is not
             refuse_context(tree.engine, model, model.header.context_length)
@@ -107,7 +111,7 @@ async def running(
     projectors = find_projectors(tree, installed)
     fits = plans(tree, installed, gpus, projectors)
     fleet = build_fleet(tree, installed, fits, gpus, environment, projectors, spare)
-    billing = open_billing(tree, has_key=key is not None)
+    billing = open_billing(tree, has_key=has_key)
     try:
         facts = await fleet.open(default.name)
         refuse_context(tree.engine, default, facts.trained_context)
@@ -117,7 +121,7 @@ async def running(
         }
         service = Service(fleet, described, Limiter(tree.limits), tree.limits, ImageFetcher(tree.images), billing)
         edge = sized(tree.server, reads_images=bool(projectors))
-        asgi = application.build(service, KeyRing(key, tree.auth, secret), edge)
+        asgi = application.build(service, KeyRing(key, tree.auth, secret, store), edge)
         yield Daemon(facts, service, asgi, edge)
     finally:
         await fleet.close()
@@ -356,6 +360,21 @@ def _of_chat(installed: Installed, facts: EngineFacts | None) -> tuple[Capabilit
     return ("tools", "reasoning") if thinks else ("tools",)
 
 
+def refuse_limits(limits: config.Limits, installed: Mapping[str, Installed]) -> None:
+    """Limits of a model that is not served would quietly limit nothing; raises `ConfigError`."""
+    for each in limits.models:
+        if each.model not in installed:
+            raise config.ConfigError(
+                f"limits.models has limits for {each.model}, which is not served.",
+                hint=f"Served are: {', '.join(installed)}.",
+            )
+
+
+def has_key(auth: config.Auth) -> bool:
+    """Whether callers can have a key; raises `ConfigError` for one that cannot be used."""
+    return config.resolve_key(auth) is not None or KeyStore(config.keys_file(auth)).has_keys
+
+
 def refuse_exposure(server_settings: config.Server, *, has_key: bool) -> None:
     """Without a key nobody but this machine may reach the server; raises `ConfigError` with what to do."""
     if has_key:
@@ -370,7 +389,7 @@ def refuse_exposure(server_settings: config.Server, *, has_key: bool) -> None:
     if reasons:
         raise config.ConfigError(
             f"Refusing to serve without a key: {'; '.join(reasons)}.",
-            hint="Set OCSERVE_API_KEY to a secret of at least 16 characters (or auth.key_file), or bind 127.0.0.1.",
+            hint="Make one with `ocserve keys create --name NAME`, or set OCSERVE_API_KEY, or bind 127.0.0.1.",
         )
 
 

@@ -26,6 +26,7 @@ from msgspec import Meta
 from ocserve.settings import IMAGE_BODY_BYTES as IMAGE_BODY_BYTES
 from ocserve.settings import SECRETS as SECRETS
 from ocserve.settings import TEXT_BODY_BYTES as TEXT_BODY_BYTES
+from ocserve.settings import Allowance as Allowance
 from ocserve.settings import Auth as Auth
 from ocserve.settings import Billing as Billing
 from ocserve.settings import Cache as Cache
@@ -36,6 +37,7 @@ from ocserve.settings import Ledger as Ledger
 from ocserve.settings import Limits as Limits
 from ocserve.settings import Log as Log
 from ocserve.settings import Model as Model
+from ocserve.settings import ModelLimits as ModelLimits
 from ocserve.settings import Server as Server
 from ocserve.settings import Store as Store
 from ocserve.settings import masked as masked
@@ -235,10 +237,19 @@ def _is_tuple(setting: Setting) -> bool:
     return get_origin(get_args(setting.type)[0]) is tuple
 
 
+def _is_table(item: Any) -> bool:
+    return isinstance(item, type) and issubclass(item, msgspec.Struct)
+
+
 def _split(setting: Setting, text: str) -> object:
-    """A list is written with commas in the environment."""
+    """A list is written with commas in the environment, one of tables as JSON."""
     if not _is_tuple(setting):
         return text
+    if _is_table(get_args(get_args(setting.type)[0])[0]):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return text  # the conversion says what is expected
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
@@ -269,6 +280,9 @@ def _expected(annotation: Any) -> str:
     if types.NoneType in get_args(kind):
         return _expected(get_args(kind)[0])
     if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        if _is_table(item):
+            return f"tables with {', '.join(item.__struct_fields__)} (in the environment: a JSON list of objects)"
         return "a list of texts, none of them empty"
     if kind not in (int, float):
         return {bool: "true or false", Path: "a path"}.get(kind, "text that is not empty")
@@ -312,6 +326,13 @@ def ledger_file(ledger: Ledger) -> Path:
     from platformdirs import user_data_path  # not needed for `--help`
 
     return (ledger.directory or user_data_path("ocserve", appauthor=False)) / "ledger.db"
+
+
+def keys_file(auth: Auth) -> Path:
+    """The file of the keys that `ocserve keys` makes."""
+    from platformdirs import user_data_path  # not needed for `--help`
+
+    return auth.keys_file or user_data_path("ocserve", appauthor=False) / "keys.json"
 
 
 def engine_environment() -> dict[str, str]:

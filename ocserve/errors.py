@@ -6,6 +6,8 @@
     │   ├── InputTooLong          400  the same of a text that is to be embedded or compared
     │   └── RequestQuarantined    400  this request was in flight at two engine crashes
     ├── AuthenticationFailed      401
+    │   ├── KeyExpired            401  told to the key's holder only
+    │   └── KeyRevoked            401  likewise
     ├── Forbidden                 403  origin, proxy or scope
     ├── NotFound                  404  unknown route
     │   └── ModelNotFound         404
@@ -22,6 +24,7 @@
     ├── EngineCrashed             500  native code died under this request
     ├── EngineFailed              500  the engine could not go on with this sequence
     ├── EngineUnavailable         503  no engine is ready, and none came in time
+    ├── KeysUnavailable           503  the file of keys cannot be read, so nobody is let in
     └── LedgerUnavailable         503  what is used cannot be recorded, so nothing is taken on
 
 An error is named by its cause and carries what a renderer needs, none of HTTP's objects. Messages are written by us
@@ -148,8 +151,20 @@ class AuthenticationFailed(ApiError):
     code = "invalid_api_key"
 
 
+class KeyExpired(AuthenticationFailed):
+    """A key that was valid once, presented whole."""
+
+    code = "api_key_expired"
+
+
+class KeyRevoked(AuthenticationFailed):
+    """A key that was taken back or replaced, presented whole."""
+
+    code = "api_key_revoked"
+
+
 class Forbidden(ApiError):
-    """The caller may not do this from here (browser origin, proxy without a key)."""
+    """The caller may not do this, or not from here (scope, browser origin, proxy without a key)."""
 
     status = 403
     type = "invalid_request_error"
@@ -257,6 +272,14 @@ class EngineFailed(ApiError):
     """The engine could not continue this sequence (invalid logits, decode failure); others go on."""
 
     code = "engine_failed"
+
+
+class KeysUnavailable(ApiError):
+    """Who may call is not known; to let anybody in would let in whoever was shut out."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "keys_unavailable"
 
 
 class EngineUnavailable(ApiError):

@@ -21,15 +21,17 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.billing import Bill, Billing
+from ocserve.accounts.crowd import Room
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
+from ocserve.accounts.offer import Offer
 from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.flights import numbered, unfinished
 from ocserve.engine.handle import Engine
 from ocserve.engine.sizes import check_chances, image_count, least_tokens, queued_bytes
 from ocserve.engine.wire import Prepared
-from ocserve.errors import ApiError, EngineUnavailable, InternalError, InvalidRequest, ModelNotFound, Overloaded
+from ocserve.errors import ApiError, EngineUnavailable, InternalError, Overloaded
 from ocserve.generation import (
     Answer,
     ChatPrompt,
@@ -224,6 +226,7 @@ class Service:
         self.limiter = limiter
         self.fleet = fleet
         self._fetch = fetch
+        self.limits = limits
         self._desks = {name: Desk(fleet.engines[name], describe, limits.queue) for name, describe in models.items()}
         self._default = next(iter(models))
         self._active = 0
@@ -258,29 +261,9 @@ class Service:
         """Answers of one model that are being generated or waited for."""
         return self._desks[name].owed
 
-    def model(self, name: str) -> ServedModel:
-        """The model that answers to `name`; raises `ModelNotFound`."""
-        if name in self._desks:  # before any alias
-            return self.billing.priced(self._desks[name].model)
-        for desk in self._desks.values():
-            if desk.model.answers_to(name):
-                return self.billing.priced(desk.model)
-        raise ModelNotFound(
-            "The model named in the request does not exist here. GET /v1/models lists what is served; "
-            f"`{self._default}` and `default` always work.",
-            param="model",
-        )
-
-    def generator(self, name: str) -> ServedModel:
-        """As `model`; raises `InvalidRequest` for a model that does not generate."""
-        model = self.model(name)
-        if not {"chat", "completion"} & set(model.capabilities):
-            raise InvalidRequest(
-                f"The model {model.id} does not generate text. GET /v1/models lists what each model does.",
-                param="model",
-                code="model_not_capable",
-            )
-        return model
+    def open_to(self, caller: Caller) -> Offer:
+        """The models that a caller may use."""
+        return Offer(caller, self.models)
 
     @asynccontextmanager
     async def generation(
@@ -297,20 +280,20 @@ class Service:
         `attempt` is how often the client says it has tried before, None if it does not say. `more` are further prompts
         for the same model: with `request` they are one request to the limiter, admitted together or not at all.
         """
-        if self._draining:
-            raise _shutting_down()
-        trace.model = request.model
-        desk = self._desks[request.model]
+        desk = self._desk(request.model, trace)
         choices = sum(each.choices for each in (request, *more))
-        desk.check_queue(choices, "prompt" if more else "n")
+        desk.check_size(choices, "prompt" if more else "n")
         trace.bill = self.billing.admit(trace.request_id, caller.key_id, request.model, trace.route)
-        lease = self.limiter.admit(caller.key_id, retry=attempt)
+        lease = self._admit(caller, desk, attempt)
         async with self._admitted(lease, trace):
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
             stamped = [replace(each, request_id=secrets.token_hex(12), salt=caller.salt) for each in (request, *more)]
             stamped = [await self._fetched(each, caller) for each in stamped]
+            spare = self._spare(caller)
+            lease.enter(Room(request.model, desk.most_owed, desk.returning, spare, choices), caller.key_id)
+            share = desk.shares.share(caller.key_id, choices, desk.most_slots(spare))
             with desk.place(choices, sum(queued_bytes(each.prompt) for each in stamped)):
-                async with self.fleet.lease(request.model) as engine:
+                async with share, self.fleet.lease(request.model) as engine:
                     generation = await _start(engine, stamped, lease, trace)
                     begun = time.monotonic()
                     try:
@@ -329,16 +312,13 @@ class Service:
         What only tokenises has a queue of its own and takes no tokens of the caller's limits. `attempt` is as in
         `generation`.
         """
-        if self._draining:
-            raise _shutting_down()
-        trace.model = question.model
-        desk = self._desks[question.model]
+        desk = self._desk(question.model, trace)
         if isinstance(question, EncodeRequest):
-            lease = self.limiter.admit(caller.key_id, retry=attempt)
+            lease = self._admit(caller, desk, attempt)
             return await self._asked(desk, replace(question, salt=caller.salt), caller, lease, trace)
-        desk.check_queue()
         trace.bill = self.billing.admit(trace.request_id, caller.key_id, question.model, trace.route)
-        lease = self.limiter.admit(caller.key_id, retry=attempt)
+        lease = self._admit(caller, desk, attempt)
+        lease.enter(Room(question.model, desk.most_owed, desk.returning, self._spare(caller)), caller.key_id)
         lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
         begun = time.monotonic()
         try:
@@ -389,6 +369,20 @@ class Service:
             return request
         return replace(request, prompt=await self._fetch(request.prompt, caller.key_id))
 
+    def _desk(self, name: str, trace: Trace) -> Desk:
+        """The desk of a model that is asked for something."""
+        if self._draining:
+            raise _shutting_down()
+        trace.model = name
+        return self._desks[name]
+
+    def _admit(self, caller: Caller, desk: Desk, attempt: int | None) -> Lease:
+        return self.limiter.admit(caller.key_id, retry=attempt, own=caller.limits, model=desk.model.id)
+
+    def _spare(self, caller: Caller) -> int:
+        """Slots of each model that no key alone may fill."""
+        return int(caller.among_others) if self.limits.spare_slots is None else self.limits.spare_slots
+
     async def drain(self, deadline_s: float) -> None:
         """Take nothing more; let what was accepted finish. At the deadline the rest ends with an error event."""
         self._draining = True
@@ -397,6 +391,7 @@ class Service:
         except TimeoutError:
             self.fleet.refuse_waiting(_shutting_down())
             for desk in self._desks.values():
+                desk.shares.refuse_waiting(_shutting_down())
                 desk.engine.fail_all(_shutting_down())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), 1.0)

@@ -102,17 +102,21 @@ class Server(_Branch, frozen=True):
 
 
 class Auth(_Branch, frozen=True):
-    """Who may call. Without a key every loopback caller is the anonymous one."""
+    """Who may call. Without any key every loopback caller is the anonymous one."""
 
-    api_key: Annotated[Text | None, Meta(description="the key that callers present; wins over key_file")] = None
-    key_file: Annotated[Path | None, Meta(description="file whose first line is the key")] = None
+    api_key: Annotated[Text | None, Meta(description="a key that may do everything; wins over key_file")] = None
+    key_file: Annotated[Path | None, Meta(description="file whose first line is such a key")] = None
+    keys_file: Annotated[
+        Path | None,
+        Meta(description="file of the keys that `ocserve keys` makes; unset: `keys.json` in the user's data folder"),
+    ] = None
     anonymous: Annotated[
         bool, Meta(description="whether loopback may still call and read /metrics without a key once there is one")
     ] = True
 
 
-class Limits(_Branch, frozen=True):
-    """Limits of each key; None is unlimited. `queue` is over all keys."""
+class Allowance(_Branch, frozen=True):
+    """How much may be used; None is unlimited. A minute's or a day's worth may come at once."""
 
     requests_per_minute: Annotated[
         Positive | None, Meta(description="requests of a key per minute; a minute's worth may come at once")
@@ -121,8 +125,41 @@ class Limits(_Branch, frozen=True):
         Positive | None,
         Meta(description="prompt and answer tokens of a key per minute; a minute's worth may come at once"),
     ] = None
+    requests_per_day: Annotated[
+        Positive | None, Meta(description="requests of a key per day; a day's worth may come at once")
+    ] = None
+    tokens_per_day: Annotated[
+        Positive | None, Meta(description="prompt and answer tokens of a key per day; a day's worth may come at once")
+    ] = None
     concurrent_requests: Annotated[Positive | None, Meta(description="requests of a key at the same time")] = None
-    queue: Annotated[Natural, Meta(description="answers that may wait for a slot, per model and over all keys")] = 64
+
+
+class ModelLimits(Allowance, frozen=True, kw_only=True):
+    """What each key may use of one model, beside what it may use of all."""
+
+    model: Annotated[Text, Meta(description="the model's name, as `ocserve list` has it")]
+
+
+class Limits(Allowance, frozen=True):
+    """Limits of each key that has none of its own. `queue` is over all keys."""
+
+    queue: Annotated[
+        Natural,
+        Meta(description="answers that may wait for a slot, per model; the last few are for who was told to come back"),
+    ] = 64
+    spare_slots: Annotated[
+        Natural | None,
+        Meta(
+            description="slots of each model that no key alone fills, so that others' requests start at once; unset: "
+            "one as soon as there are several keys"
+        ),
+    ] = None
+    models: Annotated[
+        tuple[ModelLimits, ...],
+        Meta(
+            description="limits of each key for one model: [[limits.models]] tables with `model` and any of the above"
+        ),
+    ] = ()
 
 
 class Engine(_Branch, frozen=True):

@@ -45,7 +45,8 @@ def test_every_setting_has_a_description_a_variable_and_a_type_that_is_understoo
         assert not setting.description.endswith("."), setting.name
     assert {name for name in settings if any(word in name for word in ("key", "token", "secret", "password"))} == {
         *config.SECRETS,
-        *("auth.key_file", "limits.tokens_per_minute", "engine.pool_tokens", "engine.batch_tokens"),
+        *("auth.key_file", "auth.keys_file", "limits.tokens_per_minute", "limits.tokens_per_day"),
+        *("engine.pool_tokens", "engine.batch_tokens"),
     }
 
 
@@ -77,6 +78,7 @@ def test_every_setting_can_be_set_from_the_environment(toml: Path) -> None:
         "log.format": "json",
         "auth.api_key": KEY,
         "server.trusted_proxies": "10.0.0.7",
+        "limits.models": '[{"model": "tiny", "requests_per_day": 7}]',
     }
     environ = {setting.variable: values.get(name, "7") for name, setting in config.catalogue().items()}
     settings = load(environ=environ, path=toml)
@@ -101,6 +103,15 @@ def test_values_of_all_kinds_come_from_the_file(toml: Path) -> None:
 def test_lists_are_written_with_commas_in_the_environment(toml: Path) -> None:
     settings = load(environ={"OCSERVE_MODEL_ALIASES": " a, b ,,c"}, path=toml)
     assert settings.config.model.aliases == ("a", "b", "c")
+
+
+def test_limits_of_models_are_tables(toml: Path) -> None:
+    toml.write_text("[limits]\nrequests_per_minute = 60\n[[limits.models]]\nmodel = 'big'\ntokens_per_day = 1000\n")
+    (found,) = load(environ={}, path=toml).config.limits.models
+    assert (found.model, found.tokens_per_day, found.requests_per_minute) == ("big", 1000, None)
+    for wrong in ("model = 'big'\nrpm = 5", "tokens_per_day = 5", "model = 'big'\ntokens_per_day = 0"):
+        assert "tables with requests_per_minute" in refusal(toml, f"[[limits.models]]\n{wrong}\n").message
+    assert "a JSON list" in refusal(toml, environ={"OCSERVE_LIMITS_MODELS": "big=5"}).message
 
 
 def test_an_empty_variable_is_absent(toml: Path) -> None:

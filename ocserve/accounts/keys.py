@@ -1,4 +1,4 @@
-"""Who is calling: a credential becomes a `Caller`, or the request is refused.
+"""Who is calling, and what they may do: a credential becomes a `Caller`, or the request is refused.
 
 Only digests of keys are kept. A caller's `key_id` is a name for logs and limits that says nothing about the key, its
 `salt` separates callers in everything the engine shares, so that no tenant can observe another through cache timing.
@@ -13,17 +13,19 @@ import hmac
 import os
 import secrets
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ocserve import config
-from ocserve.errors import AuthenticationFailed
+from ocserve.accounts.keystore import AS_SETTINGS, Key, KeyStore, OwnLimits, Secret, digest_of, is_mistyped
+from ocserve.errors import AuthenticationFailed, Forbidden, KeyExpired, KeyRevoked, KeysUnavailable
+from ocserve.modelcard import ServedModel
 
 ANONYMOUS = "anonymous"
 
-# Stands in where no key exists, so that hit, miss and absence take the same path. No text has this digest.
+# Stands in where the settings have no key, so that hit, miss and absence take the same path. No text has this digest.
 _NO_DIGEST = bytes(hashlib.sha256().digest_size)
-
 _SECRET_BYTES = 32
 _FILE_NAME = "salt"
 # On Windows files are kept from other users by their folder, and these do not exist.
@@ -32,49 +34,127 @@ _OPEN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Someone who may call. `salt` follows from the key and the server's secret, and tells nothing of either."""
+    """Someone who may call, and the one place that says what they may do.
+
+    `salt` follows from the server's secret and what is known of the key, and tells nothing of either. No `models` are
+    all. `among_others` is whether there are further keys. `limits` and `price` are the key's own, where it has any.
+    """
 
     key_id: str
     salt: bytes
     anonymous: bool
+    name: str = ""
+    admin: bool = False
+    among_others: bool = False
+    models: tuple[str, ...] = ()
+    limits: OwnLimits = AS_SETTINGS
+    price: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def may_use(self, model: ServedModel) -> bool:
+        """Whether requests for this model are answered; to others it does not exist."""
+        return not self.models or any(map(model.answers_to, self.models))
+
+    def check_admin(self) -> None:
+        """Raise `Forbidden` for whoever may not administer the server."""
+        if not self.admin:
+            raise Forbidden("This needs a key with the scope `admin`.", code="admin_scope_needed")
 
 
 class KeyRing:
     """The keys that are accepted, and whether loopback may call without one.
 
-    1. No key exists: loopback is anonymous whatever credential it sends, since editors insist on sending one.
-    2. A key exists and a credential was sent: it must be the key, from anywhere.
+    1. No key exists: loopback is anonymous whatever credential it sends, since editors insist on sending one, and may
+       do everything: it is the user's own machine.
+    2. A key exists and a credential was sent: it must be a key, from anywhere.
     3. A key exists and none was sent: anonymous on loopback unless `auth.anonymous` is false, refused elsewhere.
+
+    The key of the settings may do everything. Those of the `store` are looked at anew for each request.
     """
 
-    def __init__(self, key: str | None, auth: config.Auth, secret: bytes | None = None) -> None:
+    def __init__(
+        self, key: str | None, auth: config.Auth, secret: bytes | None = None, store: KeyStore | None = None
+    ) -> None:
         """`secret` is what salts are made from; without one they are random for each run."""
-        self._digest = _digest(key) if key is not None else _NO_DIGEST
+        self._store = store
+        self._digest = digest_of(key) if key is not None else None
         self._anonymous_allowed = auth.anonymous
-        self.has_key = key is not None
-        secret = secret or secrets.token_bytes(_SECRET_BYTES)
-        self._anonymous = Caller(ANONYMOUS, _salt(secret, b""), anonymous=True)
-        self._holder = Caller(f"key-{self._digest.hex()[:8]}", _salt(secret, self._digest), anonymous=False)
+        self._secret = secret or secrets.token_bytes(_SECRET_BYTES)
+        anonymous = Caller(ANONYMOUS, _salt(self._secret, b""), anonymous=True, name=ANONYMOUS)
+        self._anonymous, self._owner = anonymous, replace(anonymous, admin=True)
+        if self._digest is not None:
+            key_id, salt = f"key-{self._digest.hex()[:8]}", _salt(self._secret, self._digest)
+            self._holder = Caller(key_id, salt, anonymous=False, name=key_id, admin=True)
+
+    @property
+    def has_key(self) -> bool:
+        """Whether there is any key, or was one since the server started. Raises `KeysUnavailable`."""
+        with _readable():
+            return self._digest is not None or (self._store is not None and self._store.has_keys)
 
     def identify(self, credential: str | None, loopback: bool) -> Caller:
-        """The caller who sent `credential` (an empty one counts as none); raises `AuthenticationFailed`."""
-        valid = hmac.compare_digest(_digest(credential or ""), self._digest)
+        """The caller who sent `credential` (an empty one counts as none).
+
+        Raises `AuthenticationFailed`, and `KeysUnavailable` where that cannot be known.
+        """
+        digest = digest_of(credential or "")
+        holds = hmac.compare_digest(digest, self._digest or _NO_DIGEST)
+        with _readable():
+            found = self._store.find(digest) if self._store is not None else None
         if not self.has_key:  # 1
             if loopback:
-                return self._anonymous
+                return self._owner
             raise AuthenticationFailed("This server has no API key and answers to this machine only.")
         if credential:  # 2
-            if valid:
-                return self._holder
-            raise AuthenticationFailed("Incorrect API key provided.")
+            if holds:
+                return replace(self._holder, among_others=self._several)
+            if found is not None:
+                return self._caller(*found)
+            raise AuthenticationFailed(
+                "Incorrect API key provided: it was not copied whole, its checksum is wrong."
+                if is_mistyped(credential)
+                else "Incorrect API key provided."
+            )
         if loopback and self._anonymous_allowed:  # 3
-            return self._anonymous
+            return replace(self._anonymous, among_others=True)
         raise AuthenticationFailed("An API key is needed: send it as `Authorization: Bearer <key>`.")
 
+    @property
+    def _several(self) -> bool:
+        kept = self._store.accepted if self._store is not None else 0
+        return kept + (self._digest is not None) > 1
 
-def _digest(text: str) -> bytes:
-    # Headers are decoded as latin-1, and surrogates must not raise here.
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    def _caller(self, key: Key, secret: Secret) -> Caller:
+        """The holder of a key in the store, which must be good still: who presents it whole is no stranger."""
+        assert self._store is not None
+        now = self._store.clock()
+        if key.revoked is not None:
+            raise KeyRevoked("This API key was revoked.")
+        if key.expires is not None and key.expires <= now:
+            raise KeyExpired("This API key has expired.")
+        if secret.until is not None and secret.until <= now:
+            raise KeyRevoked("This API key was replaced by another one.")
+        return Caller(
+            key.id,
+            _salt(self._secret, key.id.encode()),
+            anonymous=False,
+            name=key.name,
+            admin=key.scope == "admin",
+            among_others=self._several,
+            models=key.models,
+            limits=key.limits,
+            price=key.price,
+        )
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """While a request is served: a file of keys that cannot be used is nobody's fault who calls."""
+    try:
+        yield
+    except config.ConfigError:
+        raise KeysUnavailable(
+            "The file of keys cannot be read. Its operator finds out more with `ocserve keys list`."
+        ) from None
 
 
 def _salt(secret: bytes, key_digest: bytes) -> bytes:

@@ -24,8 +24,8 @@ from typing import Literal
 import msgspec
 import platformdirs
 
-from ocserve import config
-from ocserve.catalog import cards, locks, references
+from ocserve import config, locks
+from ocserve.catalog import cards, references
 from ocserve.catalog.download import disk_errors, sync_directory, write_durably
 from ocserve.catalog.errors import (
     CatalogError,

@@ -304,7 +304,7 @@ def check_address(settings: config.Config) -> list[Verdict]:
     from ocserve import app
 
     try:
-        has_key = config.resolve_key(settings.auth) is not None
+        has_key = app.has_key(settings.auth)
         app.refuse_exposure(settings.server, has_key=has_key)
     except config.ConfigError as error:
         return [Verdict("access", "fail", error.message, error.hint)]

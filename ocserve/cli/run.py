@@ -90,7 +90,7 @@ def _serve(loop: asyncio.Runner, settings: Settings, given: Mapping[str, object]
     tree = settings.config
     logs.configure(tree.log)
     logs.catch_uncaught()
-    app.refuse_exposure(tree.server, has_key=config.resolve_key(tree.auth) is not None)
+    app.refuse_exposure(tree.server, has_key=app.has_key(tree.auth))
     say = _say_nothing if quiet else _say
     references = (tree.model.default or choose_default(tree.store, say=say), *tree.model.also)
     installed: list[Installed] = []

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import time
+import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ocserve.engine.handle import Engine
+from ocserve.engine.shares import Shares
 from ocserve.engine.wire import EngineFacts
 from ocserve.errors import InvalidRequest, Overloaded
 from ocserve.modelcard import ServedModel
 
 _FIRST_GUESS_S = 1.0  # of a generation's duration while none has ended
-_LONGEST_RETRY_S = 119.0  # the usual SDKs give up when told to wait more than 120 s
 # Of prompts that are only tokenised: one thread takes them in order, and what generates waits behind them.
 _MOST_ENCODING = 64
 _MOST_ENCODING_BYTES = 32 * 1024 * 1024
@@ -37,7 +38,7 @@ class Desk:
         self._bytes = 0  # of the prompts owed
         self._encoding: list[int] = []  # the bytes of each prompt that is to be tokenised only
         self._typical_s: float | None = None  # moving average of a generation's time in its slot
-        self._promised = 0.0  # the last moment that an overloaded client was told, so that the next one is told a later
+        self.shares = Shares()
 
     @property
     def model(self) -> ServedModel:
@@ -47,32 +48,33 @@ class Desk:
             self._model = self._describe(self._facts)
         return self._model
 
-    def check_queue(self, choices: int = 1, param: str = "n") -> None:
-        """Refuse early instead of queueing without bound, each client with a moment of its own to come back.
+    @property
+    def most_owed(self) -> int:
+        """Answers that are generated, and those that may wait."""
+        return self.model.parallel + self._queue_limit
 
-        A request of more `choices` than ever fit is refused for good; `param` is what has them be so many.
-        """
+    @property
+    def returning(self) -> int:
+        """Places at the end of the queue for those who come back as they were told."""
+        return min(self._queue_limit, math.isqrt(self.model.parallel))
+
+    def most_slots(self, spare: int) -> int:
+        """How many slots one key may fill where `spare` of them are left to others; all, where that would be none."""
         slots = self.model.parallel
-        room = slots + self._queue_limit
-        if choices > room:
+        return slots - spare if 0 < spare < slots else sys.maxsize
+
+    def check_size(self, choices: int, param: str) -> None:
+        """Refuse for good a request of more `choices` than ever fit; `param` is what has them be so many."""
+        if choices > self.most_owed:
             raise InvalidRequest(
-                f"This request asks for {choices} answers; at most {room} of this model are generated or waited for.",
+                f"This request asks for {choices} answers; at most {self.most_owed} of this model are generated or "
+                "waited for.",
                 param=param,
             )
-        if self.owed + choices <= room:
-            return
-        turn_s = (self._typical_s or _FIRST_GUESS_S) / slots
-        now = time.monotonic()
-        self._promised = max(now + (self.owed - slots + choices) * turn_s, self._promised + choices * turn_s)
-        raise Overloaded(
-            f"{self.owed} answers are generated or waited for; this request would make them more than {room}.",
-            retry_after_s=min(self._promised - now, _LONGEST_RETRY_S),
-        )
 
     @contextmanager
     def place(self, choices: int = 1, size: int = 0) -> Iterator[None]:
-        """Owe that many answers, to prompts of `size` bytes together; raises as `check_queue`."""
-        self.check_queue(choices)
+        """Owe that many answers, to prompts of `size` bytes together; raises `Overloaded`."""
         if self._bytes and self._bytes + size > _MOST_BYTES:
             raise Overloaded(
                 f"The prompts that are answered or waited for have {self._bytes} bytes; this request would make them "

@@ -12,7 +12,7 @@ from ocserve import config
 from ocserve.api.questions import Asked, QuestionDialect
 from ocserve.generation import Embedded
 from ocserve.http import answers
-from ocserve.http.exchange import Exchange, attempt
+from ocserve.http.exchange import Exchange, attempt, caller_of
 from ocserve.http.presence import disconnected, unless_gone
 from ocserve.http.words import in_clients_words
 from ocserve.service import Service
@@ -28,7 +28,8 @@ class Ask:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        asked = self._dialect.parse(exchange.body, self._service.model, refuse_unknown=self._refuse_unknown)
+        models = self._service.open_to(caller_of(scope)).model
+        asked = self._dialect.parse(exchange.body, models, refuse_unknown=self._refuse_unknown)
         exchange.trace.model = asked.model.id
         exchange.name_ignored(asked.ignored)
         await unless_gone(disconnected(receive), self._answer(exchange, asked, send, attempt(scope)))

@@ -1,38 +1,45 @@
 """Who calls: one extractor for every place a credential may stand in, one question to the key ring.
 
-Every route needs a caller unless the route list says `public`; unknown paths need one too. Nothing else of a request
-has been looked at when a bad key is refused.
+Every route needs a caller unless the route list says `public`, and one with the admin scope where it says `admin`;
+unknown paths need a caller too. Nothing else of a request has been looked at when a bad key is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocserve.accounts.keys import KeyRing
+from ocserve.accounts.limits import Limiter
 from ocserve.api import queries
-from ocserve.errors import AuthenticationFailed
+from ocserve.errors import AuthenticationFailed, KeysUnavailable
 from ocserve.http.exchange import Exchange, header_values
 
 _HEADERS = (b"authorization", b"x-api-key", b"x-goog-api-key")
 
 
 class Auth:
-    """Identifies the caller."""
+    """Identifies the caller, and says what is left of their limits."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, limiter: Limiter) -> None:
         self._app = app
         self._keys = keys
+        self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         route = exchange.match.route
         try:
             given = credential(scope, queries.key(scope["query_string"], exchange.takes))
-            exchange.caller = self._keys.identify(given, exchange.local)
+            exchange.identify = partial(self._keys.identify, given, exchange.local)
+            exchange.caller = exchange.identify()
             exchange.trace.key_id = exchange.caller.key_id
-        except AuthenticationFailed:
+            exchange.tell_limits(self._limiter)
+            if route is not None and route.admin:
+                exchange.caller.check_admin()
+        except (AuthenticationFailed, KeysUnavailable):
             if route is None or not route.public:
                 raise
         await self._app(scope, receive, send)

@@ -17,7 +17,7 @@ from ocserve.api.llama_server import Properties
 from ocserve.api.ollama_request import Load
 from ocserve.generation import EncodeRequest, TextPrompt
 from ocserve.http import answers
-from ocserve.http.exchange import Exchange
+from ocserve.http.exchange import Exchange, caller_of
 from ocserve.http.generate import Generate
 from ocserve.http.presence import disconnected, unless_gone
 from ocserve.modelcard import ServedModel
@@ -39,7 +39,7 @@ class OllamaTags:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await answers.json(send, 200, ollama_models.listing(self._service.models))
+        await answers.json(send, 200, ollama_models.listing(self._service.open_to(caller_of(scope)).models))
 
 
 class OllamaRunning:
@@ -49,7 +49,8 @@ class OllamaRunning:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        running = [model for model in self._service.models if loaded(self._service, model.id)]
+        offered = self._service.open_to(caller_of(scope)).models
+        running = [model for model in offered if loaded(self._service, model.id)]
         await answers.json(send, 200, ollama_models.running((model, self._on_gpu(model)) for model in running))
 
     def _on_gpu(self, model: ServedModel) -> bool:
@@ -73,7 +74,8 @@ class OllamaShow:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        body, ignored = ollama_models.show(exchange.body, self._service.model, refuse_unknown=self._refuse_unknown)
+        models = self._service.open_to(caller_of(scope)).model
+        body, ignored = ollama_models.show(exchange.body, models, refuse_unknown=self._refuse_unknown)
         exchange.name_ignored(ignored)
         await answers.json(send, 200, body)
 
@@ -101,7 +103,8 @@ class OllamaGenerate:
         exchange = Exchange.of(scope)
         load = None
         if len(exchange.body) <= _MAX_LOAD_BYTES:
-            load = self._dialect.load(exchange.body, self._service.model, refuse_unknown=self._refuse_unknown)
+            models = self._service.open_to(caller_of(scope)).model
+            load = self._dialect.load(exchange.body, models, refuse_unknown=self._refuse_unknown)
         if load is None:
             await self._generate(scope, receive, send)
         else:
@@ -127,10 +130,11 @@ class LmStudioModels:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = Exchange.of(scope).match.params.get("id")
+        offer = self._service.open_to(caller_of(scope))
         if name is None:
-            body = lmstudio.listing(self._service.models, self._loaded)
+            body = lmstudio.listing(offer.models, self._loaded)
         else:
-            body = lmstudio.one(self._service.model(name), self._loaded)
+            body = lmstudio.one(offer.model(name), self._loaded)
         await answers.json(send, 200, body)
 
     def _loaded(self, name: str) -> bool:
@@ -144,7 +148,7 @@ class LlamaServerProps:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        model = llama_server.model_of(Exchange.of(scope).query, self._service.model)
+        model = llama_server.model_of(Exchange.of(scope).query, self._service.open_to(caller_of(scope)).model)
         facts = self._service.fleet.engines[model.id].facts
         known = Properties()
         if facts is not None:

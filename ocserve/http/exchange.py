@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from starlette.types import Scope
 
-from ocserve.accounts import limits
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Limiter
+from ocserve.api import anthropic_wire
 from ocserve.api.fields import Field, Values
 from ocserve.api.operations import QUERIES
 from ocserve.errors import ErrorInfo
 from ocserve.generation import RequestRecord
+from ocserve.http import limit_headers
 from ocserve.http.answers import Header
 from ocserve.http.route_table import SOCKET, Match
 from ocserve.service import Trace
@@ -33,7 +35,8 @@ class Exchange:
 
     `local` starts as: the socket's peer is this machine. Guards may take it away (forwarding header, proxy in the
     settings, public Host) and never give it. `query` is what was read of the path's query. `headers` are sent with
-    whatever answer this request gets, a refusal included. `on_end` takes the record of what has ended.
+    whatever answer this request gets, a refusal included. `identify` asks again who calls, for connections that last;
+    `on_end` takes the record of what has ended.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Exchange:
         self.local = local
         self.on_end = on_end
         self.caller: Caller | None = None
+        self.identify: Callable[[], Caller] | None = None
         self.headers: list[Header] = []
         self.body = b""
         self.body_complete = False
@@ -84,12 +88,21 @@ class Exchange:
     def tell_limits(self, limiter: Limiter) -> None:
         """Say what is left of the caller's limits."""
         assert self.caller is not None
-        state = limiter.snapshot(self.caller.key_id)
-        self.set_headers({name.encode(): value.encode() for name, value in limits.headers(state).items()})
+        state = limiter.snapshot(self.caller.key_id, self.caller.limits, self.trace.model)
+        self.set_headers(limit_headers.openai(state))
+        if self.error_body is anthropic_wire.error_body:
+            self.set_headers(limit_headers.anthropic(state, time.time()))
 
     def bind(self, scope: Scope) -> None:
         """Make this the exchange of `scope`."""
         scope[_KEY] = self
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Who calls a route that is not public."""
+    caller = Exchange.of(scope).caller
+    assert caller is not None
+    return caller
 
 
 def header_values(scope: Scope, name: bytes) -> list[bytes]:

@@ -18,7 +18,7 @@ from ocserve.api.dialect import Dialect, Encoder, Frame, Parsed, Reply
 from ocserve.errors import ApiError, InternalError
 from ocserve.generation import Failed
 from ocserve.http import answers, sse
-from ocserve.http.exchange import Exchange, attempt
+from ocserve.http.exchange import Exchange, attempt, caller_of
 from ocserve.http.presence import disconnected, unless_gone
 from ocserve.http.words import in_clients_words
 from ocserve.service import Generation, Service, Trace
@@ -35,7 +35,8 @@ class Generate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        parsed = self._dialect.parse(exchange.body, self._service.generator, refuse_unknown=self._refuse_unknown)
+        models = self._service.open_to(caller_of(scope)).generator
+        parsed = self._dialect.parse(exchange.body, models, refuse_unknown=self._refuse_unknown)
         exchange.trace.model, exchange.trace.stream = parsed.model.id, parsed.stream
         exchange.name_ignored(parsed.ignored)
         await unless_gone(disconnected(receive), self._answer(exchange, parsed, send, attempt(scope)))

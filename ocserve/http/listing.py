@@ -9,7 +9,7 @@ from ocserve.api import openai_models, openai_wire, openrouter
 from ocserve.api.dialect import Catalogue
 from ocserve.errors import EngineUnavailable
 from ocserve.http import answers
-from ocserve.http.exchange import Exchange
+from ocserve.http.exchange import Exchange, caller_of
 from ocserve.service import Service
 
 
@@ -21,7 +21,7 @@ class ModelList:
         self._catalogue = catalogue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await answers.json(send, 200, self._catalogue.listing(self._service.models))
+        await answers.json(send, 200, self._catalogue.listing(self._service.open_to(caller_of(scope)).models))
 
 
 class ModelEntry:
@@ -32,7 +32,7 @@ class ModelEntry:
         self._catalogue = catalogue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        model = self._service.model(Exchange.of(scope).match.params["id"])
+        model = self._service.open_to(caller_of(scope)).model(Exchange.of(scope).match.params["id"])
         await answers.json(send, 200, self._catalogue.one(model))
 
 
@@ -43,7 +43,7 @@ class ProviderFeed:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await answers.json(send, 200, openrouter.feed(self._service.models))
+        await answers.json(send, 200, openrouter.feed(self._service.open_to(caller_of(scope)).models))
 
 
 class Health:
@@ -57,7 +57,7 @@ class Health:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         report: dict[str, object] = {"status": "ok"}
-        if Exchange.of(scope).caller is not None:
+        if (caller := Exchange.of(scope).caller) is not None:
             engine = self._service.engine
             report |= {
                 "ready": self._service.ready,
@@ -66,7 +66,7 @@ class Health:
                 "restarts": engine.restarts,
                 "engine": msgspec.to_builtins(engine.facts),
                 "stats": msgspec.to_builtins(engine.stats),
-                "models": {model.id: self._state(model.id) for model in self._service.models},
+                "models": {model.id: self._state(model.id) for model in self._service.open_to(caller).models},
             }
         await answers.json(send, 200, openai_wire.dumps(report))
 

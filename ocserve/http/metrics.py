@@ -9,17 +9,22 @@ from starlette.types import Receive, Scope, Send
 from ocserve import __version__, machine
 from ocserve.api.operations import QUERIES
 from ocserve.http import answers
+from ocserve.http.exchange import Exchange
 from ocserve.service import Service
 from ocserve.telemetry.metrics import EngineReading, Meter, Reading
 
 
 class Metrics:
-    """`GET /metrics`, in Prometheus' text format."""
+    """`GET /metrics`, in Prometheus' text format: open to this machine, and to keys that may administer it."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = Exchange.of(scope).caller
+        assert caller is not None
+        if not caller.anonymous:
+            caller.check_admin()
         from ocserve.telemetry import exposition  # the library takes time and memory, and many are never asked
 
         await answers.whole(send, 200, exposition.MEDIA_TYPE, exposition.write(self._meter.families()))

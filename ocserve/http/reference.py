@@ -1,4 +1,4 @@
-"""The API reference: as a document for machines and as a page. Both are public; names of models are for callers."""
+"""The API reference, as a document and as a page, and the limits. All are public; names of models are for callers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ocserve.api.openai_wire import dumps
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange
 from ocserve.modelcard import ServedModel
-from ocserve.pages import reference
+from ocserve.pages import limits, reference
 from ocserve.service import Service
 
 # The page has a style of its own and nothing else: whatever were smuggled into it, no browser would run or fetch it.
@@ -29,10 +29,25 @@ class Reference:
         self._written: dict[tuple[ServedModel, ...], bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        models = self._service.models if Exchange.of(scope).caller is not None else ()
+        caller = Exchange.of(scope).caller
+        models = self._service.open_to(caller).models if caller is not None else ()
         if models not in self._written:
             self._written = {models: self._write(openapi.document(models, __version__, self._service.billing.policy))}
         await answers.whole(send, 200, self._media_type, self._written[models], (_POLICY,))
+
+
+class PublishedLimits:
+    """`GET /limits`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = Exchange.of(scope).caller
+        models = self._service.open_to(caller).models if caller is not None else ()
+        await answers.whole(
+            send, 200, "text/html; charset=utf-8", limits.page(self._service.limits, models), (_POLICY,)
+        )
 
 
 def document(service: Service) -> Reference:

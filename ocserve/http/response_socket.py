@@ -124,7 +124,7 @@ class _Conversation:
         before = self._handshake
         trace = Trace(f"{before.trace.request_id[:_LONGEST_ID]}-{next(self._numbers)}", before.trace.route)
         exchange = Exchange(trace, before.match, local=before.local, error_body=before.error_body, on_end=before.on_end)
-        exchange.caller, trace.key_id = before.caller, before.trace.key_id
+        exchange.caller, exchange.identify, trace.key_id = before.caller, before.identify, before.trace.key_id
         answer = _Answer(exchange, self._send)
         try:
             await last_word(self._respond(data, exchange, answer), answer.refuse, trace)
@@ -134,12 +134,17 @@ class _Conversation:
     async def _respond(self, data: bytes | None, exchange: Exchange, answer: _Answer) -> None:
         if data is None:
             raise Overloaded("Too many messages wait on this connection.", retry_after_s=_RETRY_S)
+        assert exchange.identify is not None
+        exchange.caller = exchange.identify()  # the key may have been revoked since the handshake
         if not data:
             raise InvalidRequest("A message must be text that holds a JSON object.", code="invalid_json")
         json_body.check_shape(data, self._settings.max_json_depth)
         dialect = ResponseDialect(self.shelf, secrets.token_hex(12), lambda: int(time.time()))
         parsed = openai_responses_socket.parse(
-            dialect, data, self._service.generator, refuse_unknown=self._settings.unknown_parameters == "refuse"
+            dialect,
+            data,
+            self._service.open_to(exchange.caller).generator,
+            refuse_unknown=self._settings.unknown_parameters == "refuse",
         )
         exchange.trace.model, exchange.trace.stream = parsed.model.id, True
         async with answering(self._service, dialect, parsed, exchange) as (encoder, generation):

@@ -28,6 +28,7 @@ _PARAMETER = re.compile(r"\{[^}]*\}")
 class Route:
     """One method of one path. `{id:path}` matches the rest of the path.
 
+    Whoever is let in may call it, unless it is `public` (everybody may) or for `admin` keys only.
     `error_body` writes what is refused here; None: whose client asks decides.
     """
 
@@ -35,6 +36,7 @@ class Route:
     path: str
     endpoint: ASGIApp
     public: bool = False
+    admin: bool = False
     error_body: ErrorBody | None = openai_wire.error_body
 
 

@@ -113,12 +113,7 @@ def routes(service: Service, settings: config.Server, meter: Meter) -> tuple[Rou
         answers("/detokenize", llama_tokens.DETOKENIZER),
         answers("/apply-template", llama_tokens.TEMPLATE),
         Route("GET", "/props", LlamaServerProps(service)),
-        Route("GET", "/openrouter/models", ProviderFeed(service)),
-        Route("GET", "/openapi.json", reference.document(service), public=True),
-        Route("GET", "/docs", reference.page(service), public=True),
-        Route("GET", "/metrics", Metrics(meter)),
-        Route("GET", "/health", Health(service), public=True),
-        Route("GET", "/ready", Ready(service), public=True),
+        *_of_the_server(service, meter),
     )
 
 
@@ -129,6 +124,19 @@ VENDORS: tuple[tuple[str, ErrorBody], ...] = (
     ("/api/v0", openai_wire.error_body),
     ("/api", ollama_wire.error_body),
 )
+
+
+def _of_the_server(service: Service, meter: Meter) -> tuple[Route, ...]:
+    """What the server says of itself."""
+    return (
+        Route("GET", "/openrouter/models", ProviderFeed(service)),
+        Route("GET", "/openapi.json", reference.document(service), public=True),
+        Route("GET", "/docs", reference.page(service), public=True),
+        Route("GET", "/metrics", Metrics(meter)),
+        Route("GET", "/limits", reference.PublishedLimits(service), public=True),
+        Route("GET", "/health", Health(service), public=True),
+        Route("GET", "/ready", Ready(service), public=True),
+    )
 
 
 def _shared(path: str, make: Callable[[Catalogue], ASGIApp]) -> Route:

@@ -21,7 +21,12 @@ OTHER = "other"
 _MOST_CODES = 128  # of errors; they are ours and about fifty, an engine's included
 _LATENCY_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "cancelled", "error"})
-_LIMITS = frozenset({"requests_per_minute", "tokens_per_minute", "concurrent_requests", "capacity"})
+_LIMITS = frozenset(
+    {
+        *("requests_per_minute", "tokens_per_minute", "requests_per_day", "tokens_per_day"),
+        *("concurrent_requests", "capacity"),
+    }
+)
 
 Labels = tuple[str, ...]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ocserve import config
-from ocserve.catalog import cards, locks
+from ocserve import config, locks
+from ocserve.catalog import cards
 from ocserve.catalog.errors import GgufInvalid, ModelInUse, NotInstalled, StoreDamaged
 from ocserve.catalog.progress import OnProgress, Progress
 from ocserve.catalog.pull import pull

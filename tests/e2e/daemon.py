@@ -67,7 +67,8 @@ def daemon(
         log = Path(folder) / "stderr.log"
         # Profiles stay, so that not every start measures; prefixes do not, so that runs do not help each other.
         cache = {"OCSERVE_CACHE_DIRECTORY": str(user_cache_path("ocserve-tests")), "OCSERVE_CACHE_DISK_BYTES": "0"}
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **cache, **(env or {})}
+        keys = {"OCSERVE_AUTH_KEYS_FILE": str(Path(folder) / "keys.json")}  # whoever runs the tests may have some
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **cache, **keys, **(env or {})}
         if store is not None:
             environment["OCSERVE_STORE_DIRECTORY"] = str(store)
         with log.open("wb") as stderr:

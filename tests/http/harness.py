@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing
+from ocserve.accounts.keystore import KeyStore
 from ocserve.http.application import build
 from ocserve.http.server import Stop, serve
 from ocserve.modelcard import ModelCard, SamplingDefaults, ServedModel
@@ -202,6 +203,7 @@ def serving(
     make_engine: Callable[[], ScriptedEngine] = ScriptedEngine,
     *,
     key: str | None = None,
+    store: KeyStore | None = None,
     auth: config.Auth | None = None,
     limits: config.Limits | None = None,
     model: ServedModel = MODEL,
@@ -210,7 +212,7 @@ def serving(
 ) -> Iterator[Served]:
     """A server on a free port, in a thread with its own loop."""
     server = replace(config.Server(), port=0, **settings)
-    keys = KeyRing(key, auth or config.Auth())
+    keys = KeyRing(key, auth or config.Auth(), store=store)
     ready = threading.Event()
     found: list[Served] = []
 

@@ -17,6 +17,7 @@ import ipaddress
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocserve import config
+from ocserve.accounts.keys import KeyRing
 from ocserve.errors import Forbidden
 from ocserve.http.exchange import Exchange, peer_address
 
@@ -26,18 +27,18 @@ _FORWARDING = (b"forwarded", b"via", b"x-real-ip", b"cf-connecting-ip", b"true-c
 class ProxyGuard:
     """Refuses forwarded requests that nobody expects, and has the expected ones present the key."""
 
-    def __init__(self, app: ASGIApp, settings: config.Server, *, has_key: bool) -> None:
+    def __init__(self, app: ASGIApp, settings: config.Server, keys: KeyRing) -> None:
         self._app = app
         self._trusted = [ipaddress.ip_network(proxy, strict=False) for proxy in settings.trusted_proxies]
-        self._behind_proxy = has_key and bool(settings.public_hosts or settings.trusted_proxies)
-        self._has_key = has_key
+        self._behind_proxy = bool(settings.public_hosts or settings.trusted_proxies)
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         forwarded = any(name in _FORWARDING or name.startswith(b"x-forwarded") for name, _ in scope["headers"])
-        if forwarded and not self._has_key:
+        if forwarded and not self._keys.has_key:
             raise Forbidden(
                 "This request came through a proxy, and the server has no key: anyone could use it. Set a key "
-                "(OCSERVE_API_KEY or `auth.api_key`) and restart, or connect without the proxy.",
+                "(OCSERVE_API_KEY or `ocserve keys create`) and restart, or connect without the proxy.",
                 code="proxy_without_key",
             )
         if forwarded and self._trusted and not self._trusts(scope):
@@ -46,7 +47,7 @@ class ProxyGuard:
                 "`server.trusted_proxies`.",
                 code="untrusted_proxy",
             )
-        if forwarded or self._behind_proxy:
+        if forwarded or (self._behind_proxy and self._keys.has_key):
             Exchange.of(scope).local = False
         await self._app(scope, receive, send)
 

@@ -1,0 +1,138 @@
+"""Token buckets: so much per minute, so much per day. A bucket holds one period's worth and refills continuously.
+
+Time and levels are integers (nanoseconds; units times the nanoseconds of the period), so arithmetic is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SECOND = 1_000_000_000
+MINUTE = 60 * SECOND
+DAY = 24 * 60 * MINUTE
+_PERIODS = {MINUTE: "minute", DAY: "day"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """A limit as a client sees it."""
+
+    limit: int
+    remaining: int
+    full_in_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """What is left of a key's limits, of each kind by the limit that has least left; None is unlimited."""
+
+    requests: Dimension | None
+    tokens: Dimension | None
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A limit that refuses: the name of its setting, and what it is in words."""
+
+    setting: str
+    words: str
+
+
+class Bucket:
+    """A bucket of `limit` units per `period_ns`; None is unlimited. Starts full."""
+
+    def __init__(self, limit: int | None, period_ns: int) -> None:
+        self.limit = limit
+        self.period_ns = period_ns
+        self._level = (limit or 0) * period_ns
+
+    def resize(self, limit: int | None, outstanding: int) -> None:
+        """Change the limit; what has been used stays used. `outstanding` units are taken and may be given back."""
+        if limit is None:
+            self._level = 0
+        elif self.limit is None:
+            self._level = (limit - outstanding) * self.period_ns
+        else:
+            raised = max(0, limit - self.limit)
+            self._level = min(self._level + raised * self.period_ns, limit * self.period_ns)
+        self.limit = limit
+
+    def refill(self, elapsed_ns: int) -> None:
+        """Let time pass."""
+        if self.limit is not None:
+            self._add(elapsed_ns * self.limit)
+
+    def take(self, units: int) -> None:
+        """Take units, which may leave the bucket in debt; give back with a negative number."""
+        if self.limit is not None:
+            self._add(-units * self.period_ns)
+
+    def wait_ns(self, units: int) -> int:
+        """How long until `units` are there; 0 if they are now."""
+        if self.limit is None:
+            return 0
+        return max(0, -(-(units * self.period_ns - self._level) // self.limit))
+
+    def state(self, promised: int) -> Dimension | None:
+        """What a client sees, the promised units not counted."""
+        if self.limit is None:
+            return None
+        left = max(0, self._level // self.period_ns - promised)
+        return Dimension(self.limit, left, self.wait_ns(self.limit + promised))
+
+    def _add(self, amount: int) -> None:
+        assert self.limit is not None
+        self._level = min(self._level + amount, self.limit * self.period_ns)
+
+
+class Quota:
+    """What may be used of one thing, `unit`s: per minute and per day."""
+
+    def __init__(self, unit: str, per_minute: int | None, per_day: int | None) -> None:
+        self._unit = unit
+        self._buckets = (Bucket(per_minute, MINUTE), Bucket(per_day, DAY))
+
+    @property
+    def most(self) -> Bucket | None:
+        """The bucket that holds least when it is full; None if nothing is limited."""
+        limited = [bucket for bucket in self._buckets if bucket.limit is not None]
+        return min(limited, key=lambda bucket: bucket.limit or 0, default=None)
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing is missing."""
+        return not any(bucket.wait_ns(bucket.limit or 0) for bucket in self._buckets)
+
+    def resize(self, per_minute: int | None, per_day: int | None, outstanding: int = 0) -> None:
+        """Change the limits."""
+        for bucket, limit in zip(self._buckets, (per_minute, per_day), strict=True):
+            if bucket.limit != limit:
+                bucket.resize(limit, outstanding)
+
+    def refill(self, elapsed_ns: int) -> None:
+        """Let time pass."""
+        for bucket in self._buckets:
+            bucket.refill(elapsed_ns)
+
+    def take(self, units: int) -> None:
+        """Take units; give back with a negative number."""
+        for bucket in self._buckets:
+            bucket.take(units)
+
+    def wait_ns(self, units: int) -> int:
+        """How long until `units` are there in both buckets; 0 if they are now."""
+        return max(bucket.wait_ns(units) for bucket in self._buckets)
+
+    def state(self, promised: int) -> Dimension | None:
+        """What a client sees of the bucket that has least left."""
+        states = [state for bucket in self._buckets if (state := bucket.state(promised))]
+        return min(states, key=lambda state: (state.remaining, -state.full_in_ns), default=None)
+
+    def named(self, bucket: Bucket) -> str:
+        """A limit in words."""
+        return f"{bucket.limit} {self._unit} per {_PERIODS[bucket.period_ns]}"
+
+    def missing(self, units: int) -> Named:
+        """The limit that has whoever wants `units` wait longest."""
+        bucket = max(self._buckets, key=lambda bucket: bucket.wait_ns(units))
+        return Named(f"{self._unit}_per_{_PERIODS[bucket.period_ns]}", self.named(bucket))

@@ -1,0 +1,145 @@
+"""Who may use a model when more want to than it can answer: everybody else is told a moment of their own to come back.
+
+As with a key's limits a refusal is a ticket. But under overload most of those who are refused go elsewhere, so tickets
+are overbooked by the share of them that is used, which is learnt, and no slot waits for one longer than it takes:
+
+1. A ticket is claimed by the same key's next attempt, from its moment on. Its holder passes if any slot is free.
+2. Whoever holds none passes if slots are left for those whose tickets are due about now, as many as usually come.
+3. Tickets are given out at the pace at which their holders can be served: that of the measured durations, less what
+   chance needs (the fewer slots, the more), over the share that is used. None is for later than clients wait.
+4. An unclaimed ticket lapses after a grace period; what it teaches is how many come.
+5. Some slots are spare: for keys that have no more than that here. So nobody who asks for much shuts out who asks for
+   little.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from ocserve.accounts.buckets import SECOND
+from ocserve.accounts.line import LONGEST_TOLD, Durations
+
+_GRACE = 2 * SECOND  # clients add up to a quarter to what they are told, and round it up to a second
+_MOST_TICKETS = 4000
+_WEIGHT = 0.05  # of one ticket in the share that is used
+_LEAST_SHARE = 0.02
+_LATE = 0.25  # how likely somebody still comes whose moment has passed, against one whose moment is to come
+# Of c slots about the square root of c are free by chance at any time if arrivals are at random (Erlang's loss formula
+# at a few per cent), so that much of the pace is left out.
+_CHANCE = 1.0
+_LEAST_PACE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many answers of a model may be generated or waited for, and how many a request asks for.
+
+    With `spare` slots, that many or an eighth of all are for keys that have no more than that. The last `returning` are
+    for holders of tickets: a moment in the queue makes a promise good that chance would break.
+    """
+
+    model: str
+    slots: int
+    returning: int = 0
+    spare: int = 0
+    width: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    due_ns: int
+    holder: str
+    attempt: int | None
+
+
+@dataclass(eq=False, slots=True)
+class Stay:
+    """A request that has a place in the crowd."""
+
+    crowd: Crowd
+    holder: str
+    width: int
+    begun_ns: int
+
+
+class Crowd:
+    """Those who use one model, and the tickets of those who are to come."""
+
+    def __init__(self) -> None:
+        self._stays: set[Stay] = set()
+        self._tickets: list[_Ticket] = []  # in the order of their moments
+        self._durations = Durations()
+        self._share_used = 1.0
+
+    def enter(self, room: Room, holder: str, attempt: int | None, now_ns: int) -> Stay | int:
+        """A place, or the nanoseconds after which to come for one.
+
+        `attempt` is how often this request was refused before, None if the client does not say.
+        """
+        self._forget_lapsed(now_ns)
+        ticket = self._claimed(holder, attempt, now_ns)
+        if self._passes(room, holder, now_ns, has_ticket=ticket is not None):
+            stay = Stay(self, holder, room.width, now_ns)
+            self._stays.add(stay)
+            return stay
+        wait_ns = self._wait_ns(room, now_ns, has_ticket=ticket is not None)
+        if wait_ns <= LONGEST_TOLD and len(self._tickets) < _MOST_TICKETS:
+            made = _Ticket(now_ns + wait_ns, holder, None if attempt is None else attempt + 1)
+            self._tickets.insert(bisect_right(self._tickets, made.due_ns, key=_due), made)
+        return wait_ns
+
+    def leave(self, stay: Stay, now_ns: int) -> None:
+        """A request has ended."""
+        self._stays.discard(stay)
+        self._durations.ended(now_ns - stay.begun_ns)
+
+    def _claimed(self, holder: str, attempt: int | None, now_ns: int) -> _Ticket | None:
+        """Take the ticket that this attempt has, if it has one (rule 1)."""
+        for index in range(bisect_right(self._tickets, now_ns, key=_due)):
+            ticket = self._tickets[index]
+            if ticket.holder == holder and ticket.attempt == attempt:
+                del self._tickets[index]
+                self._share_used += _WEIGHT * (1 - self._share_used)
+                return ticket
+        return None
+
+    def _forget_lapsed(self, now_ns: int) -> None:
+        """Drop tickets whose holders did not come, and learn from it (rule 4)."""
+        lapsed = bisect_right(self._tickets, now_ns - _GRACE, key=_due)
+        if lapsed:
+            del self._tickets[:lapsed]
+            self._share_used = max(_LEAST_SHARE, self._share_used * (1 - _WEIGHT) ** lapsed)
+
+    def _passes(self, room: Room, holder: str, now_ns: int, *, has_ticket: bool) -> bool:
+        taken = sum(stay.width for stay in self._stays)
+        free = room.slots - taken - room.width
+        spare = min(max(room.spare, room.slots // 8), room.slots - 1) if room.spare else 0
+        own = sum(stay.width for stay in self._stays if stay.holder == holder) + room.width
+        if free >= 0 and own <= spare:
+            return True  # 5
+        held_back = spare + (0 if has_ticket else room.returning + self._kept(now_ns))
+        return free >= min(held_back, room.slots - room.width)  # who wants them all has them when nobody is here
+
+    def _kept(self, now_ns: int) -> int:
+        """Slots for those whose tickets are due (rule 2): half a request's time is how long one would be missed."""
+        late = bisect_right(self._tickets, now_ns, key=_due)
+        soon = bisect_right(self._tickets, now_ns + self._mean_ns(now_ns) // 2, key=_due) - late
+        return math.ceil((soon + late * _LATE) * self._share_used)
+
+    def _wait_ns(self, room: Room, now_ns: int, *, has_ticket: bool) -> int:
+        """When a slot will be free for one more (rule 3); who had a ticket comes before all others."""
+        pace = max(_LEAST_PACE, 1 - _CHANCE / math.sqrt(room.slots - room.returning))
+        turn_ns = int(self._mean_ns(now_ns) / (room.slots - room.returning) / pace)
+        soonest = turn_ns * room.width
+        if has_ticket or not self._tickets:
+            return max(1, soonest)
+        return max(1, soonest, self._tickets[-1].due_ns - now_ns + int(soonest * self._share_used))
+
+    def _mean_ns(self, now_ns: int) -> int:
+        return int(self._durations.mean_ns([now_ns - stay.begun_ns for stay in self._stays]))
+
+
+def _due(ticket: _Ticket) -> int:
+    return ticket.due_ns

@@ -1,0 +1,250 @@
+"""`ocserve keys`: make keys, see them, replace them, take them back. A running server knows at once."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ocserve.accounts.keystore import Key, KeyStore
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_LIMITS = {
+    "rpm": ("requests_per_minute", "requests per minute"),
+    "tpm": ("tokens_per_minute", "tokens per minute"),
+    "rpd": ("requests_per_day", "requests per day"),
+    "tpd": ("tokens_per_day", "tokens per day"),
+    "concurrent": ("concurrent_requests", "requests at the same time"),
+}
+
+
+def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Seconds, written as `90s`, `15m`, `24h` or `90d`."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,6})([smhd])", value)
+    if found is None:
+        raise click.BadParameter("expected a duration such as 90s, 15m, 24h or 90d", ctx, param)
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _expiry(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Seconds since 1970: so long from now, or at the end of a day in UTC."""
+    try:
+        day = datetime.datetime.strptime(value or "", "%Y-%m-%d").replace(tzinfo=datetime.UTC)
+    except ValueError:
+        lasts_s = _duration(ctx, param, value)
+        return None if lasts_s is None else int(time.time()) + lasts_s
+    return int((day + datetime.timedelta(days=1)).timestamp())
+
+
+def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A whole number, 0 for unlimited, or `default`: -1, what the settings say."""
+    if value is None or value == "default":
+        return None if value is None else -1
+    if not re.fullmatch(r"[0-9]{1,12}", value):
+        raise click.BadParameter("expected a whole number, 0 for unlimited, or `default`", ctx, param)
+    return int(value)
+
+
+def _limit_options(function: F) -> F:
+    for name, (_, words) in reversed(_LIMITS.items()):
+        help_text = f"Most {words}; 0 is unlimited, `default` what the settings say."
+        function = click.option(f"--{name}", callback=_limit, metavar="N", help=help_text)(function)
+    return function
+
+
+def _limits(given: dict[str, int | None]) -> dict[str, int | None]:
+    """What was given, by the names that the store has."""
+    return {_LIMITS[name][0]: None if value == -1 else value for name, value in given.items() if value is not None}
+
+
+def _store() -> KeyStore:
+    from ocserve import config
+    from ocserve.accounts.keystore import KeyStore
+
+    return KeyStore(config.keys_file(config.load().config.auth))
+
+
+@click.group("keys")
+def command() -> None:
+    """Make, list, limit, rotate and revoke the keys of those who call."""
+
+
+@command.command("create")
+@click.option("--name", required=True, help="What the key is called in lists, in usage and on invoices.")
+@click.option("--expires", callback=_expiry, metavar="WHEN", help="A day (2027-01-31) or a duration (90d); else never.")
+@click.option("--model", "models", multiple=True, metavar="MODEL", help="May use this model; repeat it. Else all.")
+@_limit_options
+@click.option("--price", "prices", multiple=True, metavar="KIND=AMOUNT", help="A price of its own, as in the listing.")
+@click.option("--admin", is_flag=True, help="May also administer the server.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def create(
+    name: str,
+    expires: int | None,
+    models: tuple[str, ...],
+    prices: tuple[str, ...],
+    admin: bool,
+    as_json: bool,
+    **limits: int | None,
+) -> None:
+    """Make a key and show it, this once: only its digest is kept."""
+    made, text = _store().create(
+        name,
+        expires=expires,
+        models=models,
+        limits=_limits(limits),
+        price=dict(_priced(each) for each in prices),
+        scope="admin" if admin else "use",
+    )
+    _show_once(made, text, as_json)
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_keys(as_json: bool) -> None:
+    """List the keys, revoked ones too. What a key is cannot be shown again."""
+    from ocserve.cli.model_output import print_json, print_table
+
+    keys = _store().listed()
+    if as_json:
+        print_json({"keys": [_described(key) for key in keys]})
+    elif not keys:
+        click.echo("there are no keys; `ocserve keys create --name NAME` makes one")
+    else:
+        rows = [
+            (
+                key.name,
+                key.id,
+                key.state(time.time()),
+                key.scope,
+                _day(key.created),
+                _day(key.expires),
+                _limit_text(key),
+            )
+            for key in keys
+        ]
+        print_table(("NAME", "ID", "STATE", "SCOPE", "CREATED", "EXPIRES", "LIMITS"), rows)
+
+
+@command.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, as_json: bool) -> None:
+    """Show what is known of the key called NAME."""
+    from ocserve.cli.model_output import print_json
+
+    described = _described(_store().named(name))
+    if as_json:
+        print_json(described)
+        return
+    for field, value in described.items():
+        items = [f"{each}={value[each]}" for each in value] if isinstance(value, dict) else value
+        text = ", ".join(items) if isinstance(items, list) else items
+        click.echo(f"{field:28}  {text or '-'}")
+
+
+@command.command("limits")
+@click.argument("name")
+@_limit_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def limits(name: str, as_json: bool, **limits: int | None) -> None:
+    """Change limits of the key called NAME; those not named stay. What it has used stays used."""
+    from ocserve.cli.model_output import print_json
+
+    changed = _limits(limits)
+    if not changed:
+        raise click.UsageError("name at least one limit, such as --rpm 600")
+    key = _store().limit(name, **changed)
+    if as_json:
+        print_json(_described(key))
+    else:
+        click.echo(f"{name}: {_limit_text(key)}")
+
+
+@command.command("rotate")
+@click.argument("name")
+@click.option("--overlap", callback=_duration, default="24h", metavar="DURATION", show_default=True,
+              help="How long the key before is still accepted; 0s ends it now.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def rotate(name: str, overlap: int, as_json: bool) -> None:
+    """Replace the key called NAME: limits, usage and stored prefixes stay with the name."""
+    made, text = _store().rotate(name, overlap)
+    _show_once(made, text, as_json)
+
+
+@command.command("revoke")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def revoke(name: str, as_json: bool) -> None:
+    """Accept the key called NAME no longer: no request that arrives after this command is answered."""
+    from ocserve.cli.model_output import print_json
+
+    key = _store().revoke(name)
+    if as_json:
+        print_json(_described(key))
+    else:
+        click.echo(f"{name} is revoked")
+
+
+def _show_once(key: Key, text: str, as_json: bool) -> None:
+    from ocserve.cli.model_output import print_json
+
+    if as_json:
+        print_json({"key": text, **_described(key)})
+        return
+    click.echo(text)
+    click.echo(f"{key.name} ({key.id}). The key is not kept and cannot be shown again.", err=True)
+
+
+def _priced(text: str) -> tuple[str, str]:
+    kind, separator, amount = text.partition("=")
+    if not separator or not re.fullmatch(r"[a-z_]+", kind):
+        raise click.UsageError("a price is written KIND=AMOUNT, such as prompt=0.0000002")
+    return kind, amount
+
+
+def _described(key: Key) -> dict[str, Any]:
+    """A key as it may be shown: nothing of its secrets but how many are accepted."""
+    import msgspec
+
+    now = time.time()
+    return {
+        "name": key.name,
+        "id": key.id,
+        "state": key.state(now),
+        "scope": key.scope,
+        "created": _moment(key.created),
+        "expires": _moment(key.expires),
+        "revoked": _moment(key.revoked),
+        "models": list(key.models),
+        "limits": msgspec.to_builtins(key.limits),
+        "price": dict(key.price),
+        "replaced_secrets_valid_until": [
+            _moment(secret.until) for secret in key.secrets if secret.until is not None and secret.until > now
+        ],
+    }
+
+
+def _limit_text(key: Key) -> str:
+    shown = ((words, getattr(key.limits, field)) for field, words in _LIMITS.values())
+    return (
+        ", ".join(f"{value or 'unlimited'} {words}" for words, value in shown if value is not None) or "the settings'"
+    )
+
+
+def _moment(seconds: int | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+def _day(seconds: int | None) -> str:
+    return (_moment(seconds) or "never")[:10]

@@ -1,0 +1,55 @@
+"""The published limits as one page: the table is made from the settings that the limiter obeys, so it cannot differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from ocserve import config
+from ocserve.modelcard import ServedModel
+
+_ROWS = (
+    ("requests_per_minute", "Requests per minute"),
+    ("requests_per_day", "Requests per day"),
+    ("tokens_per_minute", "Tokens per minute (prompt and answer)"),
+    ("tokens_per_day", "Tokens per day (prompt and answer)"),
+    ("concurrent_requests", "Requests at the same time"),
+)
+_STYLE = """
+:root { color-scheme: light dark; } body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .3rem; border-top: 1px solid #8884; }
+"""
+
+
+def page(limits: config.Limits, models: Sequence[ServedModel]) -> bytes:
+    """The page. `models` are those whose names may be told."""
+    own = {each.model: each for each in limits.models}
+    columns = [("Each key", limits), *((model.id, own[model.id]) for model in models if model.id in own)]
+    head = "".join(f"<th>{escape(name)}</th>" for name, _ in columns)
+    rows = "".join(
+        f"<tr><td>{title}</td>{''.join(f'<td>{_shown(found, name)}</td>' for _, found in columns)}</tr>"
+        for name, title in _ROWS
+    )
+    queues = "".join(
+        f"<li>{escape(model.id)}: {model.parallel} answers at a time, {limits.queue} more may wait.</li>"
+        for model in models
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Limits</title><style>{_STYLE}</style></head><body><h1>Limits</h1>
+<table><tr><th>Limit</th>{head}</tr>{rows}</table>
+<p>A minute's or a day's worth may come at once; then the limit refills continuously. Tokens are held for a request's
+prompt and the most that it may answer, and what it did not use comes back when it ends. A model's own limits hold
+beside those of the key. A key may have limits of its own; the headers of every answer say which hold and what is left:
+<code>x-ratelimit-limit-requests</code>, <code>-remaining-requests</code>, <code>-reset-requests</code>, and the same of
+tokens. Beyond a limit, and where a model has no room, the answer is 429 at once, and <code>Retry-After</code> names a
+moment at which the same request is served.</p><ul>{queues}</ul>
+<h2>To have a limit raised</h2><p>Ask the operator, who runs
+<code>ocserve keys limits NAME --rpm 600 --tpm 100000</code>; it holds from the next request on.</p></body></html>
+""".encode()
+
+
+def _shown(limits: config.Allowance, name: str) -> str:
+    value: int | None = getattr(limits, name)
+    return "unlimited" if value is None else f"{value:,}"

@@ -1,0 +1,80 @@
+"""`ocserve keys`: shown once, changed by name, and nothing of a key in any output after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ocserve.accounts.keystore import KEY_PATTERN
+from ocserve.cli import main
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCSERVE_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("OCSERVE_AUTH_KEYS_FILE", str(tmp_path / "keys.json"))
+    (tmp_path / "config.toml").write_text("")
+
+
+def keys(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["keys", *arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def as_json(*arguments: str) -> Any:
+    return json.loads(keys(*arguments, "--json").stdout)
+
+
+def test_a_key_is_shown_once_and_then_only_described() -> None:
+    made = as_json(
+        "create", "--name", "acme", "--rpm", "5", "--tpd", "0", "--model", "tiny", "--price", "prompt=0.1",
+        "--expires", "90d",
+    )  # fmt: skip
+    assert KEY_PATTERN.fullmatch(made["key"])
+    described = as_json("show", "acme")
+    assert described == {name: value for name, value in made.items() if name != "key"}
+    assert described["limits"] == {"requests_per_minute": 5, "tokens_per_day": 0}
+    assert (described["models"], described["price"]) == (["tiny"], {"prompt": "0.1"})
+    later = [keys("list"), keys("show", "acme"), keys("list", "--json"), keys("limits", "acme", "--rpm", "7")]
+    assert not any(made["key"][4:12] in result.output for result in later)
+    assert "7 requests per minute, unlimited tokens per day" in later[3].output
+
+
+def test_a_key_alone_is_on_stdout() -> None:
+    result = keys("create", "--name", "acme")
+    assert KEY_PATTERN.fullmatch(result.stdout.strip())
+    assert "cannot be shown again" in result.stderr
+
+
+def test_the_life_of_a_key() -> None:
+    first = as_json("create", "--name", "acme", "--admin", "--concurrent", "2")
+    second = as_json("rotate", "acme", "--overlap", "1h")
+    assert (first["id"], first["scope"]) == (second["id"], "admin")
+    assert first["key"] != second["key"]
+    assert len(second["replaced_secrets_valid_until"]) == 1
+    assert as_json("limits", "acme", "--concurrent", "default", "--tpm", "100")["limits"] == {"tokens_per_minute": 100}
+    assert as_json("revoke", "acme")["state"] == "revoked"
+    assert [key["state"] for key in as_json("list")["keys"]] == ["revoked"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("create", "--name", "a b"), "a key's name"),
+        (("create", "--name", "x", "--rpm", "many"), "whole number"),
+        (("create", "--name", "x", "--expires", "soon"), "90s, 15m, 24h"),
+        (("create", "--name", "x", "--price", "prompt"), "KIND=AMOUNT"),
+        (("limits", "nobody", "--rpm", "1"), "no key called nobody"),
+        (("limits", "nobody"), "at least one limit"),
+        (("show", "nobody"), "no key called nobody"),
+    ],
+)
+def test_mistakes_are_refused_with_a_hint(arguments: tuple[str, ...], complaint: str) -> None:
+    result = CliRunner().invoke(main, ["keys", *arguments])
+    assert result.exit_code in (2, 78)
+    assert complaint in result.stderr
