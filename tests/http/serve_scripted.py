@@ -1,14 +1,23 @@
 """A server over a scripted engine as a process of its own: `python -m tests.http.serve_scripted '<json>'`.
 
-Prints its port. The JSON may have `server` settings, `script` fields, `model` fields, `key`, and `ledger`: the file of
-one, with which the model has prices.
+Prints its port. The JSON may have `server` settings, `limits`, `script` fields, `model` fields, `key`, `ledger`: the
+file of one, with which the model has prices, and `slots`. With `worker` the engine is a process of its own behind the
+real `EngineHandle`, scripted by the prompts (see `tests.engine.scripted_worker`), and may be silent for so many seconds.
+
+At SIGUSR1 it prints a line that says what its event loop has to do and how late that was since it was last asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import statistics
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +28,8 @@ from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.ledger import Ledger
+from ocserve.engine.handle import EngineHandle, Supervision
+from ocserve.engine.wire import EngineSpec
 from ocserve.http.application import build
 from ocserve.http.server import serve
 from ocserve.modelcard import ServedModel
@@ -27,22 +38,84 @@ from tests.accounts.books import priced
 from tests.http.harness import MODEL
 from tests.scripted import Script, ScriptedEngine, alone
 
+WORKER = (sys.executable, str(Path(__file__).parents[1] / "engine" / "scripted_worker.py"))
+_LOOK_S = 0.005
 
-async def main(options: dict[str, Any]) -> None:
+
+class Watch:
+    """How late the event loop comes to what is due, and how much of that it has computed itself. Times are seconds."""
+
+    def __init__(self) -> None:
+        self.late: list[float] = []
+        self.computed: list[float] = []
+
+    async def look(self) -> None:
+        while True:
+            due, computed = time.monotonic() + _LOOK_S, time.thread_time()
+            await asyncio.sleep(_LOOK_S)
+            self.late.append(max(0.0, time.monotonic() - due))
+            self.computed.append(max(0.0, time.thread_time() - computed - _LOOK_S))
+
+    def told(self) -> dict[str, float]:
+        late, computed = self.late or [0.0], self.computed or [0.0]
+        self.late, self.computed = [], []
+        found: dict[str, float] = {"tasks": len(asyncio.all_tasks()), "looks": len(late)}
+        for name, values in (("late", late), ("computed", computed)):
+            most = statistics.quantiles(values, n=1000, method="inclusive")[998] if len(values) > 1 else values[0]
+            found |= {f"{name}_s": most, f"most_{name}_s": max(values)}
+        return found
+
+
+def scripted(options: dict[str, Any]) -> ScriptedEngine | EngineHandle:
+    if "worker" in options:
+        spec = EngineSpec(
+            path="scripted",
+            context=1000,
+            parallel=8,
+            pool_tokens=8000,
+            gpu_layers=0,
+            require_gpu=False,
+            threads_decode=None,
+            threads_prefill=None,
+            batch_tokens=256,
+        )
+        limits = Supervision(heartbeat_timeout_s=options["worker"], on_event=logs.event)
+        return EngineHandle(spec, dict(os.environ), limits, WORKER)
     script = options.get("script", {})
-    engine = ScriptedEngine(Script(**{**script, "tokens": tuple(script.get("tokens", ["Hello", "!"]))}))
-    limits = config.Limits()
+    said = Script(**{**script, "tokens": tuple(script.get("tokens", ["Hello", "!"]))})
+    return ScriptedEngine(said, parallel=options.get("slots", 8))
+
+
+async def main(options: dict[str, Any], say: Callable[[str], None]) -> None:
+    engine = scripted(options)
+    limits = convert(options.get("limits", {}), config.Limits)
     model = convert({**to_builtins(MODEL), **options.get("model", {})}, ServedModel)
-    billing = None
-    if "ledger" in options:
-        ledger = Ledger(Path(options["ledger"]), retention_days=30)
-        billing = Billing(config.Billing(), priced(model.id), ledger)
+    ledger = Ledger(Path(options["ledger"]), retention_days=30) if "ledger" in options else None
+    billing = Billing(config.Billing(), priced(model.id), ledger) if ledger else None
     service = alone(engine, model, limits, billing)
     settings = replace(config.Server(), **{"port": 0, **options.get("server", {})})
     app = build(service, KeyRing(options.get("key"), config.Auth()), settings)
-    await serve(app, settings, lambda url: print(url.rpartition(":")[2], flush=True), service.drain)
+    watch = Watch()
+    looking = asyncio.create_task(watch.look())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: say(json.dumps(watch.told())))
+    try:
+        if "worker" in options:
+            await service.fleet.open(model.id)
+        await serve(app, settings, lambda url: say(url.rpartition(":")[2]), service.drain)
+    finally:
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
+        await service.fleet.close()
+        if ledger is not None:
+            ledger.close()
+
+
+def run(options: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Serve until a signal ends it; `say` gets the port, and then what is asked for."""
+    logs.configure(config.Log(level="debug", format="json"))
+    asyncio.run(main(options, say))
 
 
 if __name__ == "__main__":
-    logs.configure(config.Log(level="debug", format="json"))
-    asyncio.run(main(json.loads(sys.argv[1])))
+    run(json.loads(sys.argv[1]), lambda line: print(line, flush=True))
