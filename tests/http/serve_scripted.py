@@ -1,8 +1,9 @@
 """A server over a scripted engine as a process of its own: `python -m tests.http.serve_scripted '<json>'`.
 
-Prints its port. The JSON may have `server` settings, `limits`, `script` fields, `model` fields, `key`, `ledger`: the
-file of one, with which the model has prices, and `slots`. With `worker` the engine is a process of its own behind the
-real `EngineHandle`, scripted by the prompts (see `tests.engine.scripted_worker`), and may be silent for so many seconds.
+Prints its port. The JSON may have `server` settings, `limits`, `model` fields, `key`, `ledger` (the file of one, with
+which the model has prices), `script`, `scripts` for requests with that many `max_tokens`, and `slots`. With `worker`
+the engine is a process behind the real `EngineHandle` that does what prompts say, as in `tests.engine.scripted_worker`; it
+may be silent for so many seconds.
 
 At SIGUSR1 it prints a line that says what its event loop has to do and how late that was since it was last asked.
 """
@@ -81,9 +82,18 @@ def scripted(options: dict[str, Any]) -> ScriptedEngine | EngineHandle:
         )
         limits = Supervision(heartbeat_timeout_s=options["worker"], on_event=logs.event)
         return EngineHandle(spec, dict(os.environ), limits, WORKER)
-    script = options.get("script", {})
-    said = Script(**{**script, "tokens": tuple(script.get("tokens", ["Hello", "!"]))})
-    return ScriptedEngine(said, parallel=options.get("slots", 8))
+    usual = script(options.get("script", {}))
+    others = {int(most): script(said) for most, said in options.get("scripts", {}).items()}
+    return ScriptedEngine(lambda request: others.get(request.max_tokens, usual), parallel=options.get("slots", 8))
+
+
+def script(said: dict[str, Any]) -> Script:
+    """`tokens` is a list, or a token and how often it is said."""
+    token, times = said.get("repeat", ("", 0))
+    return Script(
+        **{name: value for name, value in said.items() if name != "repeat"}
+        | {"tokens": (token,) * times or tuple(said.get("tokens", ("Hello", "!")))}
+    )
 
 
 async def main(options: dict[str, Any], say: Callable[[str], None]) -> None:
