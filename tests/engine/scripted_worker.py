@@ -1,8 +1,8 @@
 """An engine process without a model: speaks the real wire, does what the prompt's text says.
 
 `emit N`: N deltas, then `Finished`. `emit N crash`: N deltas, then abort. `crash-in-prepare`, `stuck-in-prepare`,
-`refuse`. Each delta is one word; a delta leaves every millisecond, with `every S` every S seconds. Questions: a token for each word, or `crash`,
-`never`, `refuse`. `load-fails` as the model path refuses the load.
+`refuse`. Each delta is one word; a delta leaves every millisecond, with `every S` every S seconds. Questions: a token
+for each word, or `crash`, `never`, `refuse`. `load-fails` as the model path refuses the load.
 """
 
 from __future__ import annotations

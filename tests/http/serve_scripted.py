@@ -2,8 +2,8 @@
 
 Prints its port. The JSON may have `server` settings, `limits`, `model` fields, `key`, `ledger` (the file of one, with
 which the model has prices), `script`, `scripts` for requests with that many `max_tokens`, and `slots`. With `worker`
-the engine is a process behind the real `EngineHandle` that does what prompts say, as in `tests.engine.scripted_worker`; it
-may be silent for so many seconds.
+the engine is a process behind the real `EngineHandle` that does what prompts say, see `tests.engine.scripted_worker`,
+and may be silent for so many seconds.
 
 At SIGUSR1 it prints a line that says what its event loop has to do and how late that was since it was last asked.
 """

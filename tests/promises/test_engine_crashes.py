@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import statistics
 import time
 from pathlib import Path
 
@@ -18,12 +19,17 @@ from tests.promises.servers import Server, server
 from tests.promises.streams import Ending, ask
 
 STREAMS = 64
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 2.0
 LIMITS = {signal.SIGSEGV: 2.0, signal.SIGABRT: 2.0, signal.SIGKILL: 2.0, signal.SIGSTOP: HEARTBEAT_S + 2.0}
 
 
-async def kill_under_streams(served: Server, run: int, number: signal.Signals, chance: random.Random) -> list[Ending]:
-    """All streams are running, some close to their end, when the engine is hit; the next request succeeds."""
+async def kill_under_streams(
+    served: Server, run: int, number: signal.Signals, chance: random.Random
+) -> tuple[list[Ending], float]:
+    """All streams are running, some close to their end, when the engine is hit; the next request succeeds.
+
+    Returns the endings, and how many seconds after the hit the last of those that were cut was told.
+    """
     # Each prompt is one of its own: what was in flight at two crashes would be refused.
     prompts = [f"emit {chance.choice((5, 20, 100))} every 0.02 {run}-{index}" for index in range(STREAMS)]
     asked = [asyncio.create_task(ask(served.port, prompt, f"run{run}-{index}")) for index, prompt in enumerate(prompts)]
@@ -33,12 +39,12 @@ async def kill_under_streams(served: Server, run: int, number: signal.Signals, c
     hit = time.monotonic()
     endings = list(await asyncio.gather(*asked))
     # Who came only after the hit waited for the next engine, and was answered.
-    assert all(ending.ended - hit < LIMITS[number] for ending in endings if ending.error)
+    told = max((ending.ended - hit for ending in endings if ending.error), default=0.0)
     following = await ask(served.port, "emit 2", f"run{run}-next")
     assert following.structured
     assert following.error is None
     assert not engine.is_running()
-    return [*endings, following]
+    return [*endings, following], told
 
 
 def check_row(row: Row, ending: Ending) -> None:
@@ -62,11 +68,14 @@ def test_p15_every_client_is_told_and_every_row_is_exact(tmp_path: Path, full: b
     kills = 75 if full else 1
     chance = random.Random(15)
     endings: list[Ending] = []
+    delays: list[float] = []
     file = tmp_path / "ledger.db"
     with server(worker=HEARTBEAT_S, ledger=str(file)) as served:
         front = psutil.Process(served.pid)
         for run in range(kills):
-            endings += asyncio.run(kill_under_streams(served, run, number, chance))
+            found, told = asyncio.run(kill_under_streams(served, run, number, chance))
+            endings += found
+            delays.append(told)
         assert front.is_running()
         assert len(front.children(recursive=True)) == 1
         served.signal(signal.SIGTERM)
@@ -81,8 +90,10 @@ def test_p15_every_client_is_told_and_every_row_is_exact(tmp_path: Path, full: b
         check_row(by_id[ending.request_id], ending)
     assert len(failed) > kills * STREAMS / 4
     print(
-        f"P15: {kills} {number.name}, {len(failed)} of {len(endings)} requests cut, every one told, {len(by_id)} rows"
+        f"P15: {kills} {number.name} under {STREAMS} streams, {len(failed)} of {len(endings)} requests cut and told "
+        f"after p50 {statistics.median(delays):.2f} s, at most {max(delays):.2f} s; {len(by_id)} rows, all exact"
     )
+    assert max(delays) < LIMITS[number]
 
 
 def test_p16_a_poison_request_crashes_the_engine_at_most_twice() -> None:
