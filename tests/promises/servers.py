@@ -43,11 +43,11 @@ class Server:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, int]:
         """What its event loop says of itself."""
         self.signal(signal.SIGUSR1)
         assert self.told.poll(30)
-        found: dict[str, float] = json.loads(self.told.recv())
+        found: dict[str, int] = json.loads(self.told.recv())
         return found
 
     def engine(self) -> psutil.Process:

@@ -88,9 +88,9 @@ def broken(path: str, body: dict[str, Any], new: Canaries) -> Iterator[bytes]:
     yield json.dumps({**body, "prompt": new() * 4000, "input": new() * 4000}).encode()
 
 
-def send(provider: Provider, method: str, path: str, body: bytes | None, key: str, **headers: str) -> tuple[int, str]:
+def send(port: int, method: str, path: str, body: bytes | None, key: str, **headers: str) -> tuple[int, str]:
     """The status, and the answer unless it is one that generated."""
-    connection = http.client.HTTPConnection("127.0.0.1", provider.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     named = {"Content-Type": "application/json", "Authorization": f"Bearer {key}", **headers}
     try:
         connection.request(method, path, body, named)
@@ -101,14 +101,14 @@ def send(provider: Provider, method: str, path: str, body: bytes | None, key: st
         connection.close()
 
 
-def sweep(provider: Provider, new: Canaries) -> tuple[set[int], str, list[str]]:
+def sweep(port: int, new: Canaries) -> tuple[set[int], str, list[str]]:
     """Every dialect right and wrong, with right and wrong keys; the statuses, the errors, and the requests' ids."""
     numbers = itertools.count()
     statuses, errors, ids = set(), [], []
 
     def told(method: str, path: str, body: bytes | None = None, key: str = KEY, **headers: str) -> None:
         ids.append(f"secret-{next(numbers)}")
-        status, error = send(provider, method, path, body, key, **{"X-Request-Id": ids[-1], **headers})
+        status, error = send(port, method, path, body, key, **{"X-Request-Id": ids[-1], **headers})
         statuses.add(status)
         errors.append(error)
 
@@ -149,11 +149,11 @@ def seen_from_outside(process: psutil.Process) -> bytes:
 def test_p14_canaries_are_found_nowhere(provider: Provider) -> None:
     new = Canaries()
     process = psutil.Process(provider.server.process.pid)
-    statuses, errors, ids = sweep(provider, new)
+    statuses, errors, ids = sweep(provider.port, new)
     os.kill(provider.server.engine_pid(), signal.SIGSEGV)
     crashed = json.dumps({"model": "default", "prompt": new(), "max_tokens": 2}).encode()
-    assert send(provider, "POST", COMPLETIONS, crashed, KEY)[0] in (200, 500)
-    _, metrics = send(provider, "GET", "/metrics", None, KEY)
+    assert send(provider.port, "POST", COMPLETIONS, crashed, KEY)[0] in (200, 500)
+    _, metrics = send(provider.port, "GET", "/metrics", None, KEY)
     wait_until(lambda: ids[-1] in provider.log.read_text())
     found = written(provider.folder)
     places = {**found, "metrics": metrics.encode(), "errors": errors.encode(), "processes": seen_from_outside(process)}

@@ -132,7 +132,7 @@ def test_p24_a_front_process_is_after_100_000_requests_what_it_was(tmp_path: Pat
         print(told(soak, time.monotonic() - begun))
         wait_until(lambda: standing(front) == before and served.report()["tasks"] == tasks, 20)
         log = file.with_name("ledger.db-wal").stat().st_size
-    print(f"{before}, {tasks:.0f} tasks before and after; write-ahead log {log / 2**20:.1f} MiB")
+    print(f"{before}, {tasks} tasks before and after; write-ahead log {log / 2**20:.1f} MiB")
     assert set(soak.ends) == {"done", "aborted", *_MISTAKES}, soak.ends
     assert log <= 8 * 2**20
     if full:
