@@ -154,8 +154,10 @@ def step_s(server: RunningDaemon) -> float:
 @pytest.mark.timeout(900)
 def test_p9_what_clients_leave_behind_is_freed_within_a_step(tiny_model: Path, tmp_path: Path, full: bool) -> None:
     """2,000 aborts by FIN, RST and with a pipelined second request, while queued, read, decoded and ended."""
+    if not full:
+        pytest.skip("minutes; with --full")
     chance = random.Random(9)
-    rounds = 126 if full else 3
+    rounds = 126
     with daemon(str(tiny_model), env={"OCSERVE_LEDGER_DIRECTORY": str(tmp_path)}) as server:
         step = step_s(server)
         delays = asyncio.run(abort_all(int(server.root.rpartition(":")[2]), rounds, chance))
@@ -172,4 +174,4 @@ def test_p9_what_clients_leave_behind_is_freed_within_a_step(tiny_model: Path, t
         f"{statistics.median(delays) * 1000:.0f} ms, p99 {worst * 1000:.0f} ms; a step takes {step * 1000:.0f} ms"
     )
     assert outcomes["cancelled"] > rounds
-    assert worst < (step + SLACK_S) * (1 if full else 10)
+    assert worst < step + SLACK_S

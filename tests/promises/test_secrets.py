@@ -7,10 +7,12 @@ import itertools
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import psutil
 
 from tests.accounts.books import rows
@@ -18,6 +20,7 @@ from tests.e2e.daemon import wait_until
 from tests.promises.conftest import KEY, Provider
 
 LEAST = 400
+SCHEMA = Path(__file__).parents[2] / "packaging" / "log-schema.json"
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 GOOGLE = "/v1beta/models/default:generateContent"
 
@@ -132,6 +135,15 @@ def sweep(port: int, new: Canaries) -> tuple[set[int], str, list[str]]:
     return statuses, "\n".join(errors), ids
 
 
+def send_no_http(port: int, new: Canaries) -> None:
+    """What is not quite a request."""
+    for line in (f"GET /{new()} HTTP/1.1\r\nHost: {new()}\r\n\r\n", f"{new()}\r\n\r\n", f"GET / HTTP/1.1\r\n{new()}"):
+        with socket.create_connection(("127.0.0.1", port), 5) as peer:
+            peer.sendall(line.encode())
+            peer.shutdown(socket.SHUT_WR)
+            peer.recv(4096)
+
+
 def written(folder: Path) -> dict[str, bytes]:
     """Every file that the server may have written: ledger, write-ahead log, log, whatever else lies there."""
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -150,6 +162,7 @@ def test_p14_canaries_are_found_nowhere(provider: Provider) -> None:
     new = Canaries()
     process = psutil.Process(provider.server.process.pid)
     statuses, errors, ids = sweep(provider.port, new)
+    send_no_http(provider.port, new)
     os.kill(provider.server.engine_pid(), signal.SIGSEGV)
     crashed = json.dumps({"model": "default", "prompt": new(), "max_tokens": 2}).encode()
     assert send(provider.port, "POST", COMPLETIONS, crashed, KEY)[0] in (200, 500)
@@ -171,6 +184,8 @@ def test_p14_canaries_are_found_nowhere(provider: Provider) -> None:
     log = provider.log.read_text()
     assert all(each in log for each in ids)
     assert "engine_died" in log
+    schema = jsonschema_rs.validator_for(json.loads(SCHEMA.read_text()))
+    assert all(schema.is_valid(json.loads(line)) for line in log.splitlines())
     assert "ocserve_errors_total{" in metrics
     assert {"ledger.db", "ledger.db-wal", "server.log"} <= set(sizes)
     assert any(row.request_id.encode() in found[f"{provider.ledger}-wal"] for row in rows(provider.ledger))
