@@ -20,7 +20,7 @@ from tests.locked import locked
 
 # What needs the machine for itself, beside tests marked `alone`: folders of tests with real servers under load, and
 # every test of a real model. `make test` runs the others in two processes, and these one by one after them.
-ALONE = frozenset({"bench", "clients", "e2e"})
+ALONE = frozenset({"bench", "clients", "e2e", "promises"})
 REAL_MODELS = frozenset({"smollm2", "gemma", "minilm"})
 
 settings.register_profile("patient", deadline=None)  # on a busy machine any example may take 200 ms

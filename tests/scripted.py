@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.limits import Limiter
-from ocserve.engine.fleet import Fleet
+from ocserve.engine.fleet import Fleet, LoadableEngine
 from ocserve.engine.handle import LoadError
 from ocserve.engine.residency import Memory, Rules
 from ocserve.engine.wire import EngineFacts, EngineStats, Prepared
@@ -347,7 +347,7 @@ class _Events:
         return await self._run.events.get()
 
 
-def alone(engine: ScriptedEngine, model: ServedModel, limits: config.Limits, billing: Billing | None = None) -> Service:
+def alone(engine: LoadableEngine, model: ServedModel, limits: config.Limits, billing: Billing | None = None) -> Service:
     """A service of one model, which the first request loads."""
     fleet = Fleet({model.id: engine}, Memory({model.id: (1,)}, (1,), lambda: 1), Rules())
     return Service(fleet, {model.id: lambda facts: model}, Limiter(limits), limits, billing=billing)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import sys
 
 # The slowest reader that is waited for; HTTP.sys has the same figure (MinSendRate).
 MIN_BYTES_PER_S = 150
 _CHECKS_PER_DEADLINE = 4
+# SO_LINGER's two numbers, which Windows has as shorts: the end is immediate.
+_NOTHING_LEFT = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class WriteDeadline:
@@ -34,7 +39,14 @@ class WriteDeadline:
         left = self._transport.get_write_buffer_size()
         if checks >= _CHECKS_PER_DEADLINE:
             if left and size - left < min(size, MIN_BYTES_PER_S * self._timeout_s):
-                self._transport.abort()
+                self._reset()
                 return
             size, checks = left, 0
         self._timer = self._loop.call_later(self._timeout_s / _CHECKS_PER_DEADLINE, self._check, size, checks + 1)
+
+    def _reset(self) -> None:
+        """End the connection so that the system lets go of what it holds for the peer: megabytes, and for minutes."""
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NOTHING_LEFT)
+        self._transport.abort()

@@ -1,8 +1,8 @@
 """An engine process without a model: speaks the real wire, does what the prompt's text says.
 
 `emit N`: N deltas, then `Finished`. `emit N crash`: N deltas, then abort. `crash-in-prepare`, `stuck-in-prepare`,
-`refuse`. Each delta is one word; a delta leaves every millisecond. Questions: a token for each word, or `crash`,
-`never`, `refuse`. `load-fails` as the model path refuses the load.
+`refuse`. Each delta is one word; a delta leaves every millisecond, with `every S` every S seconds. Questions: a token
+for each word, or `crash`, `never`, `refuse`. `load-fails` as the model path refuses the load.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ class Script:
     def generate(self, request: GenerateRequest) -> None:
         words = text_of(request)
         count = int(words[1])
+        pause_s = float(words[words.index("every") + 1]) if "every" in words else 0.001
         choices = range(request.choices)
         self.emit(request, Started(prompt_tokens=len(words)))
         reason: FinishReason = "stop"
@@ -130,7 +131,7 @@ class Script:
                 reason = "cancelled"
                 break
             self.emit(request, *(TextDelta(text="word ", tokens=1, index=index) for index in choices))
-            time.sleep(0.001)
+            time.sleep(pause_s)
         if "crash" in words:
             os.abort()
         usage = Usage(prompt_tokens=len(words), completion_tokens=made)
