@@ -11,8 +11,11 @@ import urllib.request
 from pathlib import Path
 
 import jsonschema
+import pytest
 
 from tests.e2e.daemon import RunningDaemon, daemon, wait_until
+
+pytestmark = pytest.mark.beside
 
 PROMPT, KEY, WRONG = "canary-prompt-7f3a9c", "canary-key-0b51d2e8f6a4", "canary-wrong-key-93c1"
 PARAMETER = "canary_parameter_4d2e"  # an answer may name a parameter, the log may not
