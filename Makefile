@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Servers start some hundred times in the tests; without bytecode each start and each worker compiles every module again.
+export PYTHONDONTWRITEBYTECODE :=
 # The exit code of a part of the tests in which ARGS may select nothing; without ARGS each has some.
 NONE := $(if $(ARGS),5,0)
 
@@ -18,7 +20,7 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not alone' -n 2 --dist loadfile $(ARGS) || [ $$? -eq $(NONE) ]
+	$(BIN)/pytest -m 'not alone' -n 3 --dist loadfile --no-loadscope-reorder $(ARGS) || [ $$? -eq $(NONE) ]
 	$(BIN)/pytest -m alone $(ARGS) || [ $$? -eq $(NONE) ]
 
 # The slow proofs with their full figures; takes much longer than `make test`.

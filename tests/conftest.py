@@ -19,7 +19,8 @@ from hypothesis import settings
 from tests.locked import locked
 
 # What needs the machine for itself, beside tests marked `alone`: folders of tests with real servers under load, and
-# every test of a real model. `make test` runs the others in two processes, and these one by one after them.
+# every test of a real model, but for those marked `beside`, which wait more than they compute, or take a real model's
+# file or vocabulary only. `make test` runs the others in three processes, and these one by one after them.
 ALONE = frozenset({"bench", "clients", "e2e", "promises"})
 REAL_MODELS = frozenset({"smollm2", "gemma", "minilm"})
 
@@ -45,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
+        if item.get_closest_marker("beside"):
+            continue
         if item.path.relative_to(here).parts[0] in ALONE or not REAL_MODELS.isdisjoint(fixtures):
             item.add_marker(pytest.mark.alone)
 

@@ -7,10 +7,7 @@ import functools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ocserve"
@@ -67,8 +64,9 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "misc", "shared
 
 
 @functools.cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def nodes(path: Path) -> list[ast.AST]:
+    """Each file is parsed and walked once, and each rule below tells all that break it."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def name_of(path: Path) -> str:
@@ -81,34 +79,41 @@ def layer_of(module: str) -> str | None:
     return parts[1] if len(parts) > 1 else None
 
 
-def imports(path: Path) -> Iterator[str]:
+def place(path: Path, node: ast.AST) -> str:
+    return f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
+
+
+@functools.cache
+def imports(path: Path) -> list[str]:
     """Every module that is imported anywhere in the file, also by `import_module` with a literal."""
-    for node in ast.walk(parsed(path)):
+    found: list[str] = []
+    for node in nodes(path):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module is not None
             if node.module == "ocserve":
-                yield from (f"ocserve.{alias.name}" for alias in node.names if alias.name != "__version__")
+                found += [f"ocserve.{alias.name}" for alias in node.names if alias.name != "__version__"]
             else:
-                yield node.module
+                found.append(node.module)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            yield from (str(name.value) for name in node.args[:1] if isinstance(name, ast.Constant))
+            found += [str(name.value) for name in node.args[:1] if isinstance(name, ast.Constant)]
+    return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_follow_the_table(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if own == "__init__":
-        assert not list(imports(path)) or set(imports(path)) == {"__future__"}
-        return
-    assert own in MAY_IMPORT, f"{own} is not a part of the house"
-    for module in imports(path):
-        if not module.startswith("ocserve."):
-            continue
-        layer = layer_of(module)
-        assert layer == own or layer in MAY_IMPORT[own], f"{name_of(path)} imports {module}"
+def test_imports_follow_the_table() -> None:
+    parts = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert {own for own in parts.values() if own != "__init__"} <= set(MAY_IMPORT), "a part is not one of the house"
+    [top] = [path for path, own in parts.items() if own == "__init__"]
+    assert set(imports(top)) <= {"__future__"}
+    assert [
+        f"{name_of(path)} imports {module}"
+        for path, own in parts.items()
+        if path != top
+        for module in imports(path)
+        if module.startswith("ocserve.") and (layer := layer_of(module)) != own and layer not in MAY_IMPORT[own]
+    ] == []
 
 
 def test_no_two_parts_import_one_another() -> None:
@@ -121,46 +126,56 @@ def test_no_two_parts_import_one_another() -> None:
     assert [(one, other) for one, other in edges if one < other and (other, one) in edges] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_foreign_libraries_stay_in_their_homes(path: Path) -> None:
-    for module in imports(path):
-        homes = HOMES.get(module.split(".")[0])
-        assert homes is None or name_of(path).startswith(homes), f"{name_of(path)} imports {module}"
+def test_foreign_libraries_stay_in_their_homes() -> None:
+    assert [
+        f"{name_of(path)} imports {module}"
+        for path in FILES
+        for module in imports(path)
+        if (homes := HOMES.get(module.split(".")[0])) is not None and not name_of(path).startswith(homes)
+    ] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_only_config_reads_the_environment(path: Path) -> None:
+def test_only_config_reads_the_environment() -> None:
     reads = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
-    found = [
-        node.lineno
-        for node in ast.walk(parsed(path))
+    assert [
+        place(path, node)
+        for path in FILES
+        for node in nodes(path)
         if (isinstance(node, ast.Attribute) and node.attr in reads and ast.unparse(node.value) == "os")
         or (isinstance(node, ast.ImportFrom) and node.module == "os" and {alias.name for alias in node.names} & reads)
-    ]
-    assert not found or name_of(path) == "config.py"
+        if name_of(path) != "config.py"
+    ] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_there_is_no_global_state(path: Path) -> None:
-    assert not [node.lineno for node in ast.walk(parsed(path)) if isinstance(node, ast.Global)]
+def test_there_is_no_global_state() -> None:
+    assert [place(path, node) for path in FILES for node in nodes(path) if isinstance(node, ast.Global)] == []
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if name_of(path).startswith(BELOW_API)], ids=name_of)
-def test_no_vendor_is_known_below_the_dialects(path: Path) -> None:
-    found = []
-    for node in ast.walk(parsed(path)):
-        names: list[str | None] = []
-        if isinstance(node, ast.Name):
-            names = [node.id]
-        elif isinstance(node, ast.Attribute):
-            names = [node.attr]
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names = [node.name]
-        elif isinstance(node, ast.arg | ast.keyword):
-            names = [node.arg]
-        found += [name for name in names if name and VENDORS.search(name)]
-    found += [module for module in imports(path) if VENDORS.search(module)]
-    assert found == []
+def names(node: ast.AST) -> list[str | None]:
+    """What the node calls something."""
+    match node:
+        case ast.Name():
+            return [node.id]
+        case ast.Attribute():
+            return [node.attr]
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return [node.name]
+        case ast.arg() | ast.keyword():
+            return [node.arg]
+        case _:
+            return []
+
+
+def test_no_vendor_is_known_below_the_dialects() -> None:
+    below = [path for path in FILES if name_of(path).startswith(BELOW_API)]
+    assert [
+        f"{place(path, node)} {name}"
+        for path in below
+        for node in nodes(path)
+        for name in names(node)
+        if name and VENDORS.search(name)
+    ] == []
+    assert [f"{name_of(path)} {module}" for path in below for module in imports(path) if VENDORS.search(module)] == []
 
 
 def test_no_module_is_named_for_its_vagueness() -> None:

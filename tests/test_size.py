@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parent.parent / "ocserve"
-FILES = sorted(PACKAGE.rglob("*.py"))
+TEXTS = {path: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 MODULE_LINES = 450
 FUNCTION_LINES = 60
 
@@ -20,16 +19,21 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_modules_are_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MODULE_LINES
+@functools.cache
+def parsed() -> dict[Path, ast.Module]:
+    return {path: ast.parse(text) for path, text in TEXTS.items()}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_functions_are_short(path: Path) -> None:
+def test_modules_are_short() -> None:
+    lengths = {name_of(path): len(text.splitlines()) for path, text in TEXTS.items()}
+    assert {name: length for name, length in lengths.items() if length > MODULE_LINES} == {}
+
+
+def test_functions_are_short() -> None:
     longer = {
         f"{name_of(path)}:{node.name}"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path, module in parsed().items()
+        for node in ast.walk(module)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno is not None
         and node.end_lineno - node.lineno + 1 > FUNCTION_LINES
@@ -37,7 +41,6 @@ def test_functions_are_short(path: Path) -> None:
     assert longer <= LONGER_FUNCTIONS
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_every_module_says_what_it_owns(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)) or (path.name == "__init__.py" and not text.strip())
+def test_every_module_says_what_it_owns() -> None:
+    silent = [path for path, module in parsed().items() if not ast.get_docstring(module)]
+    assert [name_of(path) for path in silent if path.name != "__init__.py" or TEXTS[path].strip()] == []

@@ -21,6 +21,8 @@ from tests import tiny
 from tests.catalog import raw_gguf
 from tests.catalog.raw_gguf import ARRAY, STRING, UINT32, Header, Piece, Tensor, bent, joined, text, u32, u64
 
+pytestmark = pytest.mark.beside
+
 INTERESTING = (0, 1, 2, 3, 5, 7, 31, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**60, 2**63 - 1, 2**63, 2**64 - 1)
 
 

@@ -20,6 +20,8 @@ from ocserve.catalog.references import IndexReference
 from ocserve.catalog.store import Store
 from tests import tiny
 
+pytestmark = pytest.mark.beside
+
 REFERENCE = "pypi:tiny-model==1.0/tiny_model/tiny.gguf"
 
 

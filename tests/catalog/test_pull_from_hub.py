@@ -33,6 +33,8 @@ from ocserve.catalog.store import Installed, Store
 from tests import tiny
 from tests.catalog.fake_hub import COMMIT, FakeHub, Faults, serving
 
+pytestmark = pytest.mark.beside
+
 REPO = "acme/tiny-GGUF"
 REFERENCE = f"hf:{REPO}:F32"
 

@@ -17,6 +17,8 @@ from ocserve.catalog.store import Store
 from ocserve.machine import HostMemory
 from tests.catalog.fake_hub import serving
 
+pytestmark = pytest.mark.beside
+
 GB = 1_000_000_000
 
 

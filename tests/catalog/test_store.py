@@ -24,6 +24,8 @@ from ocserve.catalog.references import CatalogueReference
 from ocserve.catalog.store import Installed, Store, StoredFile
 from tests import tiny
 
+pytestmark = pytest.mark.beside
+
 
 def quiet(_: Progress) -> None:
     pass

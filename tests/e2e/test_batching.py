@@ -11,6 +11,7 @@ import pytest
 from platformdirs import user_cache_path
 
 from ocserve.bench import ceiling
+from tests import tiny
 from tests.e2e.daemon import RunningDaemon, daemon, wait_until
 
 END_OF_TURN = 2  # SmolLM2's <|im_end|>, suppressed so that the full count is decoded
@@ -119,13 +120,14 @@ def test_sequences_beyond_the_pool_are_preempted_and_all_finish(tiny_model: Path
 
 
 def test_a_server_that_wants_a_key_is_measured_against_the_bare_loop(
-    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whom it does not know it does not tell how large its KV cache is, which the bare loop has to have too."""
+    model = tiny.write(tmp_path / "tiny.gguf", context=4096)
     key = "sk-ceiling-0123456789abcdef"
     monkeypatch.setenv("OCSERVE_API_KEY", key)
     monkeypatch.setenv("OCSERVE_AUTH_ANONYMOUS", "false")
     [share] = ceiling.against_http(
-        smollm2, tmp_path, threads=[1], streams=[1], rounds=1, tokens=16, key=key, on_pair=lambda: None
+        model, tmp_path, threads=[1], streams=[1], rounds=1, tokens=16, key=key, on_pair=lambda: None
     )
     assert share.ratio.median > 0

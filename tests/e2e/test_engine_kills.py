@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -56,25 +57,32 @@ async def kill_under_streams(server: RunningDaemon, number: int, limit_s: float)
         assert not psutil.pid_exists(engine)
 
 
+@pytest.fixture(scope="module")
+def killed(smollm2: Path) -> Iterator[RunningDaemon]:
+    """One front for all that is done to its engines."""
+    with daemon(str(smollm2), env={"OCSERVE_ENGINE_HEARTBEAT_TIMEOUT_S": "3"}) as server:
+        front = psutil.Process(server.process.pid)
+        yield server
+    assert not front.is_running()
+
+
 @pytest.mark.parametrize(
     ("number", "limit_s"),
     [(signal.SIGSEGV, 2.0), (signal.SIGABRT, 2.0), (signal.SIGKILL, 2.0), (signal.SIGSTOP, 4.0)],
     ids=["SEGV", "ABRT", "KILL", "STOP"],
 )
 def test_clients_get_a_structured_error_and_the_next_request_succeeds(
-    smollm2: Path, full: bool, number: int, limit_s: float
+    killed: RunningDaemon, full: bool, number: int, limit_s: float
 ) -> None:
     """A crash is answered within 2 s, a hang within the heartbeat limit (3 s here) and a second."""
     rounds = _ROUNDS_FULL if full else _ROUNDS_SHORT
     limit_s *= 1 if full else 2  # other work on the machine
-    with daemon(str(smollm2), env={"OCSERVE_ENGINE_HEARTBEAT_TIMEOUT_S": "3"}) as server:
-        front = psutil.Process(server.process.pid)
-        for _ in range(rounds):
-            asyncio.run(kill_under_streams(server, number, limit_s))
-        assert server.health()["restarts"] == rounds
-        assert len(front.children(recursive=True)) == 1
-        assert server.process.poll() is None
-    assert not front.is_running()
+    before = killed.health()["restarts"]
+    for _ in range(rounds):
+        asyncio.run(kill_under_streams(killed, number, limit_s))
+    assert killed.health()["restarts"] == before + rounds
+    assert len(psutil.Process(killed.process.pid).children(recursive=True)) == 1
+    assert killed.process.poll() is None
 
 
 def test_no_engine_outlives_a_killed_front(tiny_model: Path) -> None:

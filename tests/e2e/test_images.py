@@ -26,6 +26,8 @@ from tests import tiny, tiny_projector
 from tests.e2e.daemon import RunningDaemon, daemon
 from tests.e2e.pictures import data_url, hostile, picture
 
+pytestmark = pytest.mark.beside
+
 ASK = "What is this?"
 TOKENS = tiny_projector.TOKENS["causal"]
 KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}

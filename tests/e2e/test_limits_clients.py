@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 
 import openai
+import pytest
 
 from tests.e2e.daemon import RunningDaemon, daemon, wait_until
+
+pytestmark = pytest.mark.beside
 
 
 async def ask(client: openai.AsyncOpenAI) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from platformdirs import user_cache_path
 
+from ocserve.engine.profile import FOLDER
 from tests.e2e.daemon import RunningDaemon, daemon, wait_until
 
+PROFILES = user_cache_path("ocserve-tests") / FOLDER
 KEY = "sk-sharing-between-keys-is-not-done-0123"
 WORDS = (
     *("harbour", "light", "tide", "keeper", "storm", "bell", "lantern", "rope"),
@@ -69,6 +73,8 @@ async def test_simultaneous_requests_compute_what_they_share_once(model_cache: P
 async def test_a_conversation_goes_on_after_a_restart(model_cache: Path, tmp_path: Path, ending: str) -> None:
     """Each turn computes only what is new, and after a restart the stored blocks come back from disk."""
     env = {"OCSERVE_CACHE_DIRECTORY": str(tmp_path), "OCSERVE_CACHE_DISK_BYTES": str(1 << 30)}
+    if PROFILES.exists():  # of earlier starts, so that the server need not measure
+        shutil.copytree(PROFILES, tmp_path / FOLDER)
     messages = asks(text(200, 1), text(20, 2))
     with daemon("smollm2:135m", store=model_cache, env=env) as server:
         async with client(server) as api:

@@ -25,6 +25,8 @@ from ocserve.errors import InvalidRequest
 from ocserve.generation import GrammarConstraint, JsonConstraint, Tool, ToolChoice
 from tests.engine.test_constraint import Walker, allowed, answer, compiler_of, load
 
+pytestmark = pytest.mark.beside
+
 PLACE = {
     "type": "object",
     "properties": {

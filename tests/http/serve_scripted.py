@@ -1,9 +1,10 @@
 """A server over a scripted engine as a process of its own: `python -m tests.http.serve_scripted '<json>'`.
 
-Prints its port. The JSON may have `server` settings, `limits`, `model` fields, `key`, `keys_file`, `ledger` (the file of one,
-with which the model has prices), `script`, `scripts` for requests with that many `max_tokens`, and `slots`. With `worker`
-the engine is a process behind the real `EngineHandle` that does what prompts say, see `tests.engine.scripted_worker`,
-and may be silent for so many seconds. With `strict` a call of ours that blocks the event loop raises.
+Prints its port. The JSON may have `server` settings, `limits`, `model` fields, `key`, `keys_file`, `ledger` (the file
+of one, with which the model has prices), `script`, `scripts` for requests with that many `max_tokens`, and `slots`.
+With `worker` the engine is a process behind the real `EngineHandle` that does what prompts say, see
+`tests.engine.scripted_worker`, and may be silent for so many seconds. With `strict` a call of ours that blocks the
+event loop raises.
 
 At SIGUSR1 it prints a line that says what its event loop has to do and how late that was since it was last asked.
 """
