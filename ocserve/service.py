@@ -263,7 +263,7 @@ class Service:
 
     def open_to(self, caller: Caller) -> Offer:
         """The models that a caller may use."""
-        return Offer(caller, self.models)
+        return Offer(caller, tuple(self.billing.priced(desk.model, caller.price) for desk in self._desks.values()))
 
     @asynccontextmanager
     async def generation(
@@ -283,7 +283,7 @@ class Service:
         desk = self._desk(request.model, trace)
         choices = sum(each.choices for each in (request, *more))
         desk.check_size(choices, "prompt" if more else "n")
-        trace.bill = self.billing.admit(trace.request_id, caller.key_id, request.model, trace.route)
+        trace.bill = self._bill(trace, caller)
         lease = self._admit(caller, desk, attempt)
         async with self._admitted(lease, trace):
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
@@ -316,7 +316,7 @@ class Service:
         if isinstance(question, EncodeRequest):
             lease = self._admit(caller, desk, attempt)
             return await self._asked(desk, replace(question, salt=caller.salt), caller, lease, trace)
-        trace.bill = self.billing.admit(trace.request_id, caller.key_id, question.model, trace.route)
+        trace.bill = self._bill(trace, caller)
         lease = self._admit(caller, desk, attempt)
         lease.enter(Room(question.model, desk.most_owed, desk.returning, self._spare(caller)), caller.key_id)
         lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
@@ -375,6 +375,10 @@ class Service:
             raise _shutting_down()
         trace.model = name
         return self._desks[name]
+
+    def _bill(self, trace: Trace, caller: Caller) -> Bill:
+        assert trace.model is not None
+        return self.billing.admit(trace.request_id, caller.key_id, trace.model, trace.route, caller.price)
 
     def _admit(self, caller: Caller, desk: Desk, attempt: int | None) -> Lease:
         return self.limiter.admit(caller.key_id, retry=attempt, own=caller.limits, model=desk.model.id)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import datetime
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from types import MappingProxyType
 
 from msgspec.structs import replace
 
 from ocserve import config
+from ocserve.accounts import pricing
 from ocserve.accounts.ledger import Ledger, Outcome, Row, now_us
 from ocserve.accounts.pricing import Rates, Tariff
 from ocserve.errors import LedgerUnavailable
 from ocserve.generation import Usage
 from ocserve.modelcard import ServedModel
 
+NO_PRICES: Mapping[str, str] = MappingProxyType({})
 # How long an answer's end waits for a disk that does not answer; what is to be written stays queued.
 _PATIENCE_S = 10.0
 _RETRY_S = 5.0
@@ -108,7 +111,7 @@ class Billing:
     def policy(self) -> str:
         """What is charged, in sentences to publish."""
         if not self._tariff:
-            return "Nothing is charged."
+            return "Nothing is charged, except to keys with prices of their own."
         ends = (_POLICY["cancelled"][self._settings.cancelled], _POLICY["failed"][self._settings.failed])
         return " ".join(
             (
@@ -128,11 +131,17 @@ class Billing:
                 retry_after_s=_RETRY_S,
             )
 
-    def priced(self, model: ServedModel) -> ServedModel:
-        """`model` with today's prices."""
-        if not self._tariff:
+    def priced(self, model: ServedModel, own: Mapping[str, str] = NO_PRICES) -> ServedModel:
+        """`model` with today's prices, for a key with prices of its own."""
+        if not self._tariff and not own:
             return model
-        return replace(model, prices=self._tariff.prices(model.id, self._today()))
+        return replace(model, prices=pricing.with_own(self._tariff.prices(model.id, self._today()), own))
+
+    def _rates(self, model: str, own: Mapping[str, str]) -> Rates | None:
+        if not own:
+            return self._tariff.rates(model, self._today())
+        prices = pricing.with_own(self._tariff.prices(model, self._today()), own)
+        return None if prices is None else Rates.of(prices)
 
     def charges(self, outcome: Outcome) -> bool:
         """Whether a request that ended so is charged for what it used."""
@@ -146,10 +155,10 @@ class Billing:
             case _:
                 return False
 
-    def admit(self, request_id: str, key_id: str, model: str, route: str) -> Bill:
-        """The account of a request, at the prices of now; raises as `check`."""
+    def admit(self, request_id: str, key_id: str, model: str, route: str, own: Mapping[str, str] = NO_PRICES) -> Bill:
+        """The account of a request, at the prices of now and the key's `own`; raises as `check`."""
         self.check()
-        rates = self._tariff.rates(model, self._today())
+        rates = self._rates(model, own)
         row = Row(
             id=secrets.token_hex(12),
             request_id=request_id,

@@ -35,6 +35,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from ocserve import config, locks
+from ocserve.accounts import pricing
 
 PREFIX = "ocs-"
 KEY_PATTERN = re.compile(r"ocs-[0-9A-Za-z]{38}")  # what scanners for secrets look for
@@ -42,7 +43,6 @@ _DIGITS = string.digits + string.ascii_letters
 _RANDOM_LENGTH = 32
 _CHECK_LENGTH = 6  # 62**6 is more than 2**32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_PRICE = re.compile(r"[0-9]+(\.[0-9]+)?")
 # Stands in where no key is found, so that hit and miss take the same path. No text has this digest.
 _NOBODY = (bytes(hashlib.sha256().digest_size), None)
 _REMEMBERED_SECRETS = 3  # of those that a key had before
@@ -311,9 +311,10 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
 
 
 def _check_price(price: dict[str, str]) -> None:
-    for kind, amount in price.items():
-        if not _PRICE.fullmatch(amount):
-            raise config.ConfigError(f"the price of {kind} is no decimal number", "for example 0.0000002")
+    try:
+        pricing.check_own(price)
+    except ValueError as error:
+        raise config.ConfigError(str(error), "prices are US dollars, as `billing.prices` has them") from None
 
 
 def _no_such(name: str) -> Key:

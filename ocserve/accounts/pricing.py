@@ -13,12 +13,14 @@ that is finer is refused. A row's cost fits SQLite's 64 bits up to nine million 
 from __future__ import annotations
 
 import datetime
+import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from ocserve.config import ConfigError
 from ocserve.generation import Usage
@@ -27,6 +29,7 @@ from ocserve.modelcard import Prices
 PICODOLLARS = 10**12
 # What is charged at most for a token or a piece: more is a misplaced decimal point, and a cost would overflow.
 _MOST = PICODOLLARS
+_AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?", re.ASCII)
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +121,21 @@ class Tariff:
 
     def _at(self, model: str, day: datetime.date) -> tuple[datetime.date, Prices, Rates] | None:
         return next((each for each in reversed(self._entries.get(model, ())) if each[0] <= day), None)
+
+
+def with_own(listed: Prices | None, own: Mapping[str, str]) -> Prices | None:
+    """What the holder of a key is charged: the key's `own` prices by kind, and beside them what is `listed`."""
+    return replace(listed or Prices(prompt="0", completion="0"), **own) if own else listed
+
+
+def check_own(own: Mapping[str, str]) -> None:
+    """Raise `ValueError` for prices of a key that no request could be charged."""
+    if unknown := sorted(own.keys() - set(Prices.__struct_fields__)):
+        raise ValueError(f"there is no price of {unknown[0]}: {', '.join(Prices.__struct_fields__)}")
+    for kind, amount in own.items():
+        if not _AMOUNT.fullmatch(amount):
+            raise ValueError(f"the price of {kind} is no decimal number, such as 0.0000002")
+        picodollars(amount)
 
 
 def load(file: Path | None) -> Tariff:

@@ -123,6 +123,16 @@ def test_a_model_that_a_key_may_not_use_is_nowhere(served: Served, store: KeySto
     assert ask(served, allowed).status == 200
 
 
+def test_a_key_is_charged_and_shown_its_own_prices(served: Served, store: KeyStore) -> None:
+    _, usual = store.create("usual")
+    _, dear = store.create("dear", price={"prompt": "0.01", "completion": "0.5"})
+    assert "cost" not in ask(served, usual).json["usage"]
+    usage = ask(served, dear).json["usage"]
+    assert usage["cost"] == pytest.approx(0.01 * usage["prompt_tokens"] + 0.5 * usage["completion_tokens"])
+    [listed] = ask(served, dear, "GET", "/v1/models").json["data"]
+    assert (listed["pricing"]["prompt"], listed["pricing"]["completion"]) == ("0.01", "0.5")
+
+
 def test_a_keys_own_limits_hold_and_change_at_once(served: Served, store: KeyStore) -> None:
     _, text = store.create("small", limits={"requests_per_minute": 2, "tokens_per_day": 10_000})
     first = ask(served, text)
