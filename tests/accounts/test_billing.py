@@ -213,5 +213,8 @@ def test_the_policy_is_published_as_it_is_applied(tmp_path: Path) -> None:
         "0.000000005",
     )
     with serving() as free:
-        assert "Nothing is charged, except to keys with prices of their own." in free.request("GET", "/openapi.json").json["info"]["description"]
+        assert (
+            "Nothing is charged, except to keys with prices of their own."
+            in free.request("GET", "/openapi.json").json["info"]["description"]
+        )
         assert "cost" not in free.chat().json["usage"]
