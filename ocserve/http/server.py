@@ -136,7 +136,10 @@ async def _first(main: asyncio.Future[None], other: Awaitable[object]) -> None:
 
 @contextlib.contextmanager
 def _signals(stop: Stop) -> Iterator[None]:
-    """Route SIGINT and SIGTERM to `stop` where signals arrive at all: in the main thread."""
+    """Route SIGINT and SIGTERM to `stop` where signals arrive at all: in the main thread.
+
+    Once a stop was asked for, a further signal may not cut off what closes after this: engines and the ledger.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -146,7 +149,7 @@ def _signals(stop: Stop) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if stop.wanted.is_set() else handler)
 
 
 def _url(host: str, port: int) -> str:

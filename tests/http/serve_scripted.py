@@ -5,6 +5,7 @@ of one, with which the model has prices), `script`, `scripts` for requests with 
 With `worker` the engine is a process behind the real `EngineHandle` that does what prompts say, see
 `tests.engine.scripted_worker`, and may be silent for so many seconds. With `strict` a call of ours that blocks the
 event loop raises.
+`send_buffer` is how many bytes the system takes for a client that does not read.
 
 At SIGUSR1 it prints a line that says what its event loop has to do and how late that was since it was last asked.
 """
@@ -15,6 +16,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -35,7 +37,7 @@ from ocserve.accounts.ledger import Ledger
 from ocserve.engine.handle import EngineHandle, Supervision
 from ocserve.engine.wire import EngineSpec
 from ocserve.http.application import build
-from ocserve.http.server import serve
+from ocserve.http.server import bind, serve
 from ocserve.modelcard import ServedModel
 from ocserve.telemetry import logs
 from tests.accounts.books import priced
@@ -120,7 +122,10 @@ async def main(options: dict[str, Any], say: Callable[[str], None]) -> None:
         if "worker" in options:
             await service.fleet.open(model.id)
         with strict:
-            await serve(app, settings, lambda url: say(url.rpartition(":")[2]), service.drain)
+            bound = bind(settings.host, settings.port)
+            if "send_buffer" in options:
+                bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options["send_buffer"])
+            await serve(app, settings, lambda url: say(url.rpartition(":")[2]), service.drain, sockets=bound)
     finally:
         looking.cancel()
         with suppress(asyncio.CancelledError):

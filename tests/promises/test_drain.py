@@ -69,7 +69,8 @@ def test_p8_every_accepted_stream_ends_as_it_should(tmp_path: Path, full: bool, 
     stopped = [stop_one(file, run, way, chance) for run in range(stops)]
     endings = [ending for found, _ in stopped for ending in found]
     slowest = max(late for _, late in stopped)
-    assert slowest < (1.0 if full else 3.0)
+    # At its deadline a server gives streams 1 s for their last words, and then its engine 2 s to end by itself.
+    assert slowest < (3.5 if way == "deadline" else 1.0)
     accepted = [ending for ending in endings if ending.status == 200]
     assert all(ending.structured for ending in accepted)
     assert {ending.error for ending in accepted} <= {None, "shutting_down"}
@@ -102,7 +103,7 @@ def end_at(command: list[str], environment: dict[str, str], after_s: float) -> t
     told = time.monotonic()
     _, said = process.communicate(timeout=20)
     took = time.monotonic() - told
-    wait_for(lambda: all(ended(child) for child in before), 2)
+    wait_for(lambda: all(ended(child) for child in before), 15)  # one that still reads its code finds nobody there
     return took, said, process.returncode
 
 
