@@ -291,7 +291,7 @@ class Service:
             stamped = [await self._fetched(each, caller) for each in stamped]
             spare = self._spare(caller)
             lease.enter(Room(request.model, desk.most_owed, desk.returning, spare, choices), caller.key_id)
-            share = desk.shares.share(caller.key_id, choices, desk.most_slots(spare))
+            share = desk.shares.share(caller.key_id, choices, desk.most_slots(spare), request.deadline_s)
             with desk.place(choices, sum(queued_bytes(each.prompt) for each in stamped)):
                 async with share, self.fleet.lease(request.model) as engine:
                     generation = await _start(engine, stamped, lease, trace)

@@ -90,10 +90,11 @@ class Crowd:
             self._tickets.insert(bisect_right(self._tickets, made.due_ns, key=_due), made)
         return wait_ns
 
-    def leave(self, stay: Stay, now_ns: int) -> None:
-        """A request has ended."""
+    def leave(self, stay: Stay, now_ns: int, *, served: bool) -> None:
+        """A request has ended; from one that was not served nothing is learnt of how long requests take."""
         self._stays.discard(stay)
-        self._durations.ended(now_ns - stay.begun_ns)
+        if served:
+            self._durations.ended(now_ns - stay.begun_ns)
 
     def _claimed(self, holder: str, attempt: int | None, now_ns: int) -> _Ticket | None:
         """Take the ticket that this attempt has, if it has one (rule 1)."""

@@ -206,7 +206,9 @@ class KeyStore:
                 replace(each, until=until if each.until is None else min(each.until, until)) for each in key.secrets
             ]
             # What has been replaced is remembered, so that its holder can be told; a few are enough.
-            return replace(key, secrets=(*kept[-_REMEMBERED_SECRETS:], _secret(text)))
+            ended = [each for each in kept if each.until is not None and each.until <= now]
+            forgotten = ended[:-_REMEMBERED_SECRETS]
+            return replace(key, secrets=(*(each for each in kept if each not in forgotten), _secret(text)))
 
         return self._change(name, rotated), text
 

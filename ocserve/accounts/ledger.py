@@ -41,6 +41,7 @@ _BUSY_MS = 5000  # how long another process may hold the file
 _SLOWEST_S = 10.0  # a write that takes longer has met a disk that does not answer
 _RETRY_S = 1.0
 _HOUSEKEEPING_S = 3600.0
+_CLOSING_S = 30.0  # how long a disk that does not answer holds up a stop
 _CHECKPOINT_PAGES = 1000  # of 4 KiB, as SQLite's own default
 _LARGEST_WAL = 8 * 1024 * 1024
 _DAY_US = 86_400_000_000
@@ -144,6 +145,7 @@ class Ledger:
         self._healthy = True
         self._writing_since: float | None = None
         self._closing = False
+        self._refused: list[_Write] = []  # of a batch, rows that cannot be written at all
         self._kept_at = 0.0
         self._log_pages = 0  # in the write-ahead log since it last began anew
         opened: Future[None] = Future()
@@ -174,10 +176,10 @@ class Ledger:
         return written
 
     def close(self) -> int:
-        """Write what waits and end the thread; how many rows could not be written."""
+        """Write what waits and end the thread; how many rows could not be written, or not in time."""
         self._waiting.put(None)
-        self._thread.join()
-        return len(self._unwritten)
+        self._thread.join(_CLOSING_S)
+        return len(self._unwritten) + (self._waiting.qsize() if self._thread.is_alive() else 0)
 
     # All below runs in the thread
 
@@ -209,7 +211,8 @@ class Ledger:
         """What waits, at least one unless it is time for something else."""
         taken: list[_Write] = []
         with suppress(queue.Empty):
-            given = self._waiting.get(timeout=_HOUSEKEEPING_S if self._healthy else _RETRY_S)
+            rests = self._healthy and self._kept_at > 0
+            given = self._waiting.get(timeout=_HOUSEKEEPING_S if rests else _RETRY_S)
             while given is not None:
                 taken.append(given)
                 given = self._waiting.get_nowait()
@@ -222,9 +225,11 @@ class Ledger:
         failure = self._attempt() and self._attempt(reconnect=True)
         for each in batch:
             if each.written is not None:
-                each.written.set_result(failure is None)
+                each.written.set_result(failure is None and not any(each is other for other in self._refused))
         if failure is None:
-            self._unwritten = []
+            if self._refused:
+                self._on_event("ledger_rows_lost", level="error", count=len(self._refused))
+            self._unwritten, self._refused = [], []
             failure = self._housekeeping()
         if (failure is None) != self._healthy:
             self._healthy = failure is None
@@ -241,10 +246,14 @@ class Ledger:
                     self._connection.close(True)
                 self._connect()
             if self._unwritten:
+                self._refused = []
                 with transaction(self._connection):
                     for each in self._unwritten:
                         values = (getattr(each.row, name) for name in _COLUMNS)
-                        self._connection.execute(each.statement, (self._process, *values))
+                        try:
+                            self._connection.execute(each.statement, (self._process, *values))
+                        except (OverflowError, UnicodeError):  # no disk would take it, and others must go on
+                            self._refused.append(each)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may go on unrecorded
             return _named(self._file, error)
         return None
@@ -274,7 +283,8 @@ class Ledger:
                         "UPDATE requests SET outcome = 'lost', settled_us = ? WHERE outcome = 'open' AND process = ?",
                         (now, process),
                     )
-        retire(self._connection, now - self._retention_us)
+        if retire_some(self._connection, now - self._retention_us):
+            self._kept_at = -_HOUSEKEEPING_S  # there is more: after what waits has been written
 
 
 class _Write(msgspec.Struct, frozen=True):
@@ -351,20 +361,15 @@ def _migrate(connection: apsw.Connection) -> None:
         raise LedgerError("it was written by a newer version of ocserve")
 
 
-def retire(connection: apsw.Connection, before_us: int) -> int:
-    """Delete the rows that were admitted before then, a few at a time; how many they were."""
-    deleted = 0
-    while True:
-        with transaction(connection):
-            connection.execute(
-                "DELETE FROM requests WHERE rowid IN "
-                "(SELECT rowid FROM requests WHERE admitted_us < ? AND outcome <> 'open' LIMIT ?)",
-                (before_us, _RETIRED_AT_ONCE),
-            )
-            count = connection.changes()
-        deleted += count
-        if count < _RETIRED_AT_ONCE:
-            return deleted
+def retire_some(connection: apsw.Connection, before_us: int) -> bool:
+    """Delete some of the rows that were admitted before then; whether there are more."""
+    with transaction(connection):
+        connection.execute(
+            "DELETE FROM requests WHERE rowid IN "
+            "(SELECT rowid FROM requests WHERE admitted_us < ? AND outcome <> 'open' LIMIT ?)",
+            (before_us, _RETIRED_AT_ONCE),
+        )
+        return connection.changes() == _RETIRED_AT_ONCE
 
 
 def now_us() -> int:

@@ -79,15 +79,15 @@ class Lease:
         self._limiter.tick(*(place.line for place in self._places))
         for place in self._places:
             place.line.end(place, used_tokens)
-        self._leave()
+        self._leave(served=True)
 
-    def _leave(self) -> None:
+    def _leave(self, *, served: bool) -> None:
         if self._stay is not None:
-            self._stay.crowd.leave(self._stay, self._limiter.now_ns)
+            self._stay.crowd.leave(self._stay, self._limiter.now_ns, served=served)
 
     def _give_back(self) -> None:
         self._over = True
-        self._leave()
+        self._leave(served=False)
         for place in self._places:
             place.line.undo(place)
 

@@ -24,6 +24,7 @@ from ocserve.generation import (
     TextDelta,
     TokenLogprob,
     ToolCallDelta,
+    Usage,
 )
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta
@@ -107,12 +108,13 @@ class Emitter:
         stop = sequence.answer.matched if reason == "stop" else None
         if reason == "stop" and sequence.answer.calls:
             reason = "tool_calls"
-        event = Finished(reason=reason, usage=sequence.usage, stop_sequence=stop, index=sequence.index)
+        usage = sequence.usage if sequence.group.started else Usage()  # a prompt that was never begun was not used
+        event = Finished(reason=reason, usage=usage, stop_sequence=stop, index=sequence.index)
         self._events.append((sequence.id, event))
 
     def failed(self, group: Group, error: ApiError) -> None:
         """The request is over: one choice could not go on."""
-        self._events.append((group.id, Failed(error=error.info, usage=group.usage)))
+        self._events.append((group.id, Failed(error=error.info, usage=group.usage if group.started else Usage())))
 
     def _show(self, sequence: Sequence, parts: list[Part]) -> None:
         """Tell of parts. A token belongs to the part that it begins in; those of marks are told to nobody."""

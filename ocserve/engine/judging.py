@@ -18,7 +18,7 @@ _NOT_VALID = "The finished object does not satisfy the schema."
 _UNKNOWN = "The finished object could not be checked against the schema."  # too large, too deep
 _AT_ONCE, _AT_ONCE_CHARS = 300, 16_384  # steps and characters: about 2 ms
 _SLICE, _PAUSE_S = 100, 0.0005  # steps: about half a millisecond
-_MOST = 1_000_000  # steps for one object: some seconds
+_MOST = 1_000_000  # steps for one answer: some seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,10 @@ class Judge:
 
     def ask(self, sequence: Sequence) -> Verdict | None:
         """The verdict on an answer; None where it takes long, to be told once it is known."""
-        objects = sequence.answer.objects()
+        try:
+            objects = sequence.answer.objects()
+        except LookupError:  # a call of what was not offered
+            return Verdict(sequence, _NOT_VALID)
         checks = [Check(validator, text) for validator, text in objects]
         if sum(len(text) for _, text in objects) <= _AT_ONCE_CHARS:
             verdict = _verdict(sequence, checks, _AT_ONCE // max(1, len(checks)))
@@ -62,9 +65,17 @@ class Judge:
         return dismissed
 
     def _work(self, sequence: Sequence, checks: list[Check]) -> None:
-        while (verdict := _verdict(sequence, checks, _SLICE)) is None:
+        for _ in range(_MOST // _SLICE):
+            verdict = _verdict(sequence, checks, _SLICE)
+            if verdict is not None:
+                self._tell(verdict)
+                return
+            if sequence not in self._pending:
+                return  # nobody waits for it any more, and others do for theirs
+            if time.monotonic() > sequence.deadline:
+                break
             time.sleep(_PAUSE_S)  # the loop takes the interpreter, as soon as it is woken
-        self._tell(verdict)
+        self._tell(Verdict(sequence, _UNKNOWN))
 
 
 def _verdict(sequence: Sequence, checks: list[Check], steps: int) -> Verdict | None:

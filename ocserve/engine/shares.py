@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from ocserve.errors import ApiError
+from ocserve.errors import ApiError, Overloaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,16 @@ class Shares:
         self._waiting: dict[str, deque[_Waiter]] = {}
 
     @asynccontextmanager
-    async def share(self, key_id: str, slots: int, most: int) -> AsyncIterator[None]:
+    async def share(self, key_id: str, slots: int, most: int, within_s: float) -> AsyncIterator[None]:
         """Hold that many slots of the `most` that a key may fill; who asks for more has them all. First come, first
-        served. Raises what `refuse_waiting` is given."""
+        served. Raises what `refuse_waiting` is given, and `Overloaded` where no turn comes in time."""
         slots = min(slots, most)
         if key_id in self._waiting or self._held[key_id] + slots > most:
-            await self._turn(key_id, _Waiter(slots, most, asyncio.get_running_loop().create_future()))
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._turn(key_id, _Waiter(slots, most, asyncio.get_running_loop().create_future()))
+            except TimeoutError:
+                raise Overloaded("The request waited as long as it was allowed to run.") from None
         else:
             self._held[key_id] += slots
         try:

@@ -161,3 +161,23 @@ def test_a_refusal_for_want_of_room_uses_nothing_of_the_keys_limits() -> None:
     [limiter.admit("key", retry=0).settle(0) for _ in range(4)]
     with pytest.raises(RateLimited):
         limiter.admit("key", retry=0)
+
+
+def test_a_request_that_is_refused_its_tokens_teaches_nothing_of_how_long_requests_take() -> None:
+    """Else one key without tokens would have all others told to come back at once."""
+    now = 0.0
+    limiter = Limiter(config.Limits(tokens_per_minute=10), lambda: now)
+    room = Room("model", 1)
+    for key in ("first", "second"):
+        lease = limiter.admit(key, retry=0)
+        lease.enter(room, key)
+        now += 10.0
+        lease.settle(0)
+    limiter.admit("poor", retry=0).reserve(10)
+    before = limiter.crowds["model"]._mean_ns(limiter.now_ns)
+    for _ in range(50):
+        lease = limiter.admit("poor", retry=0)
+        lease.enter(room, "poor")
+        with pytest.raises(RateLimited):
+            lease.reserve(5)
+    assert limiter.crowds["model"]._mean_ns(limiter.now_ns) == before

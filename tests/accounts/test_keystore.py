@@ -315,3 +315,10 @@ def test_the_file_of_another_user_is_refused(store: KeyStore, monkeypatch: pytes
     monkeypatch.setattr(os, "geteuid", lambda: store.path.stat().st_uid + 1)
     with pytest.raises(config.ConfigError, match="not this user's alone"):
         KeyStore(store.path).listed()
+
+
+def test_each_former_secret_is_accepted_as_long_as_was_said(store: KeyStore) -> None:
+    key, text = store.create("acme")
+    texts = [text, *(store.rotate("acme", 3600)[1] for _ in range(6))]
+    everybody = ring(store)
+    assert {everybody.identify(each, loopback=False).key_id for each in texts} == {key.id}

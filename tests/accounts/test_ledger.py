@@ -108,6 +108,19 @@ def test_a_ledger_of_a_newer_version_or_no_ledger_is_refused_and_left_as_it_is(t
     assert other.read_bytes() == b"not a database " * 1000
 
 
+def test_a_row_that_no_disk_takes_is_lost_alone_and_said(tmp_path: Path) -> None:
+    told: list[tuple[str, object]] = []
+    file = tmp_path / "ledger.db"
+    books = Ledger(file, retention_days=30, on_event=lambda name, **facts: told.append((name, facts.get("count"))))
+    impossible = books.settle(replace(settled(opened(1)), cost=2**63))
+    assert books.settle(settled(opened(2))).result(5)
+    assert not impossible.result(5)
+    assert books.healthy
+    assert books.close() == 0
+    assert [row.id for row in rows(file)] == ["id-2"]
+    assert told == [("ledger_rows_lost", 1)]
+
+
 def _write_until_killed(file: Path, told: int, first: int) -> None:
     """A server's ledger under load: `told` gets the number of each row that is acknowledged."""
     books = Ledger(file, retention_days=30)

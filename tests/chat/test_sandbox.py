@@ -312,6 +312,7 @@ def test_an_honest_long_conversation_is_no_bomb(real_templates: dict[str, str]) 
     assert all(f"turn {index}:" in text for index in range(2001))
 
 
+@pytest.mark.alone  # its time is limited
 def test_an_honest_message_of_four_megabytes_is_no_bomb(real_templates: dict[str, str]) -> None:
     content = "naïve café 😀\n" * (4 * 1024 * 1024 // 18)
     template = ChatTemplate(real_templates["Qwen-Qwen3-0.6B"], bos="", eos="", specials=SpecialTokens([]))

@@ -84,6 +84,10 @@ class InPlace:
     def drafts_wait(self) -> bool:
         return self._teller.drafts_wait
 
+    @property
+    def behind(self) -> bool:
+        return False
+
     def tell(self, sequences: Ordered[Sequence], tokens: list[int]) -> None:
         self._teller._tell(ahead._Step(sequences, tokens))
 

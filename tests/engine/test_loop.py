@@ -19,7 +19,7 @@ from ocserve.engine.tiers import blocks
 from ocserve.engine.tiers.disk import DiskTier
 from ocserve.engine.tiers.host import HostTier
 from ocserve.engine.tiers.tiers import Tiers
-from ocserve.generation import Failed, Finished, JsonConstraint, Sampling, Started, TextDelta
+from ocserve.generation import Failed, Finished, JsonConstraint, Sampling, Started, TextDelta, Usage
 from tests import tiny
 from tests.cost import idle_share
 from tests.engine.schedules import IDENTITY, NO_END, Engine, FixedCosts, Oracle, load
@@ -593,3 +593,17 @@ def test_nobody_waits_for_the_disk(model: llama.Model, monkeypatch: pytest.Monke
     assert end.usage.cached_tokens == 192
     Oracle(model).check(again)
     disk.close()
+
+
+def test_a_prompt_that_was_never_begun_was_not_used(model: llama.Model) -> None:
+    engine = Engine(Path(), model=model, parallel=1)
+    engine.submit("runs", range(40, 60), 5)
+    for name, deadline_s in (("left", 1e9), ("expires", 0.02)):
+        engine.submit(name, range(60, 80), 5, deadline_s=deadline_s)
+    engine.loop.turn(wait=False)
+    engine.loop.cancel("left")
+    engine.run()
+    left, expires = engine.end("left"), engine.end("expires")
+    assert isinstance(left, Finished)
+    assert isinstance(expires, Failed)
+    assert left.usage == expires.usage == Usage()

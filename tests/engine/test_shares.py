@@ -8,11 +8,11 @@ import random
 import pytest
 
 from ocserve.engine.shares import Shares
-from ocserve.errors import EngineUnavailable
+from ocserve.errors import EngineUnavailable, Overloaded
 
 
 async def hold(shares: Shares, key: str, slots: int, most: int, done: asyncio.Event, log: list[int], name: int) -> None:
-    async with shares.share(key, slots, most):
+    async with shares.share(key, slots, most, 60):
         log.append(name)
         await done.wait()
 
@@ -54,7 +54,7 @@ async def test_no_share_is_lost_or_exceeded_whoever_leaves(seed: int) -> None:
     source, shares, running = random.Random(seed), Shares(), [0]
 
     async def one(slots: int) -> None:
-        async with shares.share("a", slots, 4):
+        async with shares.share("a", slots, 4, 60):
             running[0] += slots
             assert running[0] <= 4
             try:
@@ -72,3 +72,13 @@ async def test_no_share_is_lost_or_exceeded_whoever_leaves(seed: int) -> None:
     assert not [each for each in results if each is not None and not isinstance(each, asyncio.CancelledError)]
     assert not shares._waiting
     assert not +shares._held
+
+
+async def test_nobody_waits_longer_than_a_request_may_take() -> None:
+    shares = Shares()
+    async with shares.share("a", 1, 1, 60):
+        with pytest.raises(Overloaded):
+            async with shares.share("a", 1, 1, 0.01):
+                pytest.fail("there is no slot")
+    assert not shares._held
+    assert not shares._waiting

@@ -20,6 +20,7 @@ from ocserve.engine import judging, llama
 from ocserve.engine.answers import Answer, AnswerPlan, Promises
 from ocserve.engine.constraint import GrammarCompiler
 from ocserve.engine.formats import pattern
+from ocserve.engine.judging import Judge, Verdict
 from ocserve.engine.validation import Check, Unchecked, Validator, validator
 from ocserve.errors import InvalidRequest
 from ocserve.generation import (
@@ -343,3 +344,33 @@ def test_what_is_promised_follows_from_the_request() -> None:
     assert Check(both.value, "[]").run(MOST) is False
     assert Promises.of(request(tool_choice=ToolChoice(mode="none"))) is None
     assert type(AnswerPlan().open(())) is Answer  # and nothing is kept of what it tells
+
+
+class Pending:
+    """An answer whose object takes long to be checked."""
+
+    id, deadline = "one", 1e12
+
+    def __init__(self) -> None:
+        values = {"anyOf": [{"type": "object", "properties": {name: {"type": "null"}}} for name in "abcdefgh"]}
+        self.answer = self
+        self.checked = validator(json.dumps({"type": "array", "items": values}))
+
+    def objects(self) -> list[tuple[Validator, str]]:
+        return [(self.checked, "[" + ",".join(['{"a":1,"b":1,"h":1}'] * 30_000) + "]")]
+
+
+def test_an_answer_that_nobody_waits_for_keeps_nobody_waiting() -> None:
+    judge, asked = Judge(lambda verdict: None), Pending()
+    assert judge.ask(asked) is None  # type: ignore[arg-type]
+    judge.dismiss("one")
+    judge._thread.submit(lambda: None).result(timeout=1)
+
+
+def test_a_check_ends_with_its_answers_time() -> None:
+    told: list[Verdict] = []
+    judge, asked = Judge(told.append), Pending()
+    asked.deadline = 0.0
+    assert judge.ask(asked) is None  # type: ignore[arg-type]
+    judge._thread.submit(lambda: None).result(timeout=1)
+    assert told[0].fault == "The finished object could not be checked against the schema."
