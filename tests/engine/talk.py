@@ -78,6 +78,7 @@ class Talk:
         )
         plan = AnswerPlan.of(request, speech, thinking=thinking, closing=(7, 8))
         self.sequence = Sequence(Group(request), (1,), max_tokens=900, sampler=NoSampler(), deadline=1e9, plan=plan)
+        self.sequence.group.started = True
         self.emitter = Emitter(cast(Vocab, self.vocab), self.turns, self._emit)
 
     def _emit(self, step: Step) -> None:

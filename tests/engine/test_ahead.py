@@ -176,17 +176,15 @@ def test_an_unusable_distribution_ends_one_answer_only(engine: Engine, monkeypat
 
 def test_a_batch_that_finds_no_room_is_planned_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     sequence = engine.submit("one", range(40, 60), 60)
-    decode, refused = engine.context.decode, []
+    decode, called = engine.context.decode, []
 
     def full(rows: Sequence[Row]) -> DecodeStatus:
-        if len(sequence.generated) >= 20 and not refused:
-            refused.append(1)
-            return DecodeStatus.NO_SLOT
-        return decode(rows)
+        called.append(1)
+        return DecodeStatus.NO_SLOT if len(called) == 25 else decode(rows)
 
     monkeypatch.setattr(engine.context, "decode", full)
     engine.run(goes_ahead=True)
-    assert refused
+    assert len(called) == 61
     assert len(sequence.generated) == 60
 
 
