@@ -325,6 +325,7 @@ def connect(file: Path, vfs: str | None = None) -> apsw.Connection:
             "wal_autocheckpoint": 0,
             "journal_size_limit": _LARGEST_WAL,
             "trusted_schema": "OFF",
+            "cache_size": -512,  # KiB; rows are written and not read again
         }.items():
             connection.pragma(pragma, value)
         _migrate(connection)

@@ -31,6 +31,8 @@ MAX_HEADER_BYTES = 32 * 1024
 MAX_CONNECTIONS = 8192
 # What a client may send behind a request that is still being answered.
 _MAX_PIPELINED = 64 * 1024
+# What is kept for a client that does not read before its stream waits; the system keeps more.
+_UNSENT_BYTES = 16 * 1024
 # How long a refused client may take to read its answer while the rest of its body is thrown away. Closing at once would
 # reset the connection, and the answer would be lost with it.
 _LINGER_S = 2.0
@@ -89,6 +91,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         watched = WatchedTransport(transport, self, WriteDeadline(transport, self.loop, self._edge.write_timeout_s))
         self._deadline = watched.deadline
+        transport.set_write_buffer_limits(high=_UNSENT_BYTES)
         super().connection_made(cast(asyncio.Transport, watched))
         self._await_headers()
         if len(self.connections) > MAX_CONNECTIONS:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ _FORKS.set_forkserver_preload(["tests.http.serve_scripted"])
 def _serve(options: dict[str, Any], told: Connection, log: str | None) -> None:
     from tests.http.serve_scripted import run
 
+    def end_with_the_test() -> None:
+        with suppress(EOFError, OSError):
+            told.recv()  # nothing is ever sent: this ends when the test's process does, however it was ended
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_test, daemon=True).start()
     descriptor = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, sys.stderr.fileno())
     run(options, told.send)
