@@ -24,21 +24,22 @@ def test_a_running_server_obeys_the_commands_at_once(tiny_model: Path, tmp_path:
 
     with daemon(str(tiny_model), env=env) as server:
 
-        def ask(key: str) -> int:
+        def ask(key: str) -> bool:
             with OpenAI(base_url=server.base_url, api_key=key, max_retries=0) as client:
                 answer = client.completions.create(model="default", prompt=[40, 41], max_tokens=3)
             assert answer.usage is not None
-            return answer.usage.total_tokens
+            return 2 < answer.usage.total_tokens <= 5
 
-        assert ask("anything") == 5  # there is no key yet
+        assert ask("anything")  # there is no key yet
         key = keys("create", "--name", "acme", "--rpm", "2")["key"]
         with pytest.raises(AuthenticationError):
             ask("anything")
-        assert [ask(key), ask(key)] == [5, 5]
+        assert ask(key)
+        assert ask(key)
         with pytest.raises(RateLimitError):
             ask(key)
         keys("limits", "acme", "--rpm", "0")
-        assert ask(key) == 5
+        assert ask(key)
         keys("revoke", "acme")
         with pytest.raises(AuthenticationError, match="revoked"):
             ask(key)

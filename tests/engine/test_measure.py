@@ -136,7 +136,7 @@ def _check_prediction(context: Context, vocab: llama.Vocab, rows: int, most_rows
 class Slow:
     """A context whose steps take simulated time: seconds a row, fixed seconds a step."""
 
-    pool_tokens, outputs = 4096, 4
+    pool_tokens, batch_tokens, outputs = 4096, 4096, 4
 
     def __init__(self, step_s: Callable[[int, int], float]) -> None:
         self.now, self.threads, self.steps = 0.0, 0, 0

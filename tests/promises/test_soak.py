@@ -133,7 +133,8 @@ def test_p24_a_front_process_is_after_100_000_requests_what_it_was(tmp_path: Pat
         wait_until(lambda: standing(front) == before and served.report()["tasks"] == tasks, 20)
         log = file.with_name("ledger.db-wal").stat().st_size
     print(f"{before}, {tasks} tasks before and after; write-ahead log {log / 2**20:.1f} MiB")
-    assert set(soak.ends) == {"done", "aborted", *_MISTAKES}, soak.ends
+    assert {"done", "aborted"} <= set(soak.ends) <= {"done", "aborted", *_MISTAKES}, soak.ends
+    assert not full or len(soak.ends) == 2 + len(_MISTAKES), soak.ends
     assert log <= 8 * 2**20
     if full:
         slope, error = soak.slope()
