@@ -353,8 +353,9 @@ class Service:
         self._idle.clear()
         try:
             yield
-        except Exception:
-            trace.error_code = trace.error_code or InternalError.code
+        except Exception as error:  # whatever it is, who settles must know that the request failed
+            failed = error.code if isinstance(error, ApiError) else InternalError.code
+            trace.error_code = trace.error_code or failed
             raise
         finally:
             self._active -= 1

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -19,7 +21,7 @@ from ocserve.accounts.limits import Limiter
 from ocserve.engine.fleet import Fleet, LoadableEngine
 from ocserve.engine.handle import LoadError
 from ocserve.engine.residency import Memory, Rules
-from ocserve.engine.wire import EngineFacts, EngineStats, Prepared
+from ocserve.engine.wire import EngineFacts, EngineSpec, EngineStats, Prepared
 from ocserve.errors import ApiError, ContextLengthExceeded, EngineCrashed, ErrorInfo
 from ocserve.generation import (
     Answer,
@@ -49,6 +51,20 @@ from ocserve.generation import (
 )
 from ocserve.modelcard import ServedModel
 from ocserve.service import Service
+
+# A scripted engine as a process behind the real handle.
+SCRIPT = (sys.executable, str(Path(__file__).with_name("engine") / "scripted_worker.py"))
+SPEC = EngineSpec(
+    path="scripted",
+    context=1000,
+    parallel=8,
+    pool_tokens=8000,
+    gpu_layers=0,
+    require_gpu=False,
+    threads_decode=None,
+    threads_prefill=None,
+    batch_tokens=256,
+)
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta
 

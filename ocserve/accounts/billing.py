@@ -116,7 +116,7 @@ class Billing:
         return " ".join(
             (
                 "Answers are charged by the token at the prices in the list of models, those of the moment of "
-                "admission; `usage.cost` says the sum in US dollars.",
+                "admission; `usage.cost` in answers of chat, completions and embeddings says the sum in US dollars.",
                 *ends,
                 "Refused requests (any status of 400 or above before the answer began) and requests that only count "
                 "tokens are free.",

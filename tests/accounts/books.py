@@ -68,12 +68,17 @@ def rows(file: Path) -> list[Row]:
     connection = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         connection.set_busy_timeout(5000)
-        assert connection.pragma("integrity_check") == "ok"
-        names = Row.__struct_fields__
-        found = connection.execute(f"SELECT {', '.join(names)} FROM requests ORDER BY rowid")
-        return [Row(**dict(zip(names, values, strict=True))) for values in found]  # type: ignore[arg-type]
+        return rows_of(connection)
     finally:
         connection.close()
+
+
+def rows_of(connection: apsw.Connection) -> list[Row]:
+    """The same of a connection."""
+    assert connection.pragma("integrity_check") == "ok"
+    names = Row.__struct_fields__
+    found = connection.execute(f"SELECT {', '.join(names)} FROM requests ORDER BY rowid")
+    return [Row(**dict(zip(names, values, strict=True))) for values in found]  # type: ignore[arg-type]
 
 
 def mismatches(found: list[Row], acknowledged: set[str]) -> list[str]:

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from ocserve.accounts import ledger as module
 from ocserve.accounts.ledger import MIGRATIONS, Ledger, LedgerError, Row, connect, now_us
-from tests.accounts.books import mismatches, opened, rows, settled
+from tests.accounts.books import mismatches, opened, rows, rows_of, settled
 from tests.accounts.disks import Folder, Op, disk
 
 IN_FLIGHT = 8
@@ -232,10 +232,7 @@ def _found(folder: Path, files: dict[str, bytes]) -> list[Row]:
         (folder / name).write_bytes(content)
     connection = connect(folder / "ledger.db")
     try:
-        assert connection.pragma("integrity_check") == "ok"
-        names = Row.__struct_fields__
-        found = connection.execute(f"SELECT {', '.join(names)} FROM requests")
-        return [Row(**dict(zip(names, values, strict=True))) for values in found]  # type: ignore[arg-type]
+        return rows_of(connection)
     finally:
         connection.close()
 

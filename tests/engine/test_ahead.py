@@ -14,16 +14,10 @@ from ocserve.engine.context import DecodeStatus, Row
 from ocserve.engine.duty import EngineBroken
 from ocserve.engine.wire import Step
 from ocserve.generation import Failed, Finished, Sampling, TextDelta
-from tests import tiny
-from tests.engine.schedules import NO_END, Engine, FixedCosts, load
+from tests.engine.schedules import NO_END, Engine, FixedCosts
 
 PROMPTS = {"short": range(40, 60), "long": range(10, 110), "repeats": [*range(60, 80)] * 3}
 TOKENS = {"short": 50, "long": 80, "repeats": 70}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> llama.Model:
-    return load(tiny.write(tmp_path_factory.mktemp("model") / "m.gguf"))
 
 
 @pytest.fixture

@@ -33,19 +33,7 @@ from ocserve.generation import (
     TextDelta,
     TextPrompt,
 )
-
-SCRIPT = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
-SPEC = EngineSpec(
-    path="scripted",
-    context=1000,
-    parallel=8,
-    pool_tokens=8000,
-    gpu_layers=0,
-    require_gpu=False,
-    threads_decode=None,
-    threads_prefill=None,
-    batch_tokens=256,
-)
+from tests.scripted import SCRIPT, SPEC
 
 
 @asynccontextmanager
@@ -279,7 +267,7 @@ def test_an_engine_ends_when_its_front_is_killed(tmp_path: Path) -> None:
     front.write_text(
         "import asyncio, os, sys\n"
         "from ocserve.engine.handle import EngineHandle\n"
-        "from tests.engine.test_handle import SCRIPT, SPEC\n"
+        "from tests.scripted import SCRIPT, SPEC\n"
         "async def main():\n"
         "    engine = EngineHandle(SPEC, dict(os.environ), argv=SCRIPT)\n"
         "    await engine.open()\n"

@@ -25,11 +25,6 @@ from tests.cost import idle_share
 from tests.engine.schedules import IDENTITY, NO_END, Engine, FixedCosts, Oracle, load
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> llama.Model:
-    return load(tiny.write(tmp_path_factory.mktemp("model") / "m.gguf"))
-
-
 @pytest.fixture
 def engine(model: llama.Model) -> Engine:
     return Engine(Path(), model=model)

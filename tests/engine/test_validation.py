@@ -35,7 +35,7 @@ from ocserve.generation import (
     ToolChoice,
 )
 from tests import tiny
-from tests.engine.schedules import Engine, load
+from tests.engine.schedules import Engine
 from tests.engine.test_constraint import Walker, answer, compiler_of
 from tests.engine.test_schema_suites import Compiling, accepts, cases, compiling, corpus, expected_exceptions
 
@@ -219,11 +219,6 @@ def test_patterns_that_re2_does_not_know_are_left_to_the_mask() -> None:
 
 
 # --- in the loop ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> llama.Model:
-    return load(tiny.write(tmp_path_factory.mktemp("model") / "m.gguf"))
 
 
 @pytest.fixture

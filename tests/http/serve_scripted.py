@@ -35,16 +35,14 @@ from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.keystore import KeyStore
 from ocserve.accounts.ledger import Ledger
 from ocserve.engine.handle import EngineHandle, Supervision
-from ocserve.engine.wire import EngineSpec
 from ocserve.http.application import build
 from ocserve.http.server import bind, serve
 from ocserve.modelcard import ServedModel
 from ocserve.telemetry import logs
 from tests.accounts.books import priced
 from tests.http.harness import MODEL
-from tests.scripted import Script, ScriptedEngine, alone
+from tests.scripted import SCRIPT, SPEC, Script, ScriptedEngine, alone
 
-WORKER = (sys.executable, str(Path(__file__).parents[1] / "engine" / "scripted_worker.py"))
 _LOOK_S = 0.005
 
 
@@ -77,19 +75,8 @@ class Watch:
 
 def scripted(options: dict[str, Any]) -> ScriptedEngine | EngineHandle:
     if "worker" in options:
-        spec = EngineSpec(
-            path="scripted",
-            context=1000,
-            parallel=8,
-            pool_tokens=8000,
-            gpu_layers=0,
-            require_gpu=False,
-            threads_decode=None,
-            threads_prefill=None,
-            batch_tokens=256,
-        )
         limits = Supervision(heartbeat_timeout_s=options["worker"], on_event=logs.event)
-        return EngineHandle(spec, dict(os.environ), limits, WORKER)
+        return EngineHandle(SPEC, dict(os.environ), limits, SCRIPT)
     usual = script(options.get("script", {}))
     others = {int(most): script(said) for most, said in options.get("scripts", {}).items()}
     return ScriptedEngine(lambda request: others.get(request.max_tokens, usual), parallel=options.get("slots", 8))

@@ -127,21 +127,23 @@ class _Recorder:
         self._status = 0
         self._headers: tuple[Header, ...] = ()
         self._body = bytearray()
+        self._fits = True
         self._complete = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status, self._headers = message["status"], tuple(message.get("headers", ()))
-        elif len(self._body) <= self._most_bytes:
+        elif self._fits:
             self._body += message.get("body", b"")
             self._complete = not message.get("more_body", False)
+            if len(self._body) > self._most_bytes:
+                self._fits, self._body = False, bytearray()
         await self._send(message)
 
     @property
     def whole(self) -> bool:
         """Whether this was an answer, to its end."""
-        fits = len(self._body) <= self._most_bytes
-        return self._complete and fits and self._status == 200 and self._exchange.trace.error_code is None
+        return self._complete and self._fits and self._status == 200 and self._exchange.trace.error_code is None
 
     def answer(self, expires_at: float) -> _Answer:
         told = tuple(each for each in self._exchange.headers if not each[0].startswith(_OF_THE_MOMENT))
@@ -178,4 +180,5 @@ async def _wait(entry: _Entry) -> None:
 
 async def _never() -> Message:
     """A client that stays: what follows on its connection is nobody's business."""
-    return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+    never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    return await never
