@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "accounts": VOCABULARY | {"config", "locks"},
     "pages": VOCABULARY | {"config"},
     "engine": VOCABULARY | {"config", "chat"},
-    "service": VOCABULARY | {"config", "accounts", "engine", "telemetry"},
-    "http": VOCABULARY | {"config", "service", "api", "accounts", "telemetry", "pages"},
+    "trace": VOCABULARY | {"accounts", "telemetry"},
+    "service": VOCABULARY | {"config", "accounts", "engine", "telemetry", "trace"},
+    "http": VOCABULARY | {"config", "service", "trace", "api", "accounts", "telemetry", "pages"},
     "headstart": VOCABULARY | {"config", "engine"},
     "app": VOCABULARY
     | {"headstart", "config", "chat", "api", "telemetry", "catalog", "accounts", "pages", "engine", "service", "http"},

@@ -37,7 +37,8 @@ from ocserve.generation import (
     Usage,
 )
 from ocserve.modelcard import ServedModel
-from ocserve.service import Service, Trace
+from ocserve.service import Service
+from ocserve.trace import Trace
 from tests.http.harness import MODEL
 from tests.scripted import Script, ScriptedEngine, alone
 

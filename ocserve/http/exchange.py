@@ -19,7 +19,7 @@ from ocserve.generation import RequestRecord
 from ocserve.http import limit_headers
 from ocserve.http.answers import Header
 from ocserve.http.route_table import SOCKET, Match
-from ocserve.service import Trace
+from ocserve.trace import Trace
 
 # Names of ignored parameters in one header; a request may carry more of them than a proxy accepts in a header.
 _MAX_IGNORED = 32

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 from ocserve.errors import ApiError, ErrorInfo, InternalError
 from ocserve.http.exchange import ClientGone
-from ocserve.service import Trace
 from ocserve.telemetry import logs
+from ocserve.trace import Trace
 
 CLIENT_GONE = 499  # nginx's word for the status of what nobody waited for; no client ever sees it
 

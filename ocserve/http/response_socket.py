@@ -27,7 +27,8 @@ from ocserve.http.generate import answering, frames
 from ocserve.http.last_word import CLIENT_GONE, last_word
 from ocserve.http.presence import unless_gone
 from ocserve.http.response_store import ResponseStore
-from ocserve.service import Service, Trace
+from ocserve.service import Service
+from ocserve.trace import Trace
 
 # Each of a caller's agents has one connection.
 _MOST_CONNECTIONS = 64

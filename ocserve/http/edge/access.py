@@ -13,8 +13,8 @@ from ocserve.http import answers, vendor
 from ocserve.http.exchange import Exchange, has_body, header_values, peer_address
 from ocserve.http.last_word import CLIENT_GONE, last_word
 from ocserve.http.route_table import SOCKET, RouteTable
-from ocserve.service import Trace
 from ocserve.telemetry import logs
+from ocserve.trace import Trace
 
 
 class Access:
