@@ -146,7 +146,7 @@ def check(asked: GenerateRequest, outcome: Outcome) -> None:
     assert (outcome.reason == "tool_calls") == bool(outcome.calls) or outcome.reason == "length"
 
 
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(9000)
 async def test_every_returned_call_is_valid_and_required_ones_are_made(
     engine: EngineHandle, full: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
