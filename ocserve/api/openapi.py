@@ -82,6 +82,8 @@ def _operation(operation: Operation, models: tuple[ServedModel, ...]) -> dict[st
         for field in operation.query
         if field.kind != "unsupported" or field.neutral
     ]
+    if operation.method == "POST" and not operation.public:
+        places.append(_place("Idempotency-Key", "header", {"type": "string", "pattern": "^[!-~]{1,255}$"}))
     if places:
         found["parameters"] = places
     if operation.reads is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,16 @@ from pathlib import Path
 
 import openai
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from ocserve import config
 from ocserve.accounts.billing import Billing
+from ocserve.accounts.keys import Caller
 from ocserve.accounts.ledger import Ledger
+from ocserve.http.edge.idempotency import Idempotency
+from ocserve.http.exchange import Exchange
+from ocserve.http.route_table import Match
+from ocserve.trace import Trace
 from tests.accounts.books import priced, rows
 from tests.http.harness import CHAT, KEY, Answer, Served, serving, wait_for
 from tests.scripted import Script, ScriptedEngine
@@ -130,3 +137,58 @@ def test_answers_are_kept_for_a_while_and_within_a_bound() -> None:
         assert "idempotent-replayed" in served.chat(headers={"Idempotency-Key": "more-1"}).headers
         threading.Event().wait(0.25)
         assert "idempotent-replayed" not in served.chat(headers={"Idempotency-Key": "more-1"}).headers
+
+
+def test_what_is_being_recorded_counts_too() -> None:
+    """Of two answers that do not fit together, the one that would pass the bound is not kept, and the other is."""
+    steps: dict[bytes, asyncio.Event] = {}
+    computed: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        name = dict(scope["headers"])[b"idempotency-key"]
+        computed.append(name)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in range(2):
+            await steps[name].wait()
+            steps[name].clear()
+            await send({"type": "http.response.body", "body": bytes(600 * (1 - piece)), "more_body": piece == 0})
+
+    async def ask(guard: Idempotency, name: bytes) -> None:
+        scope: Scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "raw_path": PATH.encode()}
+        scope["headers"] = [(b"idempotency-key", name)]
+        exchange = Exchange(Trace("r", PATH), Match(), local=True, error_body=lambda info: b"", on_end=lambda record: None)
+        exchange.caller = Caller("key-1", b"", anonymous=False)
+        exchange.bind(scope)
+        await guard(scope, forever, swallow)
+
+    async def scenario() -> None:
+        guard = Idempotency(app, config.Server(idempotent_answer_bytes=1000))
+        names = b"one", b"two"
+        steps.update({name: asyncio.Event() for name in names})
+        asked = [asyncio.create_task(ask(guard, name)) for name in names]
+        for name in (*names, *names):
+            steps[name].set()
+            while steps[name].is_set():
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+        await ask(guard, b"one")
+        assert computed == [b"one", b"two"]
+        again = asyncio.create_task(ask(guard, b"two"))
+        steps[b"two"].set()
+        while steps[b"two"].is_set():
+            await asyncio.sleep(0)
+        steps[b"two"].set()
+        await again
+        assert computed == [b"one", b"two", b"two"]
+
+    asyncio.run(scenario())
+
+
+async def forever() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def swallow(message: Message) -> None:
+    """A client that takes everything."""

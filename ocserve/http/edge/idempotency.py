@@ -15,6 +15,7 @@ import hashlib
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -86,23 +87,42 @@ class Idempotency:
     async def _first(self, name: Name, digest: bytes, scope: Scope, send: Send) -> None:
         """Answer a request, and keep its answer if there is one."""
         entry = self._entries[name] = _Entry(digest)
-        recorder = _Recorder(Exchange.of(scope), send, self._most_bytes)
+        recorder = _Recorder(Exchange.of(scope), send, self._hold)
         try:
             await self._app(scope, _never, recorder.send)
             if recorder.whole:
                 self._keep(name, entry, recorder.answer(time.monotonic() + self._keep_s))
         finally:
+            if entry.answer is None:
+                self._hold(-recorder.held)
             entry.ended.set()
             if entry.answer is None:
                 self._entries.pop(name, None)
 
     def _keep(self, name: Name, entry: _Entry, answer: _Answer) -> None:
         entry.answer = answer
-        self._bytes += len(answer.body)
         self._entries.move_to_end(name)
-        kept = [each for each, found in self._entries.items() if found.answer is not None]
-        while kept and (self._bytes > self._most_bytes or len(kept) > _MOST_KEPT):
+        kept = self._kept()
+        if len(kept) > _MOST_KEPT:
+            self._forget(kept[0])
+
+    def _hold(self, count: int) -> bool:
+        """Remember so many more bytes, the oldest answers making room; False, and nothing changed, if there is none.
+
+        What is being recorded counts as what is kept: it takes the same memory.
+        """
+        self._bytes += count
+        kept = self._kept() if self._bytes > self._most_bytes else []
+        while kept and self._bytes > self._most_bytes:
             self._forget(kept.pop(0))
+        if count > 0 and self._bytes > self._most_bytes:
+            self._bytes -= count
+            return False
+        return True
+
+    def _kept(self) -> list[Name]:
+        """Whose answers are kept, the oldest first."""
+        return [name for name, found in self._entries.items() if found.answer is not None]
 
     def _found(self, name: Name) -> _Entry | None:
         entry = self._entries.get(name)
@@ -118,12 +138,12 @@ class Idempotency:
 
 
 class _Recorder:
-    """Passes an answer on and remembers it, unless it is too large."""
+    """Passes an answer on and remembers it, as long as `hold` finds room for more of it."""
 
-    def __init__(self, exchange: Exchange, send: Send, most_bytes: int) -> None:
+    def __init__(self, exchange: Exchange, send: Send, hold: Callable[[int], bool]) -> None:
         self._exchange = exchange
         self._send = send
-        self._most_bytes = most_bytes
+        self._hold = hold
         self._status = 0
         self._headers: tuple[Header, ...] = ()
         self._body = bytearray()
@@ -134,11 +154,20 @@ class _Recorder:
         if message["type"] == "http.response.start":
             self._status, self._headers = message["status"], tuple(message.get("headers", ()))
         elif self._fits:
-            self._body += message.get("body", b"")
+            body = message.get("body", b"")
             self._complete = not message.get("more_body", False)
-            if len(self._body) > self._most_bytes:
-                self._fits, self._body = False, bytearray()
+            self._fits = self._hold(len(body))
+            if self._fits:
+                self._body += body
+            else:
+                self._hold(-self.held)
+                self._body = bytearray()
         await self._send(message)
+
+    @property
+    def held(self) -> int:
+        """Bytes remembered."""
+        return len(self._body)
 
     @property
     def whole(self) -> bool:
