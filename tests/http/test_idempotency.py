@@ -156,7 +156,7 @@ def test_what_is_being_recorded_counts_too() -> None:
     async def ask(guard: Idempotency, name: bytes) -> None:
         scope: Scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "raw_path": PATH.encode()}
         scope["headers"] = [(b"idempotency-key", name)]
-        exchange = Exchange(Trace("r", PATH), Match(), local=True, error_body=lambda info: b"", on_end=lambda record: None)
+        exchange = Exchange(Trace("r", PATH), Match(), local=True, error_body=lambda _: b"", on_end=lambda _: None)
         exchange.caller = Caller("key-1", b"", anonymous=False)
         exchange.bind(scope)
         await guard(scope, forever, swallow)
@@ -182,7 +182,7 @@ def test_what_is_being_recorded_counts_too() -> None:
         await again
         assert computed == [b"one", b"two", b"two"]
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 5))
 
 
 async def forever() -> Message:
