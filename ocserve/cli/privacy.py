@@ -25,7 +25,7 @@ def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: 
     """
     from ocserve import config
     from ocserve.accounts import usage
-    from ocserve.accounts.ledger import LedgerError
+    from ocserve.accounts.ledger_schema import LedgerError
     from ocserve.cli import Failure
 
     tree = config.load().config

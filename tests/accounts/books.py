@@ -10,7 +10,8 @@ import apsw
 from msgspec.structs import replace
 
 from ocserve.accounts import pricing
-from ocserve.accounts.ledger import Row, now_us
+from ocserve.accounts.ledger import Row
+from ocserve.accounts.ledger_schema import now_us
 from ocserve.accounts.pricing import Tariff
 
 PRICES = """

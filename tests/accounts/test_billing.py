@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,41 @@ def test_nobody_is_told_of_an_end_before_the_row_is_on_disk(
     assert end not in early
     assert end in late
     assert [row.outcome for row in found] == ["completed"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [route[:2] for route in ROUTES], ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_vendors_clients_are_told_the_cost_once_it_is_known(
+    tmp_path: Path, path: str, body: dict[str, object]
+) -> None:
+    with billed(book(tmp_path)) as served:
+        answer = served.request("POST", path, body)
+        row = only(tmp_path)
+    told = re.findall(r'"cost":([0-9.e-]+)', answer.body.decode())
+    assert answer.status == 200
+    assert [float(each) for each in told] == [row.cost / PICODOLLARS] != [0.0]
+    with serving(lambda: ScriptedEngine(Script())) as free:
+        assert b'"cost"' not in free.request("POST", path, body).body
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "tiny", "input": "Hi"}),
+        ("/api/embed", {"model": "tiny", "input": "Hi"}),
+        ("/v1beta/models/tiny:embedContent", {"content": {"parts": [{"text": "Hi"}]}}),
+        ("/v2/rerank", {"model": "tiny", "query": "which", "documents": ["Hi"]}),
+    ],
+)
+def test_so_are_those_who_ask_for_vectors_and_rankings(tmp_path: Path, path: str, body: dict[str, object]) -> None:
+    model = replace(MODEL, capabilities=("embedding", "rerank"), dimensions=2)
+    ledger = Ledger(tmp_path / "ledger.db", retention_days=30)
+    with serving(model=model, billing=Billing(tariff=priced(), ledger=ledger)) as served:
+        answer = served.request("POST", path, body)
+    ledger.close()
+    told = re.findall(r'"cost":([0-9.e-]+)', answer.body.decode())
+    assert [float(each) * PICODOLLARS for each in told] == [only(tmp_path).cost] == [REQUEST + 2 * PROMPT]
 
 
 @pytest.mark.parametrize("policy", ["used", "free"])

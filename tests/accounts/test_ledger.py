@@ -21,7 +21,8 @@ import pytest
 from msgspec.structs import replace
 
 from ocserve.accounts import ledger as module
-from ocserve.accounts.ledger import MIGRATIONS, Ledger, LedgerError, Row, connect, now_us
+from ocserve.accounts.ledger import Ledger, Row
+from ocserve.accounts.ledger_schema import DAY_US, MIGRATIONS, LedgerError, connect, now_us
 from tests.accounts.books import mismatches, opened, rows, rows_of, settled
 from tests.accounts.disks import Folder, Op, disk
 
@@ -88,7 +89,7 @@ def test_rows_go_when_they_are_old(tmp_path: Path) -> None:
     file = tmp_path / "ledger.db"
     with ledger(file) as books:
         for number in range(6):
-            age_us = number * module._DAY_US
+            age_us = number * DAY_US
             assert books.settle(replace(settled(opened(number)), admitted_us=now_us() - age_us - 1)).result()
     with ledger(file, days=3):
         assert [row.id for row in rows(file)] == ["id-0", "id-1", "id-2"]
