@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.ledger import Ledger, Row
+from ocserve.accounts.past import Past
 from ocserve.accounts.pricing import PICODOLLARS
 from ocserve.errors import InvalidRequest
 from tests.accounts.books import CACHED, COMPLETION, PROMPT, REQUEST, TODAY, priced, rows
@@ -200,6 +201,36 @@ def test_vectors_are_charged_by_their_prompts(tmp_path: Path) -> None:
     row = only(tmp_path)
     assert answer.json["usage"]["cost"] == row.cost / PICODOLLARS
     assert (row.outcome, row.prompt_tokens, row.cost) == ("completed", 11, REQUEST + 11 * PROMPT)
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_days_limits_go_on_after_a_restart(tmp_path: Path, crashes: bool) -> None:
+    """Eight requests a day: two answered, one running at the end, one refused by the engine, one that only counts."""
+    limits = config.Limits(requests_per_day=8, tokens_per_day=10_000)
+    no = InvalidRequest("No.", param="messages")
+    engine = ScriptedEngine(
+        lambda request: Script(tokens=WORDS, refuse=no if request.max_tokens == 1 else None, step_s=0.01)
+    )
+    ledger = Ledger(tmp_path / "ledger.db", retention_days=30)
+    with serving(lambda: engine, billing=Billing(tariff=priced(), ledger=ledger), limits=limits) as served:
+        assert [served.chat(max_tokens=tokens).status for tokens in (2, 3, 1)] == [200, 200, 400]
+        assert served.request("POST", "/tokenize", {"content": "Hi"}).status == 200
+        with served.connect() as peer:
+            peer.sendall(served.compose("POST", "/v1/chat/completions", {**CHAT, "max_tokens": 40, "stream": True}))
+            wait_for(lambda: served.engine.running == 1)
+            if not crashes:
+                read_all(peer)
+            told = served.request("GET", "/v1/models").headers
+            past = Past(ledger.recent())
+    ledger.close()
+    with serving(limits=limits, past=past) as served:
+        after = served.request("GET", "/v1/models").headers
+    assert told["x-ratelimit-remaining-requests"] == after["x-ratelimit-remaining-requests"] == "3"
+    # What runs has reserved its prompt and all that it may answer, and nobody will know what it used.
+    left = 10_000 - 9 - 10 - 47
+    assert (
+        left - 1 <= int(after["x-ratelimit-remaining-tokens"]) <= int(told["x-ratelimit-remaining-tokens"]) <= left + 1
+    )
 
 
 def test_p5_what_is_refused_is_in_no_ledger(tmp_path: Path) -> None:

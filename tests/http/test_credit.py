@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anthropic
+import ollama
 import openai
 import pytest
+from google import genai
+from google.genai import types
 from msgspec.structs import replace
 
 from ocserve import config
@@ -249,15 +252,21 @@ def test_without_a_ledger_a_bounded_key_is_refused_and_not_trusted(tmp_path: Pat
 
 def test_the_usual_clients_do_not_try_again(tmp_path: Path) -> None:
     with shop(tmp_path) as open_shop:
-        base = open_shop.served.url
-        ours = openai.OpenAI(base_url=f"{base}/v1", api_key=open_shop.prepaid, max_retries=3)
-        with pytest.raises(openai.RateLimitError) as refused:
+        url, key = open_shop.served.url, open_shop.prepaid
+        with (
+            openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=3) as ours,
+            pytest.raises(openai.RateLimitError) as refused,
+        ):
             ours.chat.completions.create(model="tiny", messages=CHAT["messages"])
         assert refused.value.code == "insufficient_quota"
-        theirs = anthropic.Anthropic(base_url=base, api_key=open_shop.prepaid, max_retries=3)
-        with pytest.raises(anthropic.RateLimitError) as billing:
+        with (
+            anthropic.Anthropic(base_url=url, api_key=key, max_retries=3) as theirs,
+            pytest.raises(anthropic.RateLimitError) as billing,
+        ):
             theirs.messages.create(model="tiny", max_tokens=5, messages=CHAT["messages"])
         assert json.loads(billing.value.response.content)["error"]["type"] == "billing_error"
+        for error in (refused.value, billing.value):
+            assert error.request.headers["x-stainless-retry-count"] == "0"
 
 
 def test_vectors_and_rankings_hold_what_their_bytes_may_cost(tmp_path: Path) -> None:
@@ -274,6 +283,30 @@ def test_vectors_and_rankings_hold_what_their_bytes_may_cost(tmp_path: Path) -> 
         ranking = {"model": "tiny", "query": "q", "documents": ["a", "bc"]}
         ranked = open_shop.served.request("POST", "/v1/rerank", ranking, given)
         assert ranked.json["usage"]["cost"] == (REQUEST + 3 * PROMPT) / 10**12
+
+
+def test_the_usual_clients_read_answers_that_say_their_cost(tmp_path: Path) -> None:
+    with shop(tmp_path) as open_shop, ExitStack() as open_clients:
+        url, key = open_shop.served.url, open_shop.admin
+        ours = open_clients.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key=key))
+        made = ours.responses.create(model="tiny", input="Hi", max_output_tokens=16)
+        assert made.usage is not None
+        assert (made.usage.model_extra or {})["cost"] == (FIXED + 16 * COMPLETION) / 10**12
+        theirs = open_clients.enter_context(anthropic.Anthropic(base_url=url, api_key=key))
+        message = theirs.messages.create(model="tiny", max_tokens=5, messages=CHAT["messages"])
+        assert (message.usage.model_extra or {})["cost"] == (FIXED + 5 * COMPLETION) / 10**12
+        third = open_clients.enter_context(
+            closing(genai.Client(api_key=key, http_options=types.HttpOptions(base_url=url)))
+        )
+        short = types.GenerateContentConfig(max_output_tokens=5)
+        told = third.models.generate_content(model="tiny", contents="Hi", config=short)
+        *_, last = third.models.generate_content_stream(model="tiny", contents="Hi", config=short)
+        for counted in (told.usage_metadata, last.usage_metadata):
+            assert counted is not None
+            assert counted.candidates_token_count == 5
+        local = ollama.Client(url, headers={"x-api-key": key})
+        open_clients.enter_context(closing(local._client))
+        assert local.generate("tiny", "Hi", options={"num_predict": 5}).eval_count == 5
 
 
 TIERS = """
