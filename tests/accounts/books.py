@@ -82,6 +82,17 @@ def rows_of(connection: apsw.Connection) -> list[Row]:
     return [Row(**dict(zip(names, values, strict=True))) for values in found]  # type: ignore[arg-type]
 
 
+def unsound(connection: apsw.Connection) -> list[str]:
+    """Which keys' sums are not those of the rows, of a ledger that has all its rows still."""
+    found = connection.execute(
+        "SELECT key_id FROM requests LEFT JOIN balances USING (key_id) LEFT JOIN "
+        "(SELECT key_id, sum(cost) AS cost, sum(held) AS held FROM months GROUP BY key_id) AS months USING (key_id) "
+        "GROUP BY key_id HAVING sum(requests.cost) <> balances.charged OR sum(requests.held) <> balances.held "
+        "OR balances.charged <> months.cost OR balances.held <> months.held OR months.cost IS NULL"
+    )
+    return [f"the sums of {key_id} are not those of its rows" for (key_id,) in found]
+
+
 def mismatches(found: list[Row], acknowledged: set[str]) -> list[str]:
     """What is wrong with a ledger: an acknowledged row that is missing or differs, a row twice, a sum that is off."""
     by_id = {row.id: row for row in found}

@@ -24,7 +24,8 @@ from ocserve.accounts.billing import Billing
 from ocserve.accounts.keystore import KeyStore
 from ocserve.accounts.ledger import Ledger
 from ocserve.accounts.ledger_schema import now_us
-from ocserve.accounts.pricing import Tariff, amount, dollars
+from ocserve.accounts.pricing import PICODOLLARS, Tariff, amount, dollars
+from ocserve.modelcard import ServedModel
 from tests.accounts.books import COMPLETION, PROMPT, REQUEST, TODAY, priced, rows
 from tests.http.harness import CHAT, MODEL, Answer, Served, serving, wait_for
 from tests.scripted import Script, ScriptedEngine
@@ -59,7 +60,7 @@ class Shop:
 
 @contextmanager
 def shop(
-    folder: Path, script: Script | None = None, *, tariff: Tariff | None = None, parallel: int = 8, model: Any = MODEL
+    folder: Path, script: Script | None = None, *, tariff: Tariff | None = None, model: ServedModel = MODEL
 ) -> Iterator[Shop]:
     store = KeyStore(folder / "keys.json")
     made = {"admin": "", "prepaid": "", "capped": ""}
@@ -72,9 +73,10 @@ def shop(
         made[name] = (store.rotate(name, 0) if name in known else store.create(name, **facts))[1]
     ledger = Ledger(folder / "ledger.db", retention_days=30)
     billing = Billing(config.Billing(), tariff or priced(), ledger, today=lambda: TODAY, keys=store)
-    engine = ScriptedEngine(script or Script(tokens=WORDS), parallel=parallel)
+    engine = ScriptedEngine(script or Script(tokens=WORDS))
+    limits = config.Limits(requests_per_minute=1000, tokens_per_minute=100_000)
     try:
-        with serving(lambda: engine, store=store, billing=billing, model=model) as served:
+        with serving(lambda: engine, store=store, billing=billing, limits=limits, model=model) as served:
             yield Shop(served, store, folder / "ledger.db", **made)
     finally:
         ledger.close()
@@ -100,7 +102,7 @@ def test_what_is_credited_may_be_spent_and_no_more(tmp_path: Path) -> None:
         answer = open_shop.chat(open_shop.prepaid, max_tokens=10)
         assert answer.status == 200
         assert answer.headers["x-balance-remaining"] == "0.000000000001"  # the rest is held while it runs
-        assert answer.json["usage"]["cost"] == MOST_OF_TEN / 10**12
+        assert answer.json["usage"]["cost"] == MOST_OF_TEN / PICODOLLARS
         late = open_shop.chat(open_shop.prepaid, max_tokens=10)
         assert late.status == 429
         assert "balance is 0.000000000001 US dollars" in late.error["message"]
@@ -121,8 +123,35 @@ def test_a_refusal_says_with_how_many_tokens_it_would_pass(tmp_path: Path) -> No
         both = open_shop.chat(open_shop.prepaid, max_tokens=30, n=2)
         assert "With at most 12 tokens in each answer" in both.error["message"]
         assert open_shop.chat(open_shop.prepaid, max_tokens=25).status == 200
-        state = open_shop.served.service.limiter
-        assert not any(line.running for line in state._lines.values())
+
+
+def test_a_refusal_takes_nothing_of_any_limit(tmp_path: Path) -> None:
+    model = replace(MODEL, capabilities=("chat", "embedding"))
+    with shop(tmp_path, model=model) as open_shop:
+        open_shop.credit("prepaid", {"amount": dollars(FIXED)})
+        refused = [
+            open_shop.chat(open_shop.prepaid, max_tokens=10),
+            open_shop.served.request(
+                "POST", "/v1/embeddings", {"model": "tiny", "input": "long " * 9}, {"x-api-key": open_shop.prepaid}
+            ),
+        ]
+        for answer in refused:
+            assert answer.error["code"] == "insufficient_quota"
+            assert answer.headers["x-ratelimit-remaining-requests"] == "1000"
+            assert answer.headers["x-ratelimit-remaining-tokens"] == "100000"
+
+
+def test_an_answer_that_is_given_again_says_what_is_left_now(tmp_path: Path) -> None:
+    with shop(tmp_path) as open_shop:
+        open_shop.credit("prepaid", {"amount": "1"})
+        given = {"x-api-key": open_shop.prepaid, "Idempotency-Key": "again"}
+        first = open_shop.served.chat(headers=given, max_tokens=10)
+        assert open_shop.chat(open_shop.prepaid, max_tokens=20).status == 200
+        again = open_shop.served.chat(headers=given, max_tokens=10)
+        assert again.headers["idempotent-replayed"] == "true"
+        left = PICODOLLARS - MOST_OF_TEN
+        assert first.headers["x-balance-remaining"] == dollars(left)
+        assert again.headers["x-balance-remaining"] == dollars(left - FIXED - 20 * COMPLETION)
 
 
 def test_a_cap_is_of_a_month_and_can_be_changed(tmp_path: Path) -> None:
@@ -282,7 +311,7 @@ def test_vectors_and_rankings_hold_what_their_bytes_may_cost(tmp_path: Path) -> 
         open_shop.credit("prepaid", {"amount": "1"})
         ranking = {"model": "tiny", "query": "q", "documents": ["a", "bc"]}
         ranked = open_shop.served.request("POST", "/v1/rerank", ranking, given)
-        assert ranked.json["usage"]["cost"] == (REQUEST + 3 * PROMPT) / 10**12
+        assert ranked.json["usage"]["cost"] == (REQUEST + 3 * PROMPT) / PICODOLLARS
 
 
 def test_the_usual_clients_read_answers_that_say_their_cost(tmp_path: Path) -> None:
@@ -291,10 +320,10 @@ def test_the_usual_clients_read_answers_that_say_their_cost(tmp_path: Path) -> N
         ours = open_clients.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key=key))
         made = ours.responses.create(model="tiny", input="Hi", max_output_tokens=16)
         assert made.usage is not None
-        assert (made.usage.model_extra or {})["cost"] == (FIXED + 16 * COMPLETION) / 10**12
+        assert (made.usage.model_extra or {})["cost"] == (FIXED + 16 * COMPLETION) / PICODOLLARS
         theirs = open_clients.enter_context(anthropic.Anthropic(base_url=url, api_key=key))
         message = theirs.messages.create(model="tiny", max_tokens=5, messages=CHAT["messages"])
-        assert (message.usage.model_extra or {})["cost"] == (FIXED + 5 * COMPLETION) / 10**12
+        assert (message.usage.model_extra or {})["cost"] == (FIXED + 5 * COMPLETION) / PICODOLLARS
         third = open_clients.enter_context(
             closing(genai.Client(api_key=key, http_options=types.HttpOptions(base_url=url)))
         )
