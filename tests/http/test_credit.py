@@ -236,23 +236,23 @@ def test_a_credit_is_made_once_even_after_a_restart(tmp_path: Path) -> None:
         assert open_shop.balance("prepaid")["balance"] == "21.00"
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "word"),
-    [
-        ({"amount": 10}, 400, "string"),
-        ({"amount": "ten"}, 400, "US dollars"),
-        ({"amount": "0.0000000000001"}, 400, "twelve decimals"),
-        ({"amount": "0"}, 400, "nothing"),
-        ({"amount": "-1"}, 400, "correction"),
-        ({"amount": "-1", "correction": True}, 400, "at most 0.00 can be taken back"),
-        ({}, 400, "amount"),
-        ({"amount": "1", "currency": "EUR"}, 400, "currency"),
-    ],
-)
-def test_credits_that_make_no_sense_are_refused(tmp_path: Path, body: Any, status: int, word: str) -> None:
+def test_credits_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    senseless: list[tuple[Any, str]] = [
+        ({"amount": 10}, "string"),
+        ({"amount": "ten"}, "US dollars"),
+        ({"amount": "0.0000000000001"}, "twelve decimals"),
+        ({"amount": "0"}, "nothing"),
+        ({"amount": "-1"}, "correction"),
+        ({"amount": "-1", "correction": True}, "at most 0.00 can be taken back"),
+        ({}, "amount"),
+        ({"amount": "1", "currency": "EUR"}, "currency"),
+    ]
     with shop(tmp_path) as open_shop:
-        refused = open_shop.credit("prepaid", body)
-        assert (refused.status, word in refused.error["message"]) == (status, True), refused.body
+        for body, word in senseless:
+            refused = open_shop.credit("prepaid", body)
+            assert refused.status == 400
+            assert word in refused.error["message"], body
+        assert open_shop.balance("prepaid")["credited"] == "0.00"
 
 
 def test_only_administrators_see_and_change_balances(tmp_path: Path) -> None:
