@@ -21,8 +21,10 @@ from ocserve.accounts import pricing
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing, lasting_secret
 from ocserve.accounts.keystore import KeyStore
-from ocserve.accounts.ledger import Ledger, LedgerError
+from ocserve.accounts.ledger import Ledger
+from ocserve.accounts.ledger_schema import LedgerError
 from ocserve.accounts.limits import Limiter
+from ocserve.accounts.past import NO_PAST, Past
 from ocserve.catalog import cards, planning
 from ocserve.catalog.fit import Fit
 from ocserve.catalog.need import Plan
@@ -111,7 +113,7 @@ async def running(
     projectors = find_projectors(tree, installed)
     fits = plans(tree, installed, gpus, projectors)
     fleet = build_fleet(tree, installed, fits, gpus, environment, projectors, spare)
-    billing = open_billing(tree, has_key=has_key)
+    billing = open_billing(tree, has_key=has_key, store=store)
     try:
         facts = await fleet.open(default.name)
         refuse_context(tree.engine, default, facts.trained_context)
@@ -119,7 +121,9 @@ async def running(
             name: partial(served_model, tree, model, fits[name].plan, model is default, name in projectors)
             for name, model in installed.items()
         }
-        service = Service(fleet, described, Limiter(tree.limits), tree.limits, ImageFetcher(tree.images), billing)
+        past = Past(await asyncio.to_thread(billing.ledger.recent)) if billing.ledger is not None else NO_PAST
+        limiter = Limiter(tree.limits, past=past)
+        service = Service(fleet, described, limiter, tree.limits, ImageFetcher(tree.images), billing)
         edge = sized(tree.server, reads_images=bool(projectors))
         asgi = application.build(service, KeyRing(key, tree.auth, secret, store), edge)
         yield Daemon(facts, service, asgi, edge)
@@ -129,7 +133,7 @@ async def running(
             logs.event("ledger_rows_lost", level="error", count=lost)
 
 
-def open_billing(tree: config.Config, *, has_key: bool) -> Billing:
+def open_billing(tree: config.Config, *, has_key: bool, store: KeyStore | None = None) -> Billing:
     """Prices, policy and ledger. Raises `ConfigError` where the ledger cannot be opened and is needed."""
     tariff = pricing.load(tree.billing.prices)
     ledger = None
@@ -143,7 +147,11 @@ def open_billing(tree: config.Config, *, has_key: bool) -> Billing:
                     f"{error}.", hint="Name another folder with ledger.directory, or set ledger.use to off."
                 ) from None
             logs.event("notice", level="warning", detail=f"Requests are not recorded: {error}.")
-    return Billing(tree.billing, tariff, ledger)
+    if ledger is None and tariff.tiered:
+        raise config.ConfigError(
+            "billing.prices has tiers, which need a ledger to know what a key has used.", hint="Set ledger.use to on."
+        )
+    return Billing(tree.billing, tariff, ledger, keys=store)
 
 
 def sized(edge: config.Server, *, reads_images: bool) -> config.Server:

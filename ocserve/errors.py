@@ -19,6 +19,7 @@
     ├── IdempotencyKeyReused      422  the same key with another request
     ├── HeadersTooLarge           431  the request line and headers together
     ├── RateLimited               429  a limit of this key; `retry_after_s` is honest
+    ├── InsufficientQuota         429  this key has not the money left; no waiting helps
     ├── Overloaded                429  no room at all; early rather than queued
     ├── InternalError             500  our mistake
     ├── EngineCrashed             500  native code died under this request
@@ -247,6 +248,14 @@ class RateLimited(ApiError):
     status = 429
     type = "requests"
     code = "rate_limit_exceeded"
+
+
+class InsufficientQuota(ApiError):
+    """What the request can cost at most is more than the key may spend; trying again is of no use."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
 
 
 class Overloaded(ApiError):

@@ -258,10 +258,11 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, tag="score"):
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag="scored"):
-    """One relevance for each document, in [0, 1], and the tokens computed for each."""
+    """One relevance for each document, in [0, 1], and the tokens computed for each. `cost` is as in `Usage`."""
 
     scores: tuple[float, ...]
     tokens: tuple[int, ...]
+    cost: int | None = None
 
 
 class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 Capability = Literal["chat", "completion", "fim", "tools", "embedding", "vision", "reasoning", "rerank"]
 Modality = Literal["text", "image", "embedding", "rerank"]
@@ -76,11 +77,24 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     verified: bool = False
 
 
+class Tier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The prices of a key that has used `above` tokens of the model in this calendar month (UTC), and of those who have
+    used more. None stays as it is in the tier before."""
+
+    above: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+    prompt: Money | None = None
+    completion: Money | None = None
+    cached_prompt: Money | None = None
+    cache_write: Money | None = None
+    image: Money | None = None
+    request: Money | None = None
+
+
 class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """US dollars per token as decimal strings, without sign or exponent; `image` and `request` are for one of them.
 
     `cached_prompt` is for prompt tokens that were read from the cache, `cache_write` for those that were computed and
-    are kept there; None: as `prompt`. Of the others None is free.
+    are kept there; None: as `prompt`. Of the others None is free. `tiers` are for whoever uses much, least first.
     """
 
     prompt: Money
@@ -89,6 +103,24 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache_write: Money | None = None
     image: Money | None = None
     request: Money | None = None
+    tiers: tuple[Tier, ...] = ()
+
+    @property
+    def steps(self) -> tuple[tuple[int, Prices], ...]:
+        """The whole prices, without tiers, from each number of tokens on: from 0 and from those of each tier."""
+        found = [(0, replace(self, tiers=()))]
+        for tier in self.tiers:
+            named = {name: getattr(tier, name) for name in KINDS if getattr(tier, name) is not None}
+            found.append((tier.above, replace(found[-1][1], **named)))
+        return tuple(found)
+
+    def step(self, tokens: int) -> tuple[int, Prices]:
+        """That of `steps` which holds for a key that has used so many tokens."""
+        return next(each for each in reversed(self.steps) if each[0] <= tokens)
+
+
+# What there are prices of.
+KINDS = tuple(name for name in Prices.__struct_fields__ if name != "tiers")
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,7 +29,7 @@ from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.flights import numbered, unfinished
 from ocserve.engine.handle import Engine
-from ocserve.engine.sizes import check_chances, image_count, least_tokens, queued_bytes
+from ocserve.engine.sizes import check_chances, image_count, least_tokens, most_tokens, queued_bytes
 from ocserve.engine.wire import Prepared
 from ocserve.errors import ApiError, EngineUnavailable, InternalError, Overloaded
 from ocserve.generation import (
@@ -172,9 +172,9 @@ class Service:
         desk = self._desk(request.model, trace)
         choices = sum(each.choices for each in (request, *more))
         desk.check_size(choices, "prompt" if more else "n")
-        trace.bill = self._bill(trace, caller)
+        trace.bill = await self._bill(trace, caller)
         lease = self._admit(caller, desk, attempt)
-        async with self._admitted(lease, trace):
+        async with self._admitted(lease, caller, trace):
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
             stamped = [replace(each, request_id=secrets.token_hex(12), salt=caller.salt) for each in (request, *more)]
             stamped = [await self._fetched(each, caller) for each in stamped]
@@ -205,7 +205,7 @@ class Service:
         if isinstance(question, EncodeRequest):
             lease = self._admit(caller, desk, attempt)
             return await self._asked(desk, replace(question, salt=caller.salt), caller, lease, trace)
-        trace.bill = self._bill(trace, caller)
+        trace.bill = await self._bill(trace, caller)
         lease = self._admit(caller, desk, attempt)
         lease.enter(Room(question.model, desk.most_owed, desk.returning, self._spare(caller)), caller.key_id)
         lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
@@ -217,7 +217,7 @@ class Service:
 
     async def _asked(self, desk: Desk, question: Question, caller: Caller, lease: Lease, trace: Trace) -> Answer:
         """The answer to an admitted question."""
-        async with self._admitted(lease, trace):
+        async with self._admitted(lease, caller, trace):
             try:
                 async with asyncio.timeout(question.deadline_s):
                     if isinstance(question, EncodeRequest):
@@ -227,8 +227,9 @@ class Service:
                         place = desk.place()
                     with place:
                         async with self.fleet.lease(question.model) as engine:
-                            if trace.bill:
-                                trace.bill.open()
+                            if trace.bill and not isinstance(question, EncodeRequest):
+                                with lease.given_back_unless_paid():
+                                    await trace.bill.open(most_tokens(question, desk.model.context_length))
                             answer = await engine.ask(replace(question, request_id=secrets.token_hex(12)))
             except TimeoutError:
                 raise Overloaded("The request waited as long as it was allowed to run.") from None
@@ -236,7 +237,7 @@ class Service:
         return answer
 
     @asynccontextmanager
-    async def _admitted(self, lease: Lease, trace: Trace) -> AsyncIterator[None]:
+    async def _admitted(self, lease: Lease, caller: Caller, trace: Trace) -> AsyncIterator[None]:
         """Count a request among the active ones, and settle it however it ends."""
         self._active += 1
         self._idle.clear()
@@ -250,7 +251,10 @@ class Service:
             self._active -= 1
             if not self._active:
                 self._idle.set()
-            lease.settle(trace.usage.total_tokens)
+            served = lease.settle(trace.usage.total_tokens)
+            if served and lease.by_day and not (trace.bill and trace.bill.opened):
+                assert trace.model is not None
+                self.billing.count(caller.key_id, trace.model)  # its limits count it, though nothing is charged
             await trace.settle()
 
     async def _fetched(self, request: Prompted, caller: Caller) -> Prompted:
@@ -266,9 +270,14 @@ class Service:
         trace.model = name
         return self._desks[name]
 
-    def _bill(self, trace: Trace, caller: Caller) -> Bill:
+    async def _bill(self, trace: Trace, caller: Caller) -> Bill:
         assert trace.model is not None
-        return self.billing.admit(trace.request_id, caller.key_id, trace.model, trace.route, caller.price)
+        bill = await self.billing.admit(
+            trace.request_id, caller.key_id, trace.model, trace.route, caller.price, caller.account
+        )
+        if self._draining:  # by now
+            raise _shutting_down()
+        return bill
 
     def _admit(self, caller: Caller, desk: Desk, attempt: int | None) -> Lease:
         return self.limiter.admit(caller.key_id, retry=attempt, own=caller.limits, model=desk.model.id)
@@ -296,14 +305,16 @@ async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lea
     try:
         prepared = [await _prepared(engine, requests, index) for index in range(len(requests))]
         check_chances(requests, prepared)
-        lease.reserve(
-            sum(
-                found.prompt_tokens + request.choices * found.max_tokens
-                for found, request in zip(prepared, requests, strict=True)
-            )
+        prompt_tokens = sum(found.prompt_tokens for found in prepared)
+        completion_tokens = sum(
+            request.choices * found.max_tokens for found, request in zip(prepared, requests, strict=True)
         )
+        lease.reserve(prompt_tokens + completion_tokens)
         if trace.bill:
-            trace.bill.open(sum(image_count(request.prompt) for request in requests))
+            images = sum(image_count(request.prompt) for request in requests)
+            choices = sum(request.choices for request in requests)
+            with lease.given_back_unless_paid():
+                await trace.bill.open(prompt_tokens, completion_tokens, choices=choices, images=images)
         streams = [engine.start(request.request_id) for request in requests]
         first = await anext(streams[0])
     except BaseException:

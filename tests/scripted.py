@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.limits import Limiter
+from ocserve.accounts.past import NO_PAST, Past
 from ocserve.engine.fleet import Fleet, LoadableEngine
 from ocserve.engine.handle import LoadError
 from ocserve.engine.residency import Memory, Rules
@@ -363,7 +364,13 @@ class _Events:
         return await self._run.events.get()
 
 
-def alone(engine: LoadableEngine, model: ServedModel, limits: config.Limits, billing: Billing | None = None) -> Service:
+def alone(
+    engine: LoadableEngine,
+    model: ServedModel,
+    limits: config.Limits,
+    billing: Billing | None = None,
+    past: Past = NO_PAST,
+) -> Service:
     """A service of one model, which the first request loads."""
     fleet = Fleet({model.id: engine}, Memory({model.id: (1,)}, (1,), lambda: 1), Rules())
-    return Service(fleet, {model.id: lambda facts: model}, Limiter(limits), limits, billing=billing)
+    return Service(fleet, {model.id: lambda facts: model}, Limiter(limits, past=past), limits, billing=billing)

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from ocserve import app, config
+from ocserve.accounts.keystore import KeyStore
 from ocserve.catalog import planning
 from ocserve.catalog.errors import DoesNotFit
 from ocserve.catalog.need import need
@@ -105,6 +106,22 @@ def test_where_nothing_can_be_recorded_a_laptop_is_served_and_a_provider_is_not(
             app.open_billing(tree, has_key=has_key)
     off = config.Config(ledger=replace(nowhere, use="off"), billing=config.Billing(prices=prices))
     assert app.open_billing(off, has_key=True).ledger is None
+
+
+def test_tiers_without_a_ledger_are_refused_and_keys_have_names_in_billing(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text(
+        '[[price]]\nmodel = "tiny"\nprompt = "0.1"\ncompletion = "0.1"\n[[price.tier]]\nabove = 9\nprompt = "0"'
+    )
+    tree = config.Config(ledger=config.Ledger(directory=tmp_path, use="off"), billing=config.Billing(prices=prices))
+    with pytest.raises(config.ConfigError, match="tiers"):
+        app.open_billing(tree, has_key=False)
+    store = KeyStore(tmp_path / "keys.json")
+    key, _ = store.create("acme")
+    billing = app.open_billing(replace(tree, ledger=replace(tree.ledger, use="on")), has_key=True, store=store)
+    assert (billing.key("acme"), billing.key("nobody")) == (key, None)
+    assert billing.ledger is not None
+    billing.ledger.close()
 
 
 def test_requests_are_recorded_unless_that_is_turned_off(tmp_path: Path) -> None:

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from types import MappingProxyType
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from ocserve import config
-from ocserve.accounts import pricing
-from ocserve.accounts.ledger import Ledger, Outcome, Row, now_us
+from ocserve.accounts import balances, pricing, quota
+from ocserve.accounts.balances import UNBOUNDED, Account, Credit, Standing
+from ocserve.accounts.keystore import Key, KeyStore
+from ocserve.accounts.ledger import Ledger, Outcome, Row
+from ocserve.accounts.ledger_schema import LedgerError, now_us
 from ocserve.accounts.pricing import Rates, Tariff
 from ocserve.errors import LedgerUnavailable
 from ocserve.generation import Usage
-from ocserve.modelcard import ServedModel
+from ocserve.modelcard import Prices, ServedModel
 
 NO_PRICES: Mapping[str, str] = MappingProxyType({})
 # How long an answer's end waits for a disk that does not answer; what is to be written stays queued.
 _PATIENCE_S = 10.0
 _RETRY_S = 5.0
 
+T = TypeVar("T")
+
+_TIERS = (
+    "Where a model has tiers, a key is charged the prices of the highest one whose tokens it has used of that model "
+    "in this calendar month (UTC), counted when a request is admitted, by requests that have ended."
+)
 _POLICY = {
     "cancelled": {
         "used": "A request whose client goes away is charged for what it used up to then: its prompt once that was "
@@ -40,21 +51,49 @@ _POLICY = {
 class Bill:
     """One request's account: written down when it is admitted, settled once, whoever asks for it how often."""
 
-    def __init__(self, billing: Billing, row: Row, rates: Rates | None) -> None:
+    def __init__(self, billing: Billing, row: Row, rates: Rates | None, account: Account = UNBOUNDED) -> None:
         self._billing = billing
         self._row = row
         self._rates = rates
+        self._account = account
         self._opened = False
         self._settled = False
         self._written: Future[bool] | None = None
         self.cost: int | None = None
+        self.remaining: int | None = None  # of a prepaid key's balance, beside what is held, as of admission
 
-    def open(self, images: int = 0) -> None:
-        """Write down that the request was admitted, with so many images; else it was refused, and is in no ledger."""
+    @property
+    def opened(self) -> bool:
+        """Whether the request is one that the ledger has."""
+        return self._opened
+
+    async def open(self, prompt_tokens: int, completion_tokens: int = 0, *, choices: int = 0, images: int = 0) -> None:
+        """Write down that the request was admitted; else it was refused, and is in no ledger.
+
+        It may use that many tokens at most, those of its completion in so many `choices`. Of a key whose spending is
+        bounded its most possible cost is held until it is settled; raises `InsufficientQuota` where that does not fit.
+        """
         self._opened = True
-        self._row = replace(self._row, admitted_us=now_us(), images=images)
-        if self._billing.ledger is not None:
-            self._billing.ledger.open(self._row)
+        reserved = prompt_tokens + completion_tokens
+        self._row = replace(self._row, admitted_us=now_us(), images=images, reserved_tokens=reserved)
+        ledger = self._billing.ledger
+        if ledger is None:
+            return
+        most = self._rates.most(prompt_tokens, completion_tokens, images) if self._rates is not None else 0
+        if not most or not self._account:
+            ledger.open(self._row)
+            return
+        # One that no ledger could hold is refused below: nothing that can be credited or capped is as much.
+        self._row = replace(self._row, held=min(most, balances.MOST))
+        hold = await self._billing.told(ledger.hold(self._row, self._account))
+        if self._account.prepaid:
+            self.remaining = hold.standing.available
+        if not hold.granted:
+            self._opened = False
+            assert self._rates is not None
+            answer = self._rates.completion * choices
+            fixed = self._rates.most(prompt_tokens, 0, images)
+            raise quota.exceeded(self._account, hold.standing, most, fixed=fixed, token=answer)
 
     async def settle(self, usage: Usage, *, whole: bool, failed: bool) -> None:
         """Charge what was used and wait until the ledger has it, or is known to be unable to.
@@ -75,7 +114,15 @@ class Bill:
             self.cost = self._rates.cost(usage, self._row.images) if self._billing.charges(outcome) else 0
         if self._billing.ledger is not None:
             counts = {name: getattr(usage, name) for name in _COUNTS}
-            row = replace(self._row, settled_us=now_us(), outcome=outcome, cost=self.cost or 0, **counts)
+            row = replace(
+                self._row,
+                settled_us=now_us(),
+                outcome=outcome,
+                cost=self.cost or 0,
+                held=0,
+                reserved_tokens=0,
+                **counts,
+            )
             self._written = self._billing.ledger.settle(row)
 
 
@@ -91,8 +138,10 @@ class Billing:
         tariff: Tariff | None = None,
         ledger: Ledger | None = None,
         today: Callable[[], datetime.date] = lambda: datetime.datetime.now(datetime.UTC).date(),
+        keys: KeyStore | None = None,
     ) -> None:
         self.ledger = ledger
+        self._keys = keys
         self._settings = settings
         self._tariff = tariff or Tariff()
         self._today = today
@@ -116,7 +165,8 @@ class Billing:
         return " ".join(
             (
                 "Answers are charged by the token at the prices in the list of models, those of the moment of "
-                "admission; `usage.cost` in answers of chat, completions and embeddings says the sum in US dollars.",
+                "admission; `cost` among the counts of every answer says the sum in US dollars.",
+                *((_TIERS,) if self._tariff.tiered else ()),
                 *ends,
                 "Refused requests (any status of 400 or above before the answer began) and requests that only count "
                 "tokens are free.",
@@ -126,22 +176,13 @@ class Billing:
     def check(self) -> None:
         """Raise `LedgerUnavailable` where what a request uses could not be recorded."""
         if not self.ready:
-            raise LedgerUnavailable(
-                "The ledger cannot be written at present, and nothing is served that cannot be recorded.",
-                retry_after_s=_RETRY_S,
-            )
+            raise _unwritable()
 
     def priced(self, model: ServedModel, own: Mapping[str, str] = NO_PRICES) -> ServedModel:
         """`model` with today's prices, for a key with prices of its own."""
         if not self._tariff and not own:
             return model
         return replace(model, prices=pricing.with_own(self._tariff.prices(model.id, self._today()), own))
-
-    def _rates(self, model: str, own: Mapping[str, str]) -> Rates | None:
-        if not own:
-            return self._tariff.rates(model, self._today())
-        prices = pricing.with_own(self._tariff.prices(model, self._today()), own)
-        return None if prices is None else Rates.of(prices)
 
     def charges(self, outcome: Outcome) -> bool:
         """Whether a request that ended so is charged for what it used."""
@@ -155,10 +196,30 @@ class Billing:
             case _:
                 return False
 
-    def admit(self, request_id: str, key_id: str, model: str, route: str, own: Mapping[str, str] = NO_PRICES) -> Bill:
-        """The account of a request, at the prices of now and the key's `own`; raises as `check`."""
+    async def admit(
+        self,
+        request_id: str,
+        key_id: str,
+        model: str,
+        route: str,
+        own: Mapping[str, str] = NO_PRICES,
+        account: Account = UNBOUNDED,
+    ) -> Bill:
+        """The account of a request, at the prices of now and the key's `own`.
+
+        Raises as `check`, and `InsufficientQuota` for a key that has nothing left of what bounds its spending.
+        """
         self.check()
-        rates = self._rates(model, own)
+        prices = pricing.with_own(self._tariff.prices(model, self._today()), own)
+        standing = None
+        if prices is not None and (account or prices.tiers):
+            standing = await self._standing(key_id, model)
+        tier, prices = (0, None) if prices is None else prices.step(standing.month_tokens if standing else 0)
+        rates = None if prices is None else _rates(prices)
+        if account and rates is not None and standing is not None and rates.most(1, 1, 1):
+            left = standing.left(account)
+            if left is not None and left <= 0:
+                raise quota.exhausted(account, standing)
         row = Row(
             id=secrets.token_hex(12),
             request_id=request_id,
@@ -166,6 +227,64 @@ class Billing:
             model=model,
             route=route,
             admitted_us=now_us(),
+            tier=tier,
             **({} if rates is None else {f"price_{name}": getattr(rates, name) for name in rates.__struct_fields__}),
         )
-        return Bill(self, row, rates)
+        return Bill(self, row, rates, account)
+
+    def count(self, key_id: str, model: str) -> None:
+        """Have the ledger remember that a request was admitted which is no row of it."""
+        if self.ledger is not None:
+            self.ledger.tally(key_id, model)
+
+    async def remaining(self, key_id: str) -> int | None:
+        """What of a key's balance is not held, in picodollars; None where that cannot be known at present."""
+        if self.ledger is None or not self.ready:
+            return None
+        return (await self._standing(key_id)).available
+
+    def key(self, name: str) -> Key | None:
+        """The key called `name`, revoked ones included."""
+        listed = self._keys.listed() if self._keys is not None else ()
+        return next((key for key in listed if key.name == name), None)
+
+    async def standing(self, key_id: str) -> Standing:
+        """A key's money; raises `LedgerUnavailable`."""
+        self.check()
+        return await self._standing(key_id)
+
+    async def credit(self, credit: Credit) -> Credit:
+        """Add to a key's balance, durably. Raises `Declined` and `LedgerUnavailable`."""
+        self.check()
+        return await self.told(self._kept().credit(credit))
+
+    async def told(self, future: Future[T]) -> T:
+        """What the ledger says, or `LedgerUnavailable` where it says nothing in time."""
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await asyncio.wrap_future(future)
+        except (TimeoutError, LedgerError):
+            raise _unwritable() from None
+
+    async def _standing(self, key_id: str, model: str = "") -> Standing:
+        return await self.told(self._kept().standing(key_id, balances.month_of(now_us()), model))
+
+    def _kept(self) -> Ledger:
+        if self.ledger is None:
+            raise LedgerUnavailable(
+                "This server keeps no ledger (`ledger.use` is off), and without one there are no balances, no spend "
+                "caps and no volume tiers."
+            )
+        return self.ledger
+
+
+def _unwritable() -> LedgerUnavailable:
+    return LedgerUnavailable(
+        "The ledger cannot be written at present, and nothing is served that cannot be recorded.",
+        retry_after_s=_RETRY_S,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _rates(prices: Prices) -> Rates:
+    return Rates.of(prices)

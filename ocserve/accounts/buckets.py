@@ -5,6 +5,7 @@ Time and levels are integers (nanoseconds; units times the nanoseconds of the pe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SECOND = 1_000_000_000
@@ -56,6 +57,13 @@ class Bucket:
             raised = max(0, limit - self.limit)
             self._level = min(self._level + raised * self.period_ns, limit * self.period_ns)
         self.limit = limit
+
+    def resume(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Have been empty before `spans`, each so long (ns) and with so many units taken at its end."""
+        self._level = 0
+        for lasted_ns, units in spans:
+            self.refill(lasted_ns)
+            self.take(units)
 
     def refill(self, elapsed_ns: int) -> None:
         """Let time pass."""
@@ -113,6 +121,10 @@ class Quota:
         """Let time pass."""
         for bucket in self._buckets:
             bucket.refill(elapsed_ns)
+
+    def resume(self, spans: Sequence[tuple[int, int]]) -> None:
+        """As `Bucket.resume`, of the day: what was used in a minute long ago is no longer known."""
+        self._buckets[1].resume(spans)
 
     def take(self, units: int) -> None:
         """Take units; give back with a negative number."""

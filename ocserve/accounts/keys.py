@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ocserve import config
+from ocserve.accounts import pricing
+from ocserve.accounts.balances import UNBOUNDED, Account
 from ocserve.accounts.keystore import AS_SETTINGS, Key, KeyStore, OwnLimits, Secret, digest_of, is_mistyped
 from ocserve.errors import AuthenticationFailed, Forbidden, KeyExpired, KeyRevoked, KeysUnavailable
 from ocserve.modelcard import ServedModel
@@ -37,7 +39,8 @@ class Caller:
     """Someone who may call, and the one place that says what they may do.
 
     `salt` follows from the server's secret and what is known of the key, and tells nothing of either. No `models` are
-    all. `among_others` is whether there are further keys. `limits` and `price` are the key's own, where it has any.
+    all. `among_others` is whether there are further keys. `limits` and `price` are the key's own, where it has any, and
+    `account` bounds what it may spend.
     """
 
     key_id: str
@@ -49,6 +52,7 @@ class Caller:
     models: tuple[str, ...] = ()
     limits: OwnLimits = AS_SETTINGS
     price: Mapping[str, str] = field(default_factory=dict, hash=False)
+    account: Account = UNBOUNDED
 
     def may_use(self, model: ServedModel) -> bool:
         """Whether requests for this model are answered; to others it does not exist."""
@@ -143,7 +147,14 @@ class KeyRing:
             models=key.models,
             limits=key.limits,
             price=key.price,
+            account=account_of(key),
         )
+
+
+def account_of(key: Key) -> Account:
+    """What bounds a key's spending."""
+    cap = None if key.spend_cap is None else pricing.amount(key.spend_cap)
+    return Account(prepaid=key.prepaid, spend_cap=cap)
 
 
 @contextlib.contextmanager

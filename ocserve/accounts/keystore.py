@@ -83,7 +83,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """A key, whatever its secret is. Times are seconds since 1970; no `models` are all.
 
     `id` names it in logs, limits and the ledger and does not follow from a secret. `price` has decimal strings, to be
-    charged in place of the models' own.
+    charged in place of the models' own. One that is `prepaid` may spend what it was credited, and no key more than its
+    `spend_cap`, US dollars, in a calendar month.
     """
 
     id: str
@@ -96,6 +97,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     models: tuple[str, ...] = ()
     limits: OwnLimits = AS_SETTINGS
     price: dict[str, str] = {}
+    prepaid: bool = False
+    spend_cap: Annotated[str, Meta(pattern=r"^[0-9]{1,7}(\.[0-9]{1,12})?$")] | None = None
 
     def state(self, now: float) -> Literal["active", "expired", "revoked"]:
         """Whether it is accepted."""
@@ -193,6 +196,7 @@ class KeyStore:
             except msgspec.ValidationError as error:
                 raise config.ConfigError(f"this cannot be kept of a key: {error}") from None
             _check_price(key.price)
+            _check_cap(key.spend_cap)
             keys.append(key)
         return key, text
 
@@ -220,6 +224,11 @@ class KeyStore:
     def limit(self, name: str, **changed: int | None) -> Key:
         """Change some of a key's own limits."""
         return self._change(name, lambda key: replace(key, limits=replace(key.limits, **changed)))
+
+    def cap(self, name: str, spend_cap: str | None) -> Key:
+        """Change what a key may spend in a month, US dollars; None: anything."""
+        _check_cap(spend_cap)
+        return self._change(name, lambda key: replace(key, spend_cap=spend_cap))
 
     def named(self, name: str) -> Key:
         """The key called `name`; raises `ConfigError`."""
@@ -317,6 +326,15 @@ def _check_price(price: dict[str, str]) -> None:
         pricing.check_own(price)
     except ValueError as error:
         raise config.ConfigError(str(error), "prices are US dollars, as `billing.prices` has them") from None
+
+
+def _check_cap(spend_cap: str | None) -> None:
+    try:
+        least = 0 if spend_cap is None else pricing.amount(spend_cap)
+    except ValueError as error:
+        raise config.ConfigError(f"a spend cap: {error}") from None
+    if least < 0:
+        raise config.ConfigError("a spend cap cannot be less than nothing")
 
 
 def _no_such(name: str) -> Key:

@@ -7,7 +7,10 @@ The protocol is the least that loses nothing and bills nothing twice:
 2. *Settlement* queues the whole row again with its counts, and the answer's last piece leaves when that is on disk:
    in SQLite's WAL, synced. Rows have an id of ours, so that writing one twice, as after a failure that may have
    succeeded, changes nothing.
-3. *Start* finds what stayed `open` under processes that are gone and makes it `lost`, with nothing charged. Should its
+3. What a key may spend is *held* before it is served: a request of a key with a balance or a cap waits until its row is
+   written, which happens only if the most that it can cost fits beside all that is charged and held. Whether it fits is
+   decided in the transaction that writes the row, so it holds for every daemon that shares the file.
+4. *Start* finds what stayed `open` under processes that are gone and makes it `lost`, with nothing charged. Should its
    process live after all, settling overwrites that.
 
 One thread owns the one connection. It takes whatever waits, writes it in one transaction and syncs once, so that
@@ -25,70 +28,48 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import apsw
 import msgspec
 import psutil
 
-Outcome = Literal["open", "completed", "cancelled", "failed", "lost"]
+from ocserve.accounts import balances
+from ocserve.accounts.balances import Account, Credit, Hold, Hour, Standing
+from ocserve.accounts.ledger_schema import (
+    DAY_US,
+    HOUR_US,
+    RECENT_HOURS,
+    LedgerError,
+    connect,
+    named,
+    now_us,
+    transaction,
+)
 
-_BUSY_MS = 5000  # how long another process may hold the file
+Outcome = Literal["open", "completed", "cancelled", "failed", "lost"]
+T = TypeVar("T")
+
 _SLOWEST_S = 10.0  # a write that takes longer has met a disk that does not answer
 _RETRY_S = 1.0
 _HOUSEKEEPING_S = 3600.0
 _CLOSING_S = 30.0  # how long a disk that does not answer holds up a stop
 _CHECKPOINT_PAGES = 1000  # of 4 KiB, as SQLite's own default
-_LARGEST_WAL = 8 * 1024 * 1024
-_DAY_US = 86_400_000_000
 _RETIRED_AT_ONCE = 5000  # rows: what is deleted in one transaction keeps nobody waiting for long
 _SAME_START_S = 2.0  # the clock may be set between two looks at when a process began
-
-# Each brings a file from the version before to its own; a released one is never changed.
-MIGRATIONS = (
-    """
-    CREATE TABLE requests (
-        id TEXT NOT NULL UNIQUE,
-        request_id TEXT NOT NULL,
-        key_id TEXT NOT NULL,
-        model TEXT NOT NULL,
-        route TEXT NOT NULL,
-        process TEXT NOT NULL,
-        admitted_us INTEGER NOT NULL,
-        settled_us INTEGER,
-        outcome TEXT NOT NULL CHECK (outcome IN ('open', 'completed', 'cancelled', 'failed', 'lost')),
-        prompt_tokens INTEGER NOT NULL,
-        cached_tokens INTEGER NOT NULL,
-        image_tokens INTEGER NOT NULL,
-        completion_tokens INTEGER NOT NULL,
-        reasoning_tokens INTEGER NOT NULL,
-        images INTEGER NOT NULL,
-        price_prompt INTEGER,
-        price_cached_prompt INTEGER,
-        price_cache_write INTEGER,
-        price_completion INTEGER,
-        price_image INTEGER,
-        price_request INTEGER,
-        cost INTEGER NOT NULL
-    ) STRICT;
-    CREATE INDEX requests_admitted ON requests (admitted_us);
-    CREATE INDEX requests_open ON requests (process) WHERE outcome = 'open';
-    """,
-)
-
-
-class LedgerError(Exception):
-    """The ledger cannot be used; the text names the file and says why."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One request. `id` is ours, `request_id` what its client knows. Times are microseconds since 1970, UTC.
 
-    Prices and `cost` are picodollars; prices are those of the moment of admission, None where nothing is charged.
+    Prices and `cost` are picodollars; prices are those of the moment of admission, None where nothing is charged, and
+    `tier` is how many tokens of the month they need. Of an open or lost row `held` is the most that it can cost, where
+    that is held, and `reserved_tokens` the most tokens that it can use; what is settled has neither.
     """
 
     id: str
@@ -111,7 +92,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     price_completion: int | None = None
     price_image: int | None = None
     price_request: int | None = None
+    tier: int = 0
     cost: int = 0
+    held: int = 0
+    reserved_tokens: int = 0
 
 
 _COLUMNS = Row.__struct_fields__
@@ -126,7 +110,7 @@ OnEvent = Callable[..., None]
 
 
 class Ledger:
-    """The ledger of this process. `open`, `settle` and `healthy` may be used from any thread and never block."""
+    """The ledger of this process. All but `close` may be used from any thread and never block."""
 
     def __init__(
         self, file: Path, *, retention_days: int, on_event: OnEvent = lambda *_, **__: None, vfs: str | None = None
@@ -136,16 +120,15 @@ class Ledger:
         `vfs` is the SQLite VFS to reach the disk through.
         """
         self._file = file
-        self._retention_us = retention_days * _DAY_US
+        self._retention_us = retention_days * DAY_US
         self._on_event = on_event
         self._vfs = vfs
         self._process = _this_process()
-        self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._unwritten: list[_Write] = []
+        self._waiting: queue.SimpleQueue[_Task[Any] | None] = queue.SimpleQueue()
+        self._unwritten: list[_Task[Any]] = []
         self._healthy = True
         self._writing_since: float | None = None
         self._closing = False
-        self._refused: list[_Write] = []  # of a batch, rows that cannot be written at all
         self._kept_at = 0.0
         self._log_pages = 0  # in the write-ahead log since it last began anew
         opened: Future[None] = Future()
@@ -166,20 +149,47 @@ class Ledger:
 
     def open(self, row: Row) -> None:
         """Write down that a request was admitted, soon."""
-        self._waiting.put(_Write(_OPEN, row, None))
+        self._waiting.put(_Task(partial(self._put, _OPEN, row), otherwise=False))
 
     def settle(self, row: Row) -> Future[bool]:
         """Write down how a request ended: True once that is on disk, False as soon as it is known to have to wait."""
-        written: Future[bool] = Future()
-        written.set_running_or_notify_cancel()  # who waits may give up; the row is written all the same
-        self._waiting.put(_Write(_SETTLE, row, written))
-        return written
+        return self._asked(_Task(partial(self._put, _SETTLE, row), otherwise=False))
+
+    def hold(self, row: Row, account: Account) -> Future[Hold]:
+        """Write down that a request was admitted, if what it can cost at most (`row.held`) fits; `LedgerError`.
+
+        Who gives up waiting, or is told of a failure, settles the row: it may have been written.
+        """
+        return self._asked(_Task(partial(self._hold, row, account)))
+
+    def standing(self, key_id: str, month: str, model: str = "") -> Future[Standing]:
+        """What a key has been credited and charged, and the month's tokens of a model; `LedgerError`."""
+        return self._asked(_Task(lambda connection: balances.standing(connection, key_id, month, model)))
+
+    def credit(self, credit: Credit) -> Future[Credit]:
+        """Add to a balance: the credit as it is once on disk. Raises `balances.Declined` and `LedgerError`."""
+        return self._asked(_Task(lambda connection: balances.credit(connection, credit)))
+
+    def tally(self, key_id: str, model: str) -> None:
+        """Count a request that was admitted and is in no row, soon."""
+        hour = now_us() // HOUR_US
+        self._waiting.put(
+            _Task(lambda connection: balances.tally(connection, key_id, hour, model), otherwise=None, lasting=False)
+        )
+
+    def recent(self) -> list[Hour]:
+        """What each key used in each of the last hours, as of the start; blocks. Raises `LedgerError`."""
+        return self._asked(_Task(balances.hours)).result()
 
     def close(self) -> int:
         """Write what waits and end the thread; how many rows could not be written, or not in time."""
         self._waiting.put(None)
         self._thread.join(_CLOSING_S)
         return len(self._unwritten) + (self._waiting.qsize() if self._thread.is_alive() else 0)
+
+    def _asked(self, task: _Task[T]) -> Future[T]:
+        self._waiting.put(task)
+        return task.done
 
     # All below runs in the thread
 
@@ -188,7 +198,7 @@ class Ledger:
             self._connect()
             self._keep()
         except (apsw.Error, OSError, LedgerError) as error:
-            opened.set_exception(_named(self._file, error))
+            opened.set_exception(named(self._file, error))
             return
         opened.set_result(None)
         while not self._closing:
@@ -207,9 +217,9 @@ class Ledger:
         self._connection = connect(self._file, self._vfs)
         self._connection.set_wal_hook(grown)
 
-    def _take(self) -> list[_Write]:
+    def _take(self) -> list[_Task[Any]]:
         """What waits, at least one unless it is time for something else."""
-        taken: list[_Write] = []
+        taken: list[_Task[Any]] = []
         with suppress(queue.Empty):
             rests = self._healthy and self._kept_at > 0
             given = self._waiting.get(timeout=_HOUSEKEEPING_S if rests else _RETRY_S)
@@ -219,18 +229,23 @@ class Ledger:
             self._closing = True
         return taken
 
-    def _write(self, batch: list[_Write]) -> None:
+    def _write(self, batch: list[_Task[Any]]) -> None:
         """Have `batch`, and what could not be written before, on disk, and release who waits for it."""
         self._unwritten += batch
         failure = self._attempt() and self._attempt(reconnect=True)
+        tried = self._unwritten
+        self._unwritten = [] if failure is None else [each for each in tried if each.lasting]
+        if failure is not None:  # before anybody goes on: nothing more is to be taken on
+            self._note(failure)
         for each in batch:
-            if each.written is not None:
-                each.written.set_result(failure is None and not any(each is other for other in self._refused))
+            each.tell(failure)
         if failure is None:
-            if self._refused:
-                self._on_event("ledger_rows_lost", level="error", count=len(self._refused))
-            self._unwritten, self._refused = [], []
-            failure = self._housekeeping()
+            if lost := sum(each.lasting and each.refused is not None for each in tried):
+                self._on_event("ledger_rows_lost", level="error", count=lost)
+            self._note(self._housekeeping())
+
+    def _note(self, failure: Exception | None) -> None:
+        """Say so when the disk begins to fail and when it has recovered."""
         if (failure is None) != self._healthy:
             self._healthy = failure is None
             if failure is None:
@@ -239,24 +254,35 @@ class Ledger:
                 self._on_event("ledger_failed", level="error", reason=str(failure), count=len(self._unwritten))
 
     def _attempt(self, *, reconnect: bool = False) -> Exception | None:
-        """Write everything unwritten in one transaction; what went wrong, if anything did."""
+        """Do everything that is undone in one transaction; what went wrong, if anything did."""
         try:
             if reconnect:
                 with suppress(apsw.Error):
                     self._connection.close(True)
                 self._connect()
             if self._unwritten:
-                self._refused = []
                 with transaction(self._connection):
                     for each in self._unwritten:
-                        values = (getattr(each.row, name) for name in _COLUMNS)
-                        try:
-                            self._connection.execute(each.statement, (self._process, *values))
-                        except (OverflowError, UnicodeError):  # no disk would take it, and others must go on
-                            self._refused.append(each)
+                        each.attempt(self._connection)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may go on unrecorded
-            return _named(self._file, error)
+            return named(self._file, error)
         return None
+
+    def _put(self, statement: str, row: Row, connection: apsw.Connection) -> bool:
+        """Write a row."""
+        connection.execute(statement, (self._process, *(getattr(row, name) for name in _COLUMNS)))
+        return True
+
+    def _hold(self, row: Row, account: Account, connection: apsw.Connection) -> Hold:
+        """Write an open row if it fits. After a commit that failed and may have succeeded it is there already."""
+        found = balances.standing(connection, row.key_id, balances.month_of(row.admitted_us))
+        if connection.execute("SELECT 1 FROM requests WHERE id = ?", (row.id,)).fetchall():
+            return Hold(standing=found, granted=True)
+        left = found.left(account)
+        if left is not None and row.held > left:
+            return Hold(standing=found, granted=False)
+        self._put(_OPEN, row, connection)
+        return Hold(standing=found.with_hold(row.held), granted=True)
 
     def _housekeeping(self) -> Exception | None:
         """What nobody waits for: checkpoints, and once in a while what is old goes."""
@@ -268,7 +294,7 @@ class Ledger:
         except apsw.BusyError:  # another process is at it; next time
             return None
         except Exception as error:  # noqa: BLE001 - as above
-            return _named(self._file, error)
+            return named(self._file, error)
         return None
 
     def _keep(self) -> None:
@@ -280,86 +306,52 @@ class Ledger:
             if process != self._process and not _lives(process):
                 with transaction(self._connection):
                     self._connection.execute(
-                        "UPDATE requests SET outcome = 'lost', settled_us = ? WHERE outcome = 'open' AND process = ?",
+                        "UPDATE requests SET outcome = 'lost', held = 0, settled_us = ? "
+                        "WHERE outcome = 'open' AND process = ?",
                         (now, process),
                     )
+        with transaction(self._connection):
+            balances.forget(
+                self._connection,
+                before_hour=now // HOUR_US - RECENT_HOURS,
+                before_month=balances.month_of(now - self._retention_us),
+            )
         if retire_some(self._connection, now - self._retention_us):
             self._kept_at = -_HOUSEKEEPING_S  # there is more: after what waits has been written
 
 
-class _Write(msgspec.Struct, frozen=True):
-    statement: str
-    row: Row
-    written: Future[bool] | None
+class _Task(Generic[T]):
+    """Something to be done in a transaction, and who waits for it.
 
-
-@contextmanager
-def transaction(connection: apsw.Connection) -> Iterator[None]:
-    """All of it is on disk afterwards, or nothing of it ever was."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        with suppress(apsw.Error):
-            if connection.in_transaction:  # SQLite has rolled back on its own after some failures
-                connection.execute("ROLLBACK")
-        raise
-
-
-def connect(file: Path, vfs: str | None = None) -> apsw.Connection:
-    """A connection that writes, to a file that only this user may read; made, or brought to this version, if need be.
-
-    Raises `apsw.Error`, `OSError` and `LedgerError`.
+    With `otherwise`, what is told of a failure, it is tried again until the disk takes it, if it is `lasting`.
     """
-    if not file.exists():
-        _make(file)
-    connection = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READWRITE, vfs=vfs)
-    try:
-        connection.set_busy_timeout(_BUSY_MS)
-        if connection.pragma("journal_mode", "wal") != "wal":
-            raise LedgerError("its disk cannot hold a write-ahead log; it must be a local one")
-        for pragma, value in {
-            "synchronous": "FULL",  # a commit is on disk when it returns
-            "fullfsync": "ON",  # on macOS too
-            "wal_autocheckpoint": 0,
-            "journal_size_limit": _LARGEST_WAL,
-            "trusted_schema": "OFF",
-            "cache_size": -512,  # KiB; rows are written and not read again
-        }.items():
-            connection.pragma(pragma, value)
-        _migrate(connection)
-    except BaseException:
-        connection.close(True)
-        raise
-    return connection
 
+    def __init__(self, do: Callable[[apsw.Connection], T], otherwise: T | None = None, *, lasting: bool | None = None):
+        self._do = do
+        self._otherwise = otherwise
+        self._found: list[T] = []
+        self.lasting = otherwise is not None if lasting is None else lasting
+        self.refused: Exception | None = None
+        self.done: Future[T] = Future()
+        self.done.set_running_or_notify_cancel()  # who waits may give up; it is done all the same
 
-def _make(file: Path) -> None:
-    """An empty file for this user only (SQLite gives its further files the same mode) that no power cut takes away."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileExistsError):  # another process was first
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    if os.name == "posix":
-        for folder in (file.parent, file.parent.parent):
-            entries = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(entries)
-            finally:
-                os.close(entries)
+    def attempt(self, connection: apsw.Connection) -> None:
+        """Do it; what goes wrong with the disk is raised."""
+        self.refused = None
+        try:
+            self._found = [self._do(connection)]
+        except (OverflowError, UnicodeError, balances.Declined) as error:  # no disk would take it, and others go on
+            self.refused = error
 
-
-def _migrate(connection: apsw.Connection) -> None:
-    """Bring the file to this version, each step whole or not at all."""
-    for version, script in enumerate(MIGRATIONS, start=1):
-        if connection.pragma("user_version") >= version:
-            continue
-        with transaction(connection):
-            if connection.pragma("user_version") < version:  # another process may have been first
-                connection.execute(script)
-                connection.pragma("user_version", version)
-    if connection.pragma("user_version") > len(MIGRATIONS):
-        raise LedgerError("it was written by a newer version of ocserve")
+    def tell(self, failure: Exception | None) -> None:
+        """Release who waits, now that it is on disk or known not to be."""
+        reason = failure or self.refused
+        if reason is None:
+            self.done.set_result(*self._found)
+        elif self._otherwise is not None:
+            self.done.set_result(self._otherwise)
+        else:
+            self.done.set_exception(reason)
 
 
 def retire_some(connection: apsw.Connection, before_us: int) -> bool:
@@ -373,11 +365,6 @@ def retire_some(connection: apsw.Connection, before_us: int) -> bool:
         return connection.changes() == _RETIRED_AT_ONCE
 
 
-def now_us() -> int:
-    """Microseconds since 1970."""
-    return time.time_ns() // 1000
-
-
 def _this_process() -> str:
     return f"{os.getpid()}@{psutil.Process().create_time():.2f}"
 
@@ -389,17 +376,3 @@ def _lives(process: object) -> bool:
         return abs(psutil.Process(int(pid)).create_time() - float(began)) < _SAME_START_S
     except (psutil.Error, ValueError):
         return False
-
-
-@contextmanager
-def named_failures(file: Path) -> Iterator[None]:
-    """Raise what goes wrong with `file` as a `LedgerError` that names it."""
-    try:
-        yield
-    except (apsw.Error, OSError, LedgerError) as error:
-        raise _named(file, error) from None
-
-
-def _named(file: Path, error: Exception) -> LedgerError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return LedgerError(f"the ledger {file} cannot be used: {reason}")

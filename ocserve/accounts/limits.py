@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ocserve import config
@@ -17,7 +18,8 @@ from ocserve.accounts.buckets import MINUTE, SECOND, Dimension, LimitState, Name
 from ocserve.accounts.crowd import Crowd, Room, Stay
 from ocserve.accounts.keystore import AS_SETTINGS, OwnLimits
 from ocserve.accounts.line import LONGEST_TOLD, Durations, Line, Place, Ticket
-from ocserve.errors import InvalidRequest, Overloaded, RateLimited
+from ocserve.accounts.past import NO_PAST, Past
+from ocserve.errors import InsufficientQuota, InvalidRequest, Overloaded, RateLimited
 
 
 class Lease:
@@ -31,6 +33,11 @@ class Lease:
         self._stay: Stay | None = None
         self._over = False
 
+    @property
+    def by_day(self) -> bool:
+        """Whether it counts among so many requests per day."""
+        return any(place.line.limits.requests_per_day is not None for place in self._places)
+
     def enter(self, room: Room, key_id: str) -> None:
         """Take a place among all who use a model, or raise `Overloaded`, which gives everything back."""
         assert not self._over
@@ -39,7 +46,7 @@ class Lease:
         if isinstance(found, Stay):
             self._stay = found
             return
-        self._give_back()
+        self.give_back()
         told_s = (found // 1_000_000 + 1) / 1000  # never early
         raise Overloaded(
             f"{room.slots} answers of {room.model} are generated or waited for, which is all that may be. "
@@ -55,7 +62,7 @@ class Lease:
         assert not self._over
         self._limiter.tick(*(place.line for place in self._places))
         if never := next(filter(None, (place.line.never(tokens) for place in self._places)), None):
-            self._give_back()
+            self.give_back()
             raise InvalidRequest(
                 f"This request may use {tokens} tokens (those of its input included), and {never}, so it can never "
                 "pass. Please ask for less.",
@@ -64,28 +71,39 @@ class Lease:
             )
         waits = [place.line.tokens_wait_ns(place, tokens) for place in self._places]
         if wait_ns := max(waits):
-            self._give_back()
+            self.give_back()
             limit = self._places[waits.index(wait_ns)].line.tokens_limit(tokens)
             told_s = _promised_s(wait_ns, [(place.line, tokens) for place in self._places], self._attempt)
             raise _limited(limit, "tokens", told_s)
         for place in self._places:
             place.line.hold(place, tokens)
 
-    def settle(self, used_tokens: int) -> None:
-        """End the lease and give back what was reserved and not used. Only the first call counts."""
+    def settle(self, used_tokens: int) -> bool:
+        """End the lease and give back what was reserved and not used; whether it had not ended before."""
         if self._over:
-            return
+            return False
         self._over = True
         self._limiter.tick(*(place.line for place in self._places))
         for place in self._places:
             place.line.end(place, used_tokens)
         self._leave(served=True)
+        return True
+
+    @contextmanager
+    def given_back_unless_paid(self) -> Iterator[None]:
+        """End the lease where what is tried inside finds that the request cannot be paid for."""
+        try:
+            yield
+        except InsufficientQuota:
+            self.give_back()
+            raise
 
     def _leave(self, *, served: bool) -> None:
         if self._stay is not None:
             self._stay.crowd.leave(self._stay, self._limiter.now_ns, served=served)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """End the lease of a request that was not served: all of it is there for others at once."""
         self._over = True
         self._leave(served=False)
         for place in self._places:
@@ -122,7 +140,14 @@ class _Claim:
 class Limiter:
     """The limits of every key. Not thread-safe; each call is immediate."""
 
-    def __init__(self, limits: config.Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: config.Limits,
+        clock: Callable[[], float] = time.monotonic,
+        past: Past = NO_PAST,
+    ) -> None:
+        """`past` is what keys used before this process, as of now."""
+        self._past = past
         self._defaults = AS_SETTINGS.over(limits)
         self._of_models = {each.model: AS_SETTINGS.over(each) for each in limits.models}
         self._clock = clock
@@ -177,6 +202,7 @@ class Limiter:
         line = self._lines.get(name)
         if line is None:
             line = self._lines[name] = Line(subject, limits, self._durations[name[1]], self.now_ns)
+            line.resume(self._past.taken(*name, self.now_ns))
         line.advance(self.now_ns)
         line.allow(limits)
         return line

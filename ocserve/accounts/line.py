@@ -18,10 +18,12 @@ then. Clients say how often they have tried; that number and their key are all t
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ocserve import config
 from ocserve.accounts.buckets import MINUTE, SECOND, LimitState, Named, Quota
+from ocserve.accounts.past import Used
 
 LONGEST_TOLD = 119 * SECOND  # the usual SDKs give up when told to wait more than 120 s
 _GRACE = 5 * SECOND
@@ -93,7 +95,7 @@ class Line:
 
     def __init__(self, subject: str, limits: config.Allowance, durations: Durations, now_ns: int) -> None:
         self._subject = subject
-        self._limits = limits
+        self.limits = limits
         self.requests = Quota("requests", limits.requests_per_minute, limits.requests_per_day)
         self.tokens = Quota("tokens", limits.tokens_per_minute, limits.tokens_per_day)
         self.running: set[Place] = set()
@@ -103,12 +105,18 @@ class Line:
 
     def allow(self, limits: config.Allowance) -> None:
         """Change the limits, at once: what has been used stays used."""
-        if limits == self._limits:
+        if limits == self.limits:
             return
-        self._limits = limits
+        self.limits = limits
         self.requests.resize(limits.requests_per_minute, limits.requests_per_day)
         outstanding = sum(place.reserved for place in self.running)
         self.tokens.resize(limits.tokens_per_minute, limits.tokens_per_day, outstanding)
+
+    def resume(self, hours: Sequence[Used]) -> None:
+        """Have been used before this process, so much in each of the last hours, oldest first; none: a fresh start."""
+        if hours:
+            self.requests.resume([(each.lasted_ns, each.requests) for each in hours])
+            self.tokens.resume([(each.lasted_ns, each.tokens) for each in hours])
 
     def advance(self, now_ns: int) -> None:
         """Let time pass: refill, and forget tickets that lapsed long ago."""
@@ -177,7 +185,7 @@ class Line:
             return max(self.requests.wait_ns(1 + len(self.tickets)), self._slot_wait_ns(refusals))
         if ticket.due_ns > self._now_ns:
             return ticket.due_ns - self._now_ns
-        slots = self._limits.concurrent_requests
+        slots = self.limits.concurrent_requests
         if ticket.lapsed(self._now_ns) and (slots is None or len(self.running) < slots):
             return self.requests.wait_ns(1)
         return max(self.requests.wait_ns(1), self._slot_wait_ns(refusals))
@@ -187,7 +195,7 @@ class Line:
 
         Plays the future: what runs ends, and those with tickets as good take a slot each when their turn comes.
         """
-        slots = self._limits.concurrent_requests
+        slots = self.limits.concurrent_requests
         if slots is None:
             return 0
         ages = [self._now_ns - place.begun_ns for place in self.running]
@@ -229,7 +237,7 @@ class Line:
         wanted = 1 + len(self.tickets)
         if self.requests.wait_ns(wanted):
             return self._mine(self.requests.missing(wanted))
-        slots = self._limits.concurrent_requests
+        slots = self.limits.concurrent_requests
         return self._mine(Named("concurrent_requests", f"{slots} requests at the same time"))
 
     def tokens_limit(self, tokens: int) -> Named:

@@ -8,6 +8,10 @@ that is finer is refused. A row's cost fits SQLite's 64 bits up to nine million 
     from = 2026-12-01            # the first day it holds, UTC; without it, always
     prompt = "0.00000002"        # US dollars per token; also completion, cached_prompt, cache_write
     completion = "0.00000006"    # and per piece: image, request
+
+    [[price.tier]]               # for a key that has used so many tokens of the model in the calendar month, UTC
+    above = 1_000_000_000
+    completion = "0.00000004"    # what is not named stays
 """
 
 from __future__ import annotations
@@ -24,12 +28,13 @@ from msgspec.structs import replace
 
 from ocserve.config import ConfigError
 from ocserve.generation import Usage
-from ocserve.modelcard import Prices
+from ocserve.modelcard import KINDS, Prices, Tier
 
 PICODOLLARS = 10**12
 # What is charged at most for a token or a piece: more is a misplaced decimal point, and a cost would overflow.
 _MOST = PICODOLLARS
 _AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?", re.ASCII)
+_SUM = re.compile(r"-?[0-9]{1,7}(\.[0-9]{1,12})?", re.ASCII)
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +76,11 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
             + usage.completion_tokens * self.completion
         )
 
+    def most(self, prompt_tokens: int, completion_tokens: int, images: int) -> int:
+        """What a request of at most so many tokens costs at most, whatever is found in the cache."""
+        dearest = max(self.cached_prompt, self.cache_write)
+        return self.request + images * self.image + prompt_tokens * dearest + completion_tokens * self.completion
+
 
 def picodollars(dollars: str) -> int:
     """`dollars`, digits with at most one point, as an integer; raises `ValueError`."""
@@ -82,6 +92,13 @@ def picodollars(dollars: str) -> int:
     return int(exact)
 
 
+def amount(dollars: str) -> int:
+    """A sum of money, such as `25.00`, in picodollars; raises `ValueError`."""
+    if not _SUM.fullmatch(dollars):
+        raise ValueError("expected US dollars such as 25.00, below ten million and with at most twelve decimals")
+    return int(Decimal(dollars) * PICODOLLARS)
+
+
 def dollars(picodollars: int) -> str:
     """The exact decimal, with two places at least: `0.0000042`, `12.50`."""
     sign, (whole, rest) = "-" if picodollars < 0 else "", divmod(abs(picodollars), PICODOLLARS)
@@ -91,6 +108,7 @@ def dollars(picodollars: int) -> str:
 class _Entry(Prices, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"since": "from"}):
     model: str
     since: datetime.date = datetime.date.min
+    tiers: tuple[Tier, ...] = msgspec.field(default=(), name="tier")
 
 
 class _PriceList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,44 +116,57 @@ class _PriceList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Tariff:
-    """The prices of every model, each from its day on."""
+    """The prices of every model, each from its day on. Raises `ValueError` for what no request can be charged."""
 
     def __init__(self, entries: Iterable[_Entry] = ()) -> None:
-        self._entries: dict[str, list[tuple[datetime.date, Prices, Rates]]] = {}
+        self._entries: dict[str, list[tuple[datetime.date, Prices]]] = {}
         for entry in sorted(entries, key=lambda each: each.since):
             prices = Prices(**{name: getattr(entry, name) for name in Prices.__struct_fields__})
-            self._entries.setdefault(entry.model, []).append((entry.since, prices, Rates.of(prices)))
+            bounds = [tier.above for tier in prices.tiers]
+            if bounds != sorted(set(bounds)):
+                raise ValueError(f"the tiers of {entry.model} do not begin above ever more tokens")
+            for _, step in prices.steps:
+                Rates.of(step)
+            self._entries.setdefault(entry.model, []).append((entry.since, prices))
 
     def __bool__(self) -> bool:
         return bool(self._entries)
 
+    @property
+    def tiered(self) -> bool:
+        """Whether any price depends on how much a key has used."""
+        return any(prices.tiers for entries in self._entries.values() for _, prices in entries)
+
     def prices(self, model: str, day: datetime.date) -> Prices | None:
         """What a model's listing says on `day`; None: nothing is charged."""
-        found = self._at(model, day)
-        return found and found[1]
+        return next((prices for since, prices in reversed(self._entries.get(model, ())) if since <= day), None)
 
     def rates(self, model: str, day: datetime.date) -> Rates | None:
-        """What a request to a model that is admitted on `day` is charged; None: nothing."""
-        found = self._at(model, day)
-        return found and found[2]
-
-    def _at(self, model: str, day: datetime.date) -> tuple[datetime.date, Prices, Rates] | None:
-        return next((each for each in reversed(self._entries.get(model, ())) if each[0] <= day), None)
+        """What a request to a model that is admitted on `day` is charged before any tier; None: nothing."""
+        found = self.prices(model, day)
+        return None if found is None else Rates.of(found)
 
 
 def with_own(listed: Prices | None, own: Mapping[str, str]) -> Prices | None:
-    """What the holder of a key is charged: the key's `own` prices by kind, and beside them what is `listed`."""
-    return replace(listed or Prices(prompt="0", completion="0"), **own) if own else listed
+    """What the holder of a key is charged: the key's `own` prices by kind, in every tier, beside what is `listed`."""
+    if not own:
+        return listed
+    listed = listed or Prices(prompt="0", completion="0")
+    return replace(listed, **own, tiers=tuple(_without(tier, own) for tier in listed.tiers))
+
+
+def _without(tier: Tier, own: Mapping[str, str]) -> Tier:
+    return replace(tier, **dict.fromkeys(own))
 
 
 def check_own(own: Mapping[str, str]) -> None:
     """Raise `ValueError` for prices of a key that no request could be charged."""
-    if unknown := sorted(own.keys() - set(Prices.__struct_fields__)):
-        raise ValueError(f"there is no price of {unknown[0]}: {', '.join(Prices.__struct_fields__)}")
-    for kind, amount in own.items():
-        if not _AMOUNT.fullmatch(amount):
+    if unknown := sorted(own.keys() - set(KINDS)):
+        raise ValueError(f"there is no price of {unknown[0]}: {', '.join(KINDS)}")
+    for kind, price in own.items():
+        if not _AMOUNT.fullmatch(price):
             raise ValueError(f"the price of {kind} is no decimal number, such as 0.0000002")
-        picodollars(amount)
+        picodollars(price)
 
 
 def load(file: Path | None) -> Tariff:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import apsw
 import msgspec
 
-from ocserve.accounts.ledger import LedgerError, connect, named_failures, transaction
+from ocserve.accounts import balances
+from ocserve.accounts.balances import Credit, Standing
+from ocserve.accounts.ledger_schema import DAY_US, LedgerError, connect, named_failures, reading, transaction
 
-By = Literal["day", "model", "key"]
+By = Literal["day", "model", "key", "tier"]
 
-_BUSY_MS = 5000
 _EPOCH = datetime.date(1970, 1, 1)
-_DAY_US = 86_400_000_000
 _COLUMNS: dict[By, str] = {
-    "day": f"date(admitted_us / {_DAY_US} * 86400, 'unixepoch')",
+    "day": f"date(admitted_us / {DAY_US} * 86400, 'unixepoch')",
     "model": "model",
     "key": "key_id",
+    "tier": "tier",
 }
 _COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "images")
 # What an invoice names, and where the price of each stands. Input tokens are those that were computed.
@@ -37,13 +37,16 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
 
     @property
+    def moments_us(self) -> tuple[int, int]:
+        """When it begins and when it is over, microseconds since 1970."""
+        since = 0 if self.since is None else (self.since - _EPOCH).days * DAY_US
+        return since, 2**62 if self.until is None else ((self.until - _EPOCH).days + 1) * DAY_US
+
+    @property
     def condition(self) -> tuple[str, dict[str, object]]:
         """As SQL, with its values."""
-        values: dict[str, object] = {"since": 0, "until": 2**62, "key": self.key}
-        if self.since is not None:
-            values["since"] = (self.since - _EPOCH).days * _DAY_US
-        if self.until is not None:
-            values["until"] = ((self.until - _EPOCH).days + 1) * _DAY_US
+        since, until = self.moments_us
+        values: dict[str, object] = {"since": since, "until": until, "key": self.key}
         return "admitted_us >= :since AND admitted_us < :until AND (:key IS NULL OR key_id = :key)", values
 
 
@@ -69,9 +72,13 @@ class Sum(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of an invoice: so many of one kind at one price; `amount` and `price` are picodollars."""
+    """One line of an invoice: so many of one kind at one price; `amount` and `price` are picodollars.
+
+    `tier` is how many tokens of the month were needed for the price.
+    """
 
     model: str
+    tier: int
     kind: str
     quantity: int
     price: int
@@ -95,7 +102,7 @@ def sums(file: Path, by: Sequence[By], span: Span) -> list[Sum]:
         f"WHERE {condition} GROUP BY {places} ORDER BY {places}"
     )
     names = Sum.__struct_fields__[1:]
-    with _reading(file) as connection:
+    with reading(file) as connection:
         return [
             Sum(
                 heading=tuple(map(str, row[: len(headings)])),
@@ -109,27 +116,37 @@ def invoice(file: Path, span: Span) -> list[Line]:
     """What `span` owes, by model, price and kind. The amounts add up to the rows' costs, or this raises."""
     condition, values = span.condition
     query = (
-        "SELECT model, count(*), sum(prompt_tokens - cached_tokens), sum(cached_tokens), sum(completion_tokens), "  # noqa: S608
+        "SELECT model, tier, count(*), sum(prompt_tokens - cached_tokens), sum(cached_tokens), sum(completion_tokens), "  # noqa: S608
         f"sum(images), sum(cost), {', '.join(_PRICES)} FROM requests "
-        f"WHERE {condition} AND cost > 0 GROUP BY model, {', '.join(_PRICES)} ORDER BY model, min(admitted_us)"
+        f"WHERE {condition} AND cost > 0 GROUP BY model, tier, {', '.join(_PRICES)} ORDER BY model, min(admitted_us)"
     )
-    with _reading(file) as connection:
+    with reading(file) as connection:
         groups = connection.execute(query, values).fetchall()
-    quantities: dict[tuple[str, str, int], int] = {}
-    for model, *found in groups:
+    quantities: dict[tuple[str, int, str, int], int] = {}
+    for model, tier, *found in groups:
         counts, total, prices = found[: len(_KINDS)], found[len(_KINDS)], found[len(_KINDS) + 1 :]
         amount = 0
         for kind, count, price in zip(_KINDS, map(_whole, counts), map(_whole, prices), strict=True):
             amount += count * price
-            item = str(model), kind, price
+            item = str(model), _whole(tier), kind, price
             quantities[item] = quantities.get(item, 0) + count
         if amount != total:
             raise LedgerError(f"the ledger {file} does not add up for {model}: costs are not what prices say")
     return [
-        Line(model=model, kind=kind, quantity=quantity, price=price, amount=quantity * price)
-        for (model, kind, price), quantity in sorted(quantities.items(), key=lambda each: each[0][0])
+        Line(model=model, tier=tier, kind=kind, quantity=quantity, price=price, amount=quantity * price)
+        for (model, tier, kind, price), quantity in sorted(quantities.items(), key=lambda each: each[0][:2])
         if quantity and price
     ]
+
+
+def credited(file: Path, span: Span) -> list[Credit]:
+    """What was credited on the days of `span`; raises `LedgerError`."""
+    return balances.credits_of(file, *span.moments_us, span.key)
+
+
+def standings(file: Path, span: Span) -> dict[str, Standing]:
+    """How every key stands that was ever credited or charged, or that of `span`, by its id; raises `LedgerError`."""
+    return balances.standings(file, None if span.key is None else [span.key])
 
 
 def purge(file: Path, span: Span) -> int:
@@ -142,6 +159,8 @@ def purge(file: Path, span: Span) -> int:
             with transaction(connection):
                 connection.execute(f"DELETE FROM requests WHERE {condition} AND outcome <> 'open'", values)  # noqa: S608
                 deleted = connection.changes()
+                if span.key is not None and span.since is None and span.until is None:
+                    balances.forget_key(connection, span.key)
             connection.execute("VACUUM")
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         finally:
@@ -152,16 +171,3 @@ def purge(file: Path, span: Span) -> int:
 def _whole(value: object) -> int:
     assert isinstance(value, int)
     return value
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[apsw.Connection]:
-    if not file.exists():
-        raise LedgerError(f"there is no ledger at {file}: nothing has been recorded yet")
-    with named_failures(file):
-        connection = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            connection.set_busy_timeout(_BUSY_MS)
-            yield connection
-        finally:
-            connection.close()

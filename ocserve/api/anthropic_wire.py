@@ -6,10 +6,10 @@ import base64
 import hashlib
 from collections.abc import Sequence
 
-from ocserve.api import blocks
+from ocserve.api import blocks, charge
 from ocserve.api.dialect import Frame, Framing, Reply
 from ocserve.api.json_body import dumps as dumps
-from ocserve.errors import ErrorInfo
+from ocserve.errors import ErrorInfo, InsufficientQuota
 from ocserve.generation import (
     Failed,
     Finished,
@@ -52,6 +52,8 @@ def error_body(info: ErrorInfo) -> bytes:
         # Clients compact their conversation when they read these words. A prompt must leave room for one token.
         message = f"prompt is too long: {info.prompt_tokens} tokens > {info.context_length - 1} maximum"
     kind = _ERROR_TYPES.get(info.status, "invalid_request_error" if info.status < 500 else "api_error")
+    if info.code == InsufficientQuota.code:
+        kind = "billing_error"
     return dumps({"type": "error", "error": {"type": kind, "message": message, "param": info.param, "code": info.code}})
 
 
@@ -65,6 +67,7 @@ def usage(counts: Usage) -> dict[str, object]:
         "output_tokens": counts.completion_tokens,
         "output_tokens_details": {"thinking_tokens": counts.reasoning_tokens},
         "service_tier": "standard",
+        **charge.cost(counts.cost),
     }
 
 

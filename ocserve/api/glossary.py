@@ -100,6 +100,9 @@ MEANINGS: dict[str, str] = {
     "metadata": "The client's own notes; not used.",
     "store": "Whether the answer is kept so that it can be fetched again.",
     "service_tier": "There is one tier.",
+    "amount": "US dollars, exact; less than nothing takes back.",
+    "note": "What it is for, such as an invoice's number.",
+    "correction": "Whether less than nothing is meant.",
     "cache_control": "Prefixes are kept and shared without being asked to.",
     "prompt_cache_key": "Prefixes are kept and shared without being asked to.",
 }

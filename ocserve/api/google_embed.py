@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from functools import partial
 
-from ocserve.api import fields, google_wire, json_body, protojson
+from ocserve.api import charge, fields, google_wire, json_body, protojson
 from ocserve.api.dialect import Models
 from ocserve.api.fields import Field
 from ocserve.api.google_contents import TEXT, ContentReader
@@ -96,5 +96,6 @@ class _Reader:
 def _reply(batch: bool, answer: Answer) -> bytes:
     assert isinstance(answer, Embedded)
     vectors = [{"values": struct.unpack(f"<{len(vector) // 4}f", vector)} for vector in answer.vectors]
-    spent = {"usageMetadata": {"promptTokenCount": sum(answer.tokens), "totalTokenCount": sum(answer.tokens)}}
+    total = sum(answer.tokens)
+    spent = {"usageMetadata": {"promptTokenCount": total, "totalTokenCount": total, **charge.cost(answer.cost)}}
     return google_wire.dumps({"embeddings": vectors, **spent} if batch else {"embedding": vectors[0], **spent})

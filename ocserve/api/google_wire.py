@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ocserve.api import blocks
+from ocserve.api import blocks, charge
 from ocserve.api.blocks import Block
 from ocserve.api.dialect import Frame, Framing, Reply
 from ocserve.api.json_body import dumps as dumps
@@ -90,6 +90,7 @@ def usage(counts: Usage) -> dict[str, object]:
         "promptTokensDetails": [
             {"modality": name, "tokenCount": tokens} for name, tokens in modalities.items() if tokens
         ],
+        **charge.cost(counts.cost),
     }
 
 

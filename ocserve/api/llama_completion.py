@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from ocserve.api import fields, json_body, openai_format, openai_sampling
+from ocserve.api import charge, fields, json_body, openai_format, openai_sampling
 from ocserve.api.dialect import Frame, Models, Parsed, Reply
 from ocserve.api.fields import Field, Reader, Values
 from ocserve.api.llama_server import MODEL, model_of
@@ -199,6 +199,7 @@ class CompletionEncoder:
             "tokens_evaluated": counts.prompt_tokens,
             "tokens_cached": counts.cached_tokens,
             "truncated": False,
+            **charge.cost(counts.cost),
             **self._end,
             "timings": {
                 "cache_n": counts.cached_tokens,

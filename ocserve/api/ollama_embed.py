@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from functools import partial
 
-from ocserve.api import fields, json_body, ollama_request
+from ocserve.api import charge, fields, json_body, ollama_request
 from ocserve.api.dialect import Models
 from ocserve.api.fields import Field, Reader
 from ocserve.api.ollama_wire import dumps, error_body
@@ -63,4 +63,5 @@ def parse(body: bytes, models: Models, *, refuse_unknown: bool) -> Asked:
 def _reply(model: str, answer: Answer) -> bytes:
     assert isinstance(answer, Embedded)
     vectors = [array("f", vector).tolist() for vector in answer.vectors]
-    return dumps({"model": model, "embeddings": vectors, "prompt_eval_count": sum(answer.tokens)})
+    counted = {"prompt_eval_count": sum(answer.tokens), **charge.cost(answer.cost)}
+    return dumps({"model": model, "embeddings": vectors, **counted})

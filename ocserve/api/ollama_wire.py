@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from ocserve.api import charge
 from ocserve.api.blocks import Block, blocks
 from ocserve.api.dialect import Frame, Framing, Reply
 from ocserve.api.json_body import dumps as dumps
@@ -143,6 +144,7 @@ class ReplyEncoder(ABC):
             "load_duration": 0,
             "prompt_eval_count": counts.prompt_tokens,
             "eval_count": counts.completion_tokens,
+            **charge.cost(counts.cost),
         }
 
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from functools import partial
 
-from ocserve.api import fields, json_body, openai_wire
+from ocserve.api import charge, fields, json_body, openai_wire
 from ocserve.api.dialect import Models
 from ocserve.api.fields import Field, Reader
 from ocserve.api.openai_wire import error_body
@@ -93,7 +93,7 @@ def _base64(vector: bytes) -> object:
 def _reply(model: str, encode: Callable[[bytes], object], answer: Answer) -> bytes:
     assert isinstance(answer, Embedded)
     total = sum(answer.tokens)
-    usage: dict[str, object] = {"prompt_tokens": total, "total_tokens": total, **openai_wire.cost(answer.cost)}
+    usage: dict[str, object] = {"prompt_tokens": total, "total_tokens": total, **charge.cost(answer.cost)}
     return openai_wire.dumps(
         {
             "object": "list",

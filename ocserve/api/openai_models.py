@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ocserve.api import offer, openai_wire
-from ocserve.modelcard import ServedModel
+from ocserve.modelcard import Prices, ServedModel
 
 _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -42,7 +42,8 @@ def _model(model: ServedModel) -> dict[str, object]:
         "input_modalities": list(model.input_modalities),
         "output_modalities": [_MODALITIES.get(modality, modality) for modality in model.output_modalities],
         "capabilities": list(model.capabilities),
-        "pricing": _pricing(model),
+        "pricing": _pricing(model.prices),
+        **_tiers(model.prices),
         "quantization": offer.quantization(model),
         "gguf_quantization": model.quantisation,
         "parameters": card.parameters,
@@ -66,9 +67,16 @@ def _model(model: ServedModel) -> dict[str, object]:
 _MODALITIES = {"embedding": "embeddings"}
 
 
-def _pricing(model: ServedModel) -> dict[str, str]:
+def _tiers(prices: Prices | None) -> dict[str, object]:
+    """The prices of keys that have used so many tokens of the model in this calendar month, where there are such."""
+    if prices is None or not prices.tiers:
+        return {}
+    above = [{"above": tokens, "pricing": _pricing(step)} for tokens, step in prices.steps[1:]]
+    return {"pricing_tiers": above}
+
+
+def _pricing(prices: Prices | None) -> dict[str, str]:
     """US dollars per token or per unit; what has no price costs nothing."""
-    prices = model.prices
     if prices is None:
         return dict.fromkeys(("prompt", "completion", "image", "request", "input_cache_read"), "0")
     return {

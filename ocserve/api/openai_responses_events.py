@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from ocserve.api import openai_wire
+from ocserve.api import charge, openai_wire
 from ocserve.api.dialect import Frame, Reply
 from ocserve.errors import ErrorInfo
 from ocserve.generation import (
@@ -317,6 +317,7 @@ def _usage(counts: Usage) -> Wire:
         "output_tokens": counts.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
         "total_tokens": counts.total_tokens,
+        **charge.cost(counts.cost),
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ocserve import __version__
+from ocserve.api import charge
 from ocserve.api.dialect import Frame, Reply
 from ocserve.api.json_body import dumps as dumps
 from ocserve.errors import ErrorInfo
@@ -36,7 +37,6 @@ FINISH_REASONS: dict[FinishReason, str] = {
 }
 
 DONE = b"[DONE]"
-_PICODOLLARS = 10**12  # of a US dollar, which `cost` is in
 
 
 def error_body(info: ErrorInfo) -> bytes:
@@ -61,13 +61,8 @@ def usage(counts: Usage) -> dict[str, object]:
             "accepted_prediction_tokens": counts.accepted_draft_tokens,
             "rejected_prediction_tokens": counts.rejected_draft_tokens,
         },
-        **cost(counts.cost),
+        **charge.cost(counts.cost),
     }
-
-
-def cost(picodollars: int | None) -> dict[str, object]:
-    """What an answer costs, in US dollars, as a part of its usage object; nothing where nothing is charged."""
-    return {} if picodollars is None else {"cost": picodollars / _PICODOLLARS}
 
 
 def fingerprint(model: ServedModel) -> str:

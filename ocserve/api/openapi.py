@@ -25,7 +25,8 @@ _REFUSALS: dict[str, str] = {
     "415": "The body is not `application/json`.",
     "421": "The Host header names another machine.",
     "422": "The `Idempotency-Key` was used for another request.",
-    "429": "A limit is reached, or there is no room; `Retry-After` says when to come back.",
+    "429": "A limit is reached, or there is no room; `Retry-After` says when to come back. With `insufficient_quota` "
+    "the key may not spend what the request can cost, and coming back is of no use.",
     "431": "The headers are too large.",
     "500": "A mistake of the server, or the engine failed.",
     "503": "No engine is ready.",

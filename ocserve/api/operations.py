@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ocserve.api import (
     anthropic,
     anthropic_count,
+    credit,
     fields,
     google,
     google_embed,
@@ -370,12 +371,17 @@ _LM_STUDIO: tuple[Operation, ...] = (
 
 
 def _question(
-    path: str, summary: str, answer: str, reads: tuple[Field, ...], example: Mapping[str, object]
+    path: str,
+    summary: str,
+    answer: str,
+    reads: tuple[Field, ...],
+    example: Mapping[str, object],
+    tag: str = "llama-server",
 ) -> Operation:
     return Operation(
         method="POST",
         path=path,
-        tag="llama-server",
+        tag=tag,
         summary=summary,
         answer=answer,
         reads=_reads(*reads),
@@ -415,7 +421,10 @@ _LLAMA_SERVER: tuple[Operation, ...] = (
     ),
     _get("/props", "llama-server", "Props", "A model's context, template and defaults.", query=(llama_server.MODEL,)),
 )
+_ADMIN, _AMOUNT = "Administration", {"amount": "10.00"}
 _SERVER: tuple[Operation, ...] = (
+    _question("/admin/keys/{name}/credit", "Adds to a balance.", "Credit", credit.PARAMETERS, _AMOUNT, _ADMIN),
+    _get("/admin/keys/{name}/balance", _ADMIN, "Balance", "A key's balance, and what it spent in this month."),
     _get("/openrouter/models", "OpenRouter", "ProviderFeed", "The provider feed, schema 2."),
     _get("/health", "Server", "Health", "200 while the server lives; who may use it sees figures.", public=True),
     _get("/ready", "Server", "Ready", "200 when a request would be taken, else 503.", public=True),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from ocserve.api import field_schema, fields, json_body, openai_wire
+from ocserve.api import charge, field_schema, fields, json_body, openai_wire
 from ocserve.api.dialect import Models
 from ocserve.api.fields import Field
 from ocserve.api.openai_wire import error_body
@@ -95,13 +95,14 @@ def _reply(model: str, documents: Sequence[str] | None, top_n: int, answer: Answ
             {**result, "document": {"text": documents[index]}} for result, index in zip(results, order, strict=False)
         ]
     total = sum(answer.tokens)
+    usage: dict[str, object] = {"prompt_tokens": total, "total_tokens": total, **charge.cost(answer.cost)}
     return openai_wire.dumps(
         {
             "object": "list",
             "model": model,
             "results": results,
             "data": results,
-            "usage": {"prompt_tokens": total, "total_tokens": total},
+            "usage": usage,
             "meta": {"tokens": {"input_tokens": total, "output_tokens": 0}},
         }
     )

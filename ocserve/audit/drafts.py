@@ -62,6 +62,7 @@ def _facts(subject: Subject, verdicts: Mapping[str, Verdict]) -> dict[str, str]:
         "source": _source(subject),
         "defaults": _defaults(subject),
         "prices": _prices(subject),
+        "tiers": _tiers(subject),
         "images": _images(subject, verdicts),
         "cancellation": _evidence(verdicts, "cancellation"),
         "announced": _evidence(verdicts, "limit-headers"),
@@ -144,6 +145,18 @@ def _prices(subject: Subject) -> str | None:
     if not isinstance(pricing, dict):
         return None
     return "As listed, in USD for one token: " + ", ".join(f"{name} {value}" for name, value in pricing.items())
+
+
+def _tiers(subject: Subject) -> str:
+    tiers = dig(subject.entry, "pricing_tiers")
+    if not isinstance(tiers, list) or not tiers:
+        return "None are configured."
+    steps = (
+        f"from {dig(tier, 'above')} tokens on " + ", ".join(f"{name} {value}" for name, value in pricing.items())
+        for tier in tiers
+        if isinstance(pricing := dig(tier, "pricing"), dict)
+    )
+    return "By the tokens of a model that a key used in the calendar month, in USD for one token: " + "; ".join(steps)
 
 
 def _images(subject: Subject, verdicts: Mapping[str, Verdict]) -> str:

@@ -23,7 +23,7 @@ COMMANDS = {
     "list": "List the models on this machine, or the catalogue.",
     "show": "Show what is known of a model.",
     "rm": "Remove a model from this machine.",
-    "keys": "Make, list, limit, rotate and revoke keys.",
+    "keys": "Make, list, limit, credit, rotate and revoke keys.",
     "tune": "Measure what suits this machine, and keep it.",
     "config": "Show every setting and where it comes from.",
     "doctor": "Check this machine and this installation.",

@@ -1,4 +1,4 @@
-"""`ocserve keys`: make keys, see them, replace them, take them back. A running server knows at once."""
+"""`ocserve keys`: make keys, see them, credit them, replace them, take them back. A running server knows at once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_COMMAND_LINE = "ocserve keys credit"  # who makes a credit, in the ledger
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LIMITS = {
     "rpm": ("requests_per_minute", "requests per minute"),
@@ -66,6 +67,18 @@ def _limits(given: dict[str, int | None]) -> dict[str, int | None]:
     return {_LIMITS[name][0]: None if value == -1 else value for name, value in given.items() if value is not None}
 
 
+def _money(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """US dollars."""
+    from ocserve.accounts import pricing
+
+    try:
+        if value is not None and value != "none" and pricing.amount(value) < 0:
+            raise ValueError("expected no less than nothing")
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+    return value
+
+
 def _store() -> KeyStore:
     from ocserve import config
     from ocserve.accounts.keystore import KeyStore
@@ -75,7 +88,7 @@ def _store() -> KeyStore:
 
 @click.group("keys")
 def command() -> None:
-    """Make, list, limit, rotate and revoke the keys of those who call."""
+    """Make, list, limit, credit, rotate and revoke the keys of those who call."""
 
 
 @command.command("create")
@@ -84,6 +97,8 @@ def command() -> None:
 @click.option("--model", "models", multiple=True, metavar="MODEL", help="May use this model; repeat it. Else all.")
 @_limit_options
 @click.option("--price", "prices", multiple=True, metavar="KIND=AMOUNT", help="A price of its own, as in the listing.")
+@click.option("--prepaid", is_flag=True, help="May spend only what it was credited, see `ocserve keys credit`.")
+@click.option("--spend-cap", callback=_money, metavar="DOLLARS", help="Most US dollars in a calendar month, UTC.")
 @click.option("--admin", is_flag=True, help="May also administer the server.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def create(
@@ -91,6 +106,8 @@ def create(
     expires: int | None,
     models: tuple[str, ...],
     prices: tuple[str, ...],
+    prepaid: bool,
+    spend_cap: str | None,
     admin: bool,
     as_json: bool,
     **limits: int | None,
@@ -102,6 +119,8 @@ def create(
         models=models,
         limits=_limits(limits),
         price=dict(_priced(each) for each in prices),
+        prepaid=prepaid,
+        spend_cap=None if spend_cap == "none" else spend_cap,
         scope="admin" if admin else "use",
     )
     _show_once(made, text, as_json)
@@ -141,7 +160,8 @@ def show(name: str, as_json: bool) -> None:
     """Show what is known of the key called NAME."""
     from ocserve.cli.model_output import print_json
 
-    described = _described(_store().named(name))
+    key = _store().named(name)
+    described = {**_described(key), "balance": _balance(key)}
     if as_json:
         print_json(described)
         return
@@ -154,15 +174,18 @@ def show(name: str, as_json: bool) -> None:
 @command.command("limits")
 @click.argument("name")
 @_limit_options
+@click.option("--spend-cap", callback=_money, metavar="DOLLARS", help="Most US dollars in a calendar month, or `none`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def limits(name: str, as_json: bool, **limits: int | None) -> None:
+def limits(name: str, spend_cap: str | None, as_json: bool, **limits: int | None) -> None:
     """Change limits of the key called NAME; those not named stay. What it has used stays used."""
     from ocserve.cli.model_output import print_json
 
-    changed = _limits(limits)
-    if not changed:
+    changed, store = _limits(limits), _store()
+    if not changed and spend_cap is None:
         raise click.UsageError("name at least one limit, such as --rpm 600")
-    key = _store().limit(name, **changed)
+    if spend_cap is not None:
+        store.cap(name, None if spend_cap == "none" else spend_cap)
+    key = store.limit(name, **changed)
     if as_json:
         print_json(_described(key))
     else:
@@ -192,6 +215,54 @@ def revoke(name: str, as_json: bool) -> None:
         print_json(_described(key))
     else:
         click.echo(f"{name} is revoked")
+
+
+@command.command("credit", context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("amount")
+@click.option("--note", default="", help="What it is for, such as an invoice's number.")
+@click.option("--correct", is_flag=True, help="The amount corrects credits before; it may be less than nothing.")
+@click.option(
+    "--idempotency-key", metavar="TEXT", help="A name of this credit: it is made once, however often asked for."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def credit(name: str, amount: str, note: str, correct: bool, idempotency_key: str | None, as_json: bool) -> None:
+    """Add AMOUNT, US dollars, to the balance of the key called NAME.
+
+    It is on disk when this command ends, and running servers know of it at once.
+    """
+    from ocserve import config
+    from ocserve.accounts import balances, pricing
+    from ocserve.accounts.ledger_schema import LedgerError
+    from ocserve.cli import Failure
+    from ocserve.cli.model_output import print_json
+
+    try:
+        asked = pricing.amount(amount)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="AMOUNT") from None
+    settings = config.load().config
+    if settings.ledger.use == "off":
+        raise Failure("there is no ledger to keep a balance in", "set ledger.use to on")
+    wanted = balances.Credit(
+        key_id=_store().named(name).id,
+        amount=asked,
+        note=note,
+        correction=correct,
+        made_by=_COMMAND_LINE,
+        idempotency_key=idempotency_key,
+    )
+    try:
+        made = balances.add_credit(config.ledger_file(settings.ledger), wanted)
+    except (balances.Declined, LedgerError) as error:
+        raise Failure(str(error)) from None
+    if as_json:
+        shown = {"id": made.id, "key": name, "amount": pricing.dollars(made.amount), "note": made.note}
+        print_json(
+            {**shown, "created": _moment(made.credited_us // 1_000_000), "balance": pricing.dollars(made.balance)}
+        )
+    else:
+        click.echo(f"{name}: {pricing.dollars(made.amount)} US dollars, the balance is {pricing.dollars(made.balance)}")
 
 
 def _show_once(key: Key, text: str, as_json: bool) -> None:
@@ -227,17 +298,42 @@ def _described(key: Key) -> dict[str, Any]:
         "models": list(key.models),
         "limits": msgspec.to_builtins(key.limits),
         "price": dict(key.price),
+        "prepaid": key.prepaid,
+        "spend_cap": key.spend_cap,
         "replaced_secrets_valid_until": [
             _moment(secret.until) for secret in key.secrets if secret.until is not None and secret.until > now
         ],
     }
 
 
+def _balance(key: Key) -> dict[str, str] | None:
+    """A key's money in US dollars; None where no ledger can be read."""
+    from ocserve import config
+    from ocserve.accounts import balances
+    from ocserve.accounts.ledger_schema import LedgerError
+    from ocserve.accounts.pricing import dollars
+
+    try:
+        now = balances.standings(config.ledger_file(config.load().config.ledger), [key.id]).get(key.id)
+    except LedgerError:
+        now = None
+    if now is None:
+        return None
+    return {
+        "balance": dollars(now.balance),
+        "held": dollars(now.held),
+        "credited": dollars(now.credited),
+        "charged": dollars(now.charged),
+        "month": now.month,
+        "charged_in_month": dollars(now.month_charged),
+    }
+
+
 def _limit_text(key: Key) -> str:
     shown = ((words, getattr(key.limits, field)) for field, words in _LIMITS.values())
-    return (
-        ", ".join(f"{value or 'unlimited'} {words}" for words, value in shown if value is not None) or "the settings'"
-    )
+    texts = [f"{value or 'unlimited'} {words}" for words, value in shown if value is not None]
+    texts += [] if key.spend_cap is None else [f"{key.spend_cap} US dollars per month"]
+    return ", ".join([*texts, *(["prepaid"] if key.prepaid else [])]) or "the settings'"
 
 
 def _moment(seconds: int | None) -> str | None:

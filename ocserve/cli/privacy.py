@@ -21,11 +21,12 @@ def command() -> None:
 def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: bool) -> None:
     """Delete rows of the ledger for good; without --key and --until all stored prefixes too.
 
-    Running requests keep their rows. The server may go on meanwhile: it computes again what it finds no more.
+    With --key and without --until the key's credits, balance and sums go as well; else every balance stays. Running
+    requests keep their rows. The server may go on meanwhile: it computes again what it finds no more.
     """
     from ocserve import config
     from ocserve.accounts import usage
-    from ocserve.accounts.ledger import LedgerError
+    from ocserve.accounts.ledger_schema import LedgerError
     from ocserve.cli import Failure
 
     tree = config.load().config
@@ -34,7 +35,8 @@ def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: 
     prefixes = _files(config.cache_directory(tree.cache) / "prefixes") if everything else []
     file = config.ledger_file(tree.ledger)
     if not yes:
-        what = f"the rows of {key or 'all keys'}{f' up to {until:%Y-%m-%d}' if until else ''} in {file}"
+        whole = " with credits and balance" if key is not None and until is None else ""
+        what = f"the rows{whole} of {key or 'all keys'}{f' up to {until:%Y-%m-%d}' if until else ''} in {file}"
         click.confirm(
             f"Delete {what}{f' and {len(prefixes)} stored prefixes' if prefixes else ''}?", abort=True, err=True
         )

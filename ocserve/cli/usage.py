@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from ocserve.accounts.balances import Credit, Standing
     from ocserve.accounts.usage import By, Line, Span, Sum
 
 _BAR = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_CREDIT_FIELDS = ("id", "amount", "note", "correction", "credited_us", "balance")
 _DATE = click.DateTime(["%Y-%m-%d"])
 
 
@@ -20,12 +22,13 @@ _DATE = click.DateTime(["%Y-%m-%d"])
 @click.option(
     "--by",
     "by",
-    type=click.Choice(["day", "model", "key"]),
+    type=click.Choice(["day", "model", "key", "tier"]),
     multiple=True,
     help="Sum by this; may be given several times (default day).",
 )
 @click.option("--since", type=_DATE, help="First day, UTC.")
 @click.option("--until", type=_DATE, help="Last day, UTC.")
+@click.option("--month", type=click.DateTime(["%Y-%m"]), help="All days of a month, UTC.")
 @click.option("--key", metavar="ID", help="Only this key's requests.")
 @click.option("--json", "form", flag_value="json", help="Print JSON; costs are picodollars (1e-12 US dollars).")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV; costs are US dollars.")
@@ -34,34 +37,49 @@ def command(
     by: tuple[By, ...],
     since: datetime.datetime | None,
     until: datetime.datetime | None,
+    month: datetime.datetime | None,
     key: str | None,
     form: str | None,
 ) -> None:
-    """Show what was used and what it cost, from the ledger."""
+    """Show what was used and what it cost, what was credited and what is left, from the ledger."""
     from ocserve import config
     from ocserve.accounts import usage
-    from ocserve.accounts.ledger import LedgerError
+    from ocserve.accounts.ledger_schema import LedgerError
     from ocserve.cli import Failure
 
+    if month is not None:
+        if since is not None or until is not None:
+            raise click.UsageError("--month stands for --since and --until")
+        since, until = month, (month + datetime.timedelta(days=31)).replace(day=1) - datetime.timedelta(days=1)
     span = usage.Span(since=since and since.date(), until=until and until.date(), key=key)
     file = config.ledger_file(config.load().config.ledger)
     headings: tuple[By, ...] = tuple(dict.fromkeys(by)) or ("day",)
     try:
         if form == "invoice":
-            click.echo(_invoice(usage.invoice(file, span), span))
+            lines, credited = usage.invoice(file, span), usage.credited(file, span)
+            click.echo(_invoice(lines, credited, _ever_credited(usage.standings(file, span)), span))
             return
-        found = usage.sums(file, headings, span)
+        found, credited = usage.sums(file, headings, span), usage.credited(file, span)
+        standings = usage.standings(file, span)
     except LedgerError as error:
         raise Failure(str(error), "`ocserve config show` names the settings ledger.directory and ledger.use") from None
     if form == "json":
-        _print_json(headings, found)
+        _print_json(headings, found, credited, standings)
     elif form == "csv":
         _print_csv(headings, found)
     else:
         _print_table(headings, found)
+        _print_balances(_ever_credited(standings))
 
 
-def _print_json(headings: Sequence[str], found: Sequence[Sum]) -> None:
+def _ever_credited(standings: Mapping[str, Standing]) -> dict[str, Standing]:
+    """Those that have a balance to speak of."""
+    return {key: each for key, each in standings.items() if each.credited}
+
+
+def _print_json(
+    headings: Sequence[str], found: Sequence[Sum], credited: Sequence[Credit], standings: Mapping[str, Standing]
+) -> None:
     import msgspec
 
     from ocserve.cli.model_output import print_json
@@ -71,7 +89,17 @@ def _print_json(headings: Sequence[str], found: Sequence[Sum]) -> None:
         fields = msgspec.to_builtins(each)
         named = dict(zip(headings, fields.pop("heading"), strict=True))
         rows.append({**named, **fields})
-    print_json({"usage": rows})
+    print_json(
+        {
+            "usage": rows,
+            "credits": [
+                {"key": each.key_id, **{name: getattr(each, name) for name in _CREDIT_FIELDS}} for each in credited
+            ],
+            "balances": [
+                {"key": key, "balance": each.balance, **msgspec.to_builtins(each)} for key, each in standings.items()
+            ],
+        }
+    )
 
 
 def _print_csv(headings: Sequence[str], found: Sequence[Sum]) -> None:
@@ -125,6 +153,22 @@ def _print_table(headings: Sequence[str], found: Sequence[Sum]) -> None:
     table(header, [*rows, tuple(total)], left=len(headings) + 1)
 
 
+def _print_balances(standings: Mapping[str, Standing]) -> None:
+    """What is left of keys that were credited."""
+    from ocserve.accounts.pricing import dollars
+    from ocserve.cli.tables import table
+
+    if not standings:
+        return
+    click.echo()
+    rows = [
+        (key, *map(dollars, (each.credited, each.charged, each.held, each.balance, each.month_charged)))
+        for key, each in standings.items()
+    ]
+    month = next(iter(standings.values())).month
+    table(("KEY", "CREDITED", "CHARGED", "HELD", "BALANCE", f"CHARGED IN {month}"), rows)
+
+
 def _bar(value: int, most: int) -> str:
     """A bar of at most `_BAR` characters, to an eighth of one; never empty where there is anything."""
     eighths = -(-value * _BAR * 8 // most) if most else 0
@@ -132,13 +176,14 @@ def _bar(value: int, most: int) -> str:
     return "█" * full + (_EIGHTHS[rest] if rest else "")
 
 
-def _invoice(lines: Sequence[Line], span: Span) -> str:
+def _invoice(lines: Sequence[Line], credited: Sequence[Credit], standings: Mapping[str, Standing], span: Span) -> str:
     from ocserve.accounts.pricing import dollars
 
     first = span.since.isoformat() if span.since else "the beginning"
     last = span.until.isoformat() if span.until else datetime.datetime.now(datetime.UTC).date().isoformat()
     rows = [
-        f"| {line.model} | {line.kind} | {line.quantity:,} | {dollars(line.price)} | {dollars(line.amount)} |"
+        f"| {line.model}{_tier(line.tier)} | {line.kind} | {line.quantity:,} | {dollars(line.price)} "
+        f"| {dollars(line.amount)} |"
         for line in lines
     ]
     total = dollars(sum(line.amount for line in lines))
@@ -154,5 +199,46 @@ def _invoice(lines: Sequence[Line], span: Span) -> str:
             "|---|---|---:|---:|---:|",
             *rows,
             f"| | **total** | | | **{total}** |",
+            *_credited(credited),
+            *_balances(standings),
         ]
     )
+
+
+def _tier(above: int) -> str:
+    return f", from {above:,} tokens of a month on" if above else ""
+
+
+def _credited(credited: Sequence[Credit]) -> list[str]:
+    from ocserve.accounts.pricing import dollars
+
+    if not credited:
+        return []
+    days = [datetime.datetime.fromtimestamp(each.credited_us // 1_000_000, datetime.UTC).date() for each in credited]
+    rows = [
+        f"| {day} | {each.key_id} | {_cell(each.note)} | {dollars(each.amount)} |"
+        for day, each in zip(days, credited, strict=True)
+    ]
+    total = dollars(sum(each.amount for each in credited))
+    return [
+        "",
+        "## Credits",
+        "",
+        "| day | key | note | amount |",
+        "|---|---|---|---:|",
+        *rows,
+        f"| | | **total** | **{total}** |",
+    ]
+
+
+def _balances(standings: Mapping[str, Standing]) -> list[str]:
+    from ocserve.accounts.pricing import dollars
+
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    lines = [f"Balance of {key} on {today}: {dollars(each.balance)}  " for key, each in standings.items()]
+    return ["", *lines] if lines else []
+
+
+def _cell(note: str) -> str:
+    """A note as a cell of a Markdown table."""
+    return " ".join(note.replace("|", "\\|").split())

@@ -20,6 +20,9 @@ from ocserve.generation import (
 _ID_BYTES = 8  # of a token id that waits in a queue
 # Of text for each token: more than usual text has, so that what is estimated is not less in truth.
 _BYTES_PER_TOKEN = 6
+# At most: a byte is one token or less, but a normaliser may first write a character of three bytes as eighteen others.
+_TOKENS_PER_BYTE = 6
+_ADDED = 8  # tokens that no text has: where one begins, is separated and ends
 # Log-probabilities in one answer, those of prompts, of all choices and of alternatives: about a hundred megabytes.
 _MOST_CHANCES = 1 << 19
 
@@ -80,6 +83,21 @@ def least_tokens(question: EmbedRequest | ScoreRequest) -> int:
         return max(1, sum(asked + len(text.encode()) for text in question.documents) // _BYTES_PER_TOKEN)
     given = sum(len(each.tokens) for each in question.inputs if isinstance(each, TokenPrompt))
     return max(1, given + sum(map(text_bytes, question.inputs)) // _BYTES_PER_TOKEN)
+
+
+def most_tokens(question: EmbedRequest | ScoreRequest, context: int) -> int:
+    """How many tokens a question has at most, by the bytes of its texts; what is longer than the context is refused."""
+    if isinstance(question, ScoreRequest):
+        asked = len(question.query.encode())
+        return sum(_most(asked + len(text.encode()), context) for text in question.documents)
+    return sum(
+        min(context, len(each.tokens) + _ADDED) if isinstance(each, TokenPrompt) else _most(text_bytes(each), context)
+        for each in question.inputs
+    )
+
+
+def _most(size: int, context: int) -> int:
+    return min(context, size * _TOKENS_PER_BYTE + _ADDED)
 
 
 def _texts(prompt: Prompt) -> Iterator[str]:

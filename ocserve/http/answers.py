@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import Send
 
-from ocserve.errors import ErrorInfo
+from ocserve.errors import ErrorInfo, InsufficientQuota
 
 Header = tuple[bytes, bytes]
 
@@ -43,4 +43,6 @@ def error_headers(info: ErrorInfo) -> list[Header]:
     if info.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(info.retry_after_s))))
         headers.append((b"retry-after-ms", b"%d" % math.ceil(info.retry_after_s * 1000)))
+    if info.code == InsufficientQuota.code:  # the usual SDKs would try a 429 again
+        headers.append((b"x-should-retry", b"false"))
     return headers

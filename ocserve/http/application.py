@@ -50,7 +50,7 @@ def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
         lambda app: HostAllowlist(app, settings),
         lambda app: OriginAllowlist(app, settings.cors_origins),
         lambda app: ProxyGuard(app, settings, keys),
-        lambda app: Auth(app, keys, service.limiter),
+        lambda app: Auth(app, keys, service.limiter, service.billing),
         RouteExists,
         lambda app: Query(app, settings),
         JsonOnly,

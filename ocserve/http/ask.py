@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from ocserve import config
 from ocserve.api.questions import Asked, QuestionDialect
-from ocserve.generation import Embedded
+from ocserve.generation import Embedded, Scored
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange, attempt, caller_of
 from ocserve.http.presence import disconnected, unless_gone
@@ -41,6 +41,6 @@ class Ask:
                 answer = await self._service.ask(asked.question, exchange.caller, exchange.trace, attempt=tries)
         finally:
             exchange.tell_limits(self._service.limiter)
-        if isinstance(answer, Embedded):
+        if isinstance(answer, Embedded | Scored):
             answer = replace(answer, cost=exchange.trace.usage.cost)
         await answers.json(send, 200, asked.reply(answer))

@@ -7,14 +7,17 @@ unknown paths need a caller too. Nothing else of a request has been looked at wh
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.limits import Limiter
 from ocserve.api import queries
-from ocserve.errors import AuthenticationFailed, KeysUnavailable
+from ocserve.errors import AuthenticationFailed, KeysUnavailable, LedgerUnavailable
+from ocserve.http import limit_headers
 from ocserve.http.exchange import Exchange, header_values
 
 _HEADERS = (b"authorization", b"x-api-key", b"x-goog-api-key")
@@ -23,10 +26,11 @@ _HEADERS = (b"authorization", b"x-api-key", b"x-goog-api-key")
 class Auth:
     """Identifies the caller, and says what is left of their limits."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, limiter: Limiter) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, limiter: Limiter, billing: Billing) -> None:
         self._app = app
         self._keys = keys
         self._limiter = limiter
+        self._billing = billing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
@@ -37,12 +41,19 @@ class Auth:
             exchange.caller = exchange.identify()
             exchange.trace.key_id = exchange.caller.key_id
             exchange.tell_limits(self._limiter)
+            if exchange.caller.account.prepaid:
+                await self._tell_balance(exchange, exchange.caller.key_id)
             if route is not None and route.admin:
                 exchange.caller.check_admin()
         except (AuthenticationFailed, KeysUnavailable):
             if route is None or not route.public:
                 raise
         await self._app(scope, receive, send)
+
+    async def _tell_balance(self, exchange: Exchange, key_id: str) -> None:
+        with suppress(LedgerUnavailable):  # what needs the ledger is refused for it further in
+            if (left := await self._billing.remaining(key_id)) is not None:
+                exchange.set_headers(limit_headers.balance(left))
 
 
 def credential(scope: Scope, in_query: Iterable[str] = ()) -> str | None:

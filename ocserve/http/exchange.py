@@ -92,6 +92,8 @@ class Exchange:
         self.set_headers(limit_headers.openai(state))
         if self.error_body is anthropic_wire.error_body:
             self.set_headers(limit_headers.anthropic(state, time.time()))
+        if self.trace.bill is not None and self.trace.bill.remaining is not None:
+            self.set_headers(limit_headers.balance(self.trace.bill.remaining))
 
     def bind(self, scope: Scope) -> None:
         """Make this the exchange of `scope`."""

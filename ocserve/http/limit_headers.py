@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 
 from ocserve.accounts.buckets import Dimension, LimitState
+from ocserve.accounts.pricing import dollars
 
 
 def openai(state: LimitState) -> dict[bytes, bytes]:
@@ -28,6 +29,11 @@ def anthropic(state: LimitState, now_s: float) -> dict[bytes, bytes]:
         fields[f"anthropic-ratelimit-{unit}-remaining".encode()] = b"%d" % dimension.remaining
         fields[f"anthropic-ratelimit-{unit}-reset".encode()] = full_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
     return fields
+
+
+def balance(picodollars: int) -> dict[bytes, bytes]:
+    """What a prepaid key may still spend beside what running requests hold, in US dollars."""
+    return {b"x-balance-remaining": dollars(picodollars).encode()}
 
 
 def _limited(state: LimitState) -> Iterator[tuple[str, Dimension]]:

@@ -29,7 +29,7 @@ from ocserve.api import (
 )
 from ocserve.api.dialect import Catalogue, Dialect
 from ocserve.api.questions import QuestionDialect
-from ocserve.http import reference
+from ocserve.http import credit, reference
 from ocserve.http.ask import Ask
 from ocserve.http.editors import (
     LlamaServerProps,
@@ -113,6 +113,7 @@ def routes(service: Service, settings: config.Server, meter: Meter) -> tuple[Rou
         answers("/detokenize", llama_tokens.DETOKENIZER),
         answers("/apply-template", llama_tokens.TEMPLATE),
         Route("GET", "/props", LlamaServerProps(service)),
+        *credit.routes(service, settings),
         *_of_the_server(service, meter),
     )
 

@@ -24,7 +24,7 @@ _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "
 _LIMITS = frozenset(
     {
         *("requests_per_minute", "tokens_per_minute", "requests_per_day", "tokens_per_day"),
-        *("concurrent_requests", "capacity"),
+        *("concurrent_requests", "capacity", "balance", "spend_cap"),
     }
 )
 
@@ -125,7 +125,7 @@ _REQUESTS = _counter(
     "Requests that ended, by route, class of HTTP status (499: the client left) and why the answer ended.",
 )
 _ERRORS = _counter("ocserve_errors", "code", "Requests that ended in an error, in a stream that had begun as well.")
-_REFUSALS = _counter("ocserve_limit_refusals", "limit", "Requests that a limit refused, by the setting of `limits`.")
+_REFUSALS = _counter("ocserve_limit_refusals", "limit", "Requests that a limit refused, by its name.")
 _TOKENS = _counter(
     "ocserve_tokens", "model kind", "Tokens of requests that ended; cached ones are part of the prompt's."
 )

@@ -10,7 +10,8 @@ import apsw
 from msgspec.structs import replace
 
 from ocserve.accounts import pricing
-from ocserve.accounts.ledger import Row, now_us
+from ocserve.accounts.ledger import Row
+from ocserve.accounts.ledger_schema import now_us
 from ocserve.accounts.pricing import Tariff
 
 PRICES = """
@@ -79,6 +80,17 @@ def rows_of(connection: apsw.Connection) -> list[Row]:
     names = Row.__struct_fields__
     found = connection.execute(f"SELECT {', '.join(names)} FROM requests ORDER BY rowid")
     return [Row(**dict(zip(names, values, strict=True))) for values in found]  # type: ignore[arg-type]
+
+
+def unsound(connection: apsw.Connection) -> list[str]:
+    """Which keys' sums are not those of the rows, of a ledger that has all its rows still."""
+    found = connection.execute(
+        "SELECT key_id FROM requests LEFT JOIN balances USING (key_id) LEFT JOIN "
+        "(SELECT key_id, sum(cost) AS cost, sum(held) AS held FROM months GROUP BY key_id) AS months USING (key_id) "
+        "GROUP BY key_id HAVING sum(requests.cost) <> balances.charged OR sum(requests.held) <> balances.held "
+        "OR balances.charged <> months.cost OR balances.held <> months.held OR months.cost IS NULL"
+    )
+    return [f"the sums of {key_id} are not those of its rows" for (key_id,) in found]
 
 
 def mismatches(found: list[Row], acknowledged: set[str]) -> list[str]:

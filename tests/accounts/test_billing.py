@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.ledger import Ledger, Row
+from ocserve.accounts.past import Past
 from ocserve.accounts.pricing import PICODOLLARS
 from ocserve.errors import InvalidRequest
 from tests.accounts.books import CACHED, COMPLETION, PROMPT, REQUEST, TODAY, priced, rows
@@ -108,6 +110,37 @@ def test_nobody_is_told_of_an_end_before_the_row_is_on_disk(
     assert [row.outcome for row in found] == ["completed"]
 
 
+def told_costs(body: bytes) -> list[float]:
+    return [float(each) for each in re.findall(r'"cost":([0-9.e-]+)', body.decode())]
+
+
+def test_every_vendors_clients_are_told_the_cost_once_it_is_known(tmp_path: Path) -> None:
+    with billed(book(tmp_path)) as served, serving() as free:
+        for number, (path, body, _) in enumerate(ROUTES):
+            answer = served.request("POST", path, body)
+            cost = rows(tmp_path / "ledger.db")[number].cost
+            assert answer.status == 200
+            assert told_costs(answer.body) == [cost / PICODOLLARS] != [0.0], path
+            assert b'"cost"' not in free.request("POST", path, body).body
+
+
+def test_so_are_those_who_ask_for_vectors_and_rankings(tmp_path: Path) -> None:
+    model = replace(MODEL, capabilities=("embedding", "rerank"), dimensions=2)
+    ledger = Ledger(tmp_path / "ledger.db", retention_days=30)
+    questions: dict[str, dict[str, object]] = {
+        "/v1/embeddings": {"model": "tiny", "input": "Hi"},
+        "/api/embed": {"model": "tiny", "input": "Hi"},
+        "/v1beta/models/tiny:embedContent": {"content": {"parts": [{"text": "Hi"}]}},
+        "/v2/rerank": {"model": "tiny", "query": "which", "documents": ["Hi"]},
+    }
+    with serving(model=model, billing=Billing(tariff=priced(), ledger=ledger)) as served:
+        for path, body in questions.items():
+            answer = served.request("POST", path, body)
+            assert [told * PICODOLLARS for told in told_costs(answer.body)] == [REQUEST + 2 * PROMPT], path
+    ledger.close()
+    assert {row.cost for row in rows(tmp_path / "ledger.db")} == {REQUEST + 2 * PROMPT}
+
+
 @pytest.mark.parametrize("policy", ["used", "free"])
 @pytest.mark.parametrize("phase", ["prepare", "queue", "prefill", "decode"])
 def test_p5_a_request_whose_client_goes_is_charged_by_the_policy(tmp_path: Path, phase: str, policy: str) -> None:
@@ -164,6 +197,36 @@ def test_vectors_are_charged_by_their_prompts(tmp_path: Path) -> None:
     row = only(tmp_path)
     assert answer.json["usage"]["cost"] == row.cost / PICODOLLARS
     assert (row.outcome, row.prompt_tokens, row.cost) == ("completed", 11, REQUEST + 11 * PROMPT)
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_days_limits_go_on_after_a_restart(tmp_path: Path, crashes: bool) -> None:
+    """Eight requests a day: two answered, one running at the end, one refused by the engine, one that only counts."""
+    limits = config.Limits(requests_per_day=8, tokens_per_day=10_000)
+    no = InvalidRequest("No.", param="messages")
+    engine = ScriptedEngine(
+        lambda request: Script(tokens=WORDS, refuse=no if request.max_tokens == 1 else None, step_s=0.01)
+    )
+    ledger = Ledger(tmp_path / "ledger.db", retention_days=30)
+    with serving(lambda: engine, billing=Billing(tariff=priced(), ledger=ledger), limits=limits) as served:
+        assert [served.chat(max_tokens=tokens).status for tokens in (2, 3, 1)] == [200, 200, 400]
+        assert served.request("POST", "/tokenize", {"content": "Hi"}).status == 200
+        with served.connect() as peer:
+            peer.sendall(served.compose("POST", "/v1/chat/completions", {**CHAT, "max_tokens": 40, "stream": True}))
+            wait_for(lambda: served.engine.running == 1)
+            if not crashes:
+                read_all(peer)
+            told = served.request("GET", "/v1/models").headers
+            past = Past(ledger.recent())
+    ledger.close()
+    with serving(limits=limits, past=past) as served:
+        after = served.request("GET", "/v1/models").headers
+    assert told["x-ratelimit-remaining-requests"] == after["x-ratelimit-remaining-requests"] == "3"
+    # What runs has reserved its prompt and all that it may answer, and nobody will know what it used.
+    left = 10_000 - 9 - 10 - 47
+    assert (
+        left - 1 <= int(after["x-ratelimit-remaining-tokens"]) <= int(told["x-ratelimit-remaining-tokens"]) <= left + 1
+    )
 
 
 def test_p5_what_is_refused_is_in_no_ledger(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ import pytest
 from msgspec.structs import replace
 
 from ocserve.accounts import ledger as module
-from ocserve.accounts.ledger import MIGRATIONS, Ledger, LedgerError, Row, connect, now_us
-from tests.accounts.books import mismatches, opened, rows, rows_of, settled
+from ocserve.accounts.ledger import Ledger, Row
+from ocserve.accounts.ledger_schema import DAY_US, MIGRATIONS, LedgerError, connect, now_us
+from tests.accounts.books import mismatches, opened, rows, rows_of, settled, unsound
 from tests.accounts.disks import Folder, Op, disk
 
 IN_FLIGHT = 8
@@ -39,9 +40,9 @@ def ledger(file: Path, *, vfs: str | None = None, days: int = 30) -> Iterator[Le
 
 def serve(books: Ledger, number: int) -> Future[bool]:
     """Admit and settle a request."""
-    row = opened(number)
+    row = replace(opened(number), held=number % 7)
     books.open(row)
-    return books.settle(settled(row))
+    return books.settle(replace(settled(row), held=0))
 
 
 def test_a_row_is_on_disk_when_its_future_says_so_and_is_for_this_user_only(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_rows_go_when_they_are_old(tmp_path: Path) -> None:
     file = tmp_path / "ledger.db"
     with ledger(file) as books:
         for number in range(6):
-            age_us = number * module._DAY_US
+            age_us = number * DAY_US
             assert books.settle(replace(settled(opened(number)), admitted_us=now_us() - age_us - 1)).result()
     with ledger(file, days=3):
         assert [row.id for row in rows(file)] == ["id-0", "id-1", "id-2"]
@@ -167,6 +168,9 @@ def test_p1_nothing_acknowledged_is_lost_or_doubled_when_the_process_is_killed(t
                 found = rows(file)
             assert mismatches(found, told) == []
             assert not [row for row in found if row.outcome == "open"]
+    connection = connect(file)
+    assert unsound(connection) == []
+    connection.close()
     completed = sum(row.outcome == "completed" for row in found)
     assert completed - len(told) <= kills * (IN_FLIGHT + 1)
     print(f"P1: {kills} kills, {len(told)} rows acknowledged, 0 lost, 0 doubled, {completed} completed")
@@ -232,6 +236,7 @@ def _found(folder: Path, files: dict[str, bytes]) -> list[Row]:
         (folder / name).write_bytes(content)
     connection = connect(folder / "ledger.db")
     try:
+        assert unsound(connection) == []
         return rows_of(connection)
     finally:
         connection.close()

@@ -32,6 +32,18 @@ cache_write = "0.000000012"
 image = "0.001"
 request = "0.000002"
 """
+TIERED = """
+[[price]]
+model = "tiny"
+prompt = "0.00000002"
+completion = "0.00000006"
+
+[[price.tier]]
+above = 1000
+completion = "0.00000004"
+
+[[price.tier]]
+"""
 
 
 def test_a_price_holds_from_its_day_on() -> None:
@@ -86,6 +98,10 @@ def test_dollars_and_picodollars_are_the_same_number(amount: int, zeros: int) ->
         ('[[price]]\nmodel = "m"\nprompt = "0"\ncompletion = "0"\nfrom = "soon"', "date"),
         ('[[price]]\nmodel = "m"\nprompt = "0"\ncompletion = "0"\n' * 2, "two prices"),
         ("[[price]", "Expected"),
+        (TIERED + 'above = 1000\nprompt = "0"', "ever more tokens"),
+        (TIERED + 'above = 5000\nprompt = "2"', "more than a dollar"),
+        (TIERED + "above = 0", "`int` >= 1"),
+        (TIERED + 'prompt = "0"', "above"),
     ],
 )
 def test_a_price_list_that_is_wrong_is_refused_whole(tmp_path: Path, text: str, reason: str) -> None:
@@ -95,6 +111,44 @@ def test_a_price_list_that_is_wrong_is_refused_whole(tmp_path: Path, text: str, 
         pricing.load(file)
     assert reason in refused.value.message
     assert str(file) in refused.value.message
+
+
+def test_a_tier_changes_what_it_names_and_a_keys_own_prices_hold_in_every_tier() -> None:
+    text = TIERED + 'above = 5000\nprompt = "0.00000001"\nrequest = "0.000001"\n'
+    listed = priced(text=text).prices("tiny", datetime.date(2026, 11, 30))
+    assert listed is not None
+    shown = [(above, step.prompt, step.completion, step.request) for above, step in listed.steps]
+    assert shown == [
+        (0, "0.00000002", "0.00000006", None),
+        (1000, "0.00000002", "0.00000004", None),
+        (5000, "0.00000001", "0.00000004", "0.000001"),
+    ]
+    assert [listed.step(tokens)[0] for tokens in (0, 999, 1000, 4999, 5000, 10**12)] == [0, 0, 1000, 1000, 5000, 5000]
+    own = pricing.with_own(listed, {"completion": "0.5"})
+    assert own is not None
+    assert {step.completion for _, step in own.steps} == {"0.5"}
+    assert [step.prompt for _, step in own.steps] == [prompt for _, prompt, _, _ in shown]
+    with pytest.raises(ValueError, match="no price of tiers"):
+        pricing.check_own({"tiers": "1"})
+
+
+@given(
+    st.builds(Rates, **dict.fromkeys(Rates.__struct_fields__, st.integers(0, PICODOLLARS))),
+    st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 9),
+)  # fmt: skip
+def test_no_request_costs_more_than_was_said_to_be_the_most(
+    charged: Rates, prompt: int, cached: int, completion: int, images: int
+) -> None:
+    used = Usage(prompt_tokens=prompt, cached_tokens=min(cached, prompt), completion_tokens=completion)
+    assert charged.cost(used, images) <= charged.most(prompt, completion, images)
+
+
+@pytest.mark.parametrize(("text", "sum_of_money"), [("25.00", 25 * 10**12), ("-0.000000000001", -1), ("7", 7 * 10**12)])
+def test_sums_of_money_are_exact(text: str, sum_of_money: int) -> None:
+    assert pricing.amount(text) == sum_of_money
+    for wrong in ("", "1e3", "1,5", "12345678", "0.0000000000001", "\u0661", "--1", " 1"):
+        with pytest.raises(ValueError, match="expected US dollars"):
+            pricing.amount(wrong)
 
 
 def test_a_price_list_that_is_not_there_is_said() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ocserve.accounts import balances
 from ocserve.accounts.ledger import Ledger
 from ocserve.accounts.pricing import PICODOLLARS
 from tests.accounts.books import rows
@@ -94,5 +95,7 @@ def test_p1_p4_what_clients_were_told_is_in_the_ledger_when_the_server_is_killed
         row.cost for row in untold
     )
     assert not any(row.cost for row in found if row.outcome == "lost")
+    [account] = balances.standings(file).values()
+    assert (account.charged, account.held) == (sum(row.cost for row in found), 0)
     print(f"P1, P4: {kills} kills of the server, {len(told)} answers acknowledged, 0 lost, 0 doubled")
     assert len(told) > kills

@@ -17,6 +17,7 @@ from ocserve.cli import main
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCSERVE_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("OCSERVE_AUTH_KEYS_FILE", str(tmp_path / "keys.json"))
+    monkeypatch.setenv("OCSERVE_LEDGER_DIRECTORY", str(tmp_path / "data"))
     (tmp_path / "config.toml").write_text("")
 
 
@@ -37,7 +38,7 @@ def test_a_key_is_shown_once_and_then_only_described() -> None:
     )  # fmt: skip
     assert KEY_PATTERN.fullmatch(made["key"])
     described = as_json("show", "acme")
-    assert described == {name: value for name, value in made.items() if name != "key"}
+    assert described == {**{name: value for name, value in made.items() if name != "key"}, "balance": None}
     assert described["limits"] == {"requests_per_minute": 5, "tokens_per_day": 0}
     assert (described["models"], described["price"]) == (["tiny"], {"prompt": "0.1"})
     later = [keys("list"), keys("show", "acme"), keys("list", "--json"), keys("limits", "acme", "--rpm", "7")]
@@ -62,6 +63,21 @@ def test_the_life_of_a_key() -> None:
     assert [key["state"] for key in as_json("list")["keys"]] == ["revoked"]
 
 
+def test_a_prepaid_key_is_credited_and_shown_with_its_balance() -> None:
+    made = as_json("create", "--name", "acme", "--prepaid", "--spend-cap", "25.00")
+    assert (made["prepaid"], made["spend_cap"]) == (True, "25.00")
+    first = as_json("credit", "acme", "10.00", "--note", "invoice 7", "--idempotency-key", "a")
+    assert as_json("credit", "acme", "10.00", "--note", "invoice 7", "--idempotency-key", "a") == first
+    assert keys("credit", "acme", "-2.5", "--correct").output == "acme: -2.50 US dollars, the balance is 7.50\n"
+    assert "at most 7.50 can be taken back" in keys("credit", "acme", "-8", "--correct", code=1).stderr
+    assert "correction" in keys("credit", "acme", "-1", code=1).stderr
+    assert "used for another credit" in keys("credit", "acme", "1", "--idempotency-key", "a", code=1).stderr
+    assert as_json("show", "acme")["balance"]["balance"] == "7.50"
+    assert "balance=7.50" in keys("show", "acme").output
+    assert "30 US dollars per month, prepaid" in keys("limits", "acme", "--spend-cap", "30").output
+    assert as_json("limits", "acme", "--spend-cap", "none")["spend_cap"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -72,6 +88,10 @@ def test_the_life_of_a_key() -> None:
         (("limits", "nobody", "--rpm", "1"), "no key called nobody"),
         (("limits", "nobody"), "at least one limit"),
         (("show", "nobody"), "no key called nobody"),
+        (("create", "--name", "x", "--spend-cap", "much"), "US dollars such as 25.00"),
+        (("create", "--name", "x", "--spend-cap", "-1"), "no less than nothing"),
+        (("credit", "nobody", "1"), "no key called nobody"),
+        (("credit", "nobody", "1e9"), "US dollars such as 25.00"),
     ],
 )
 def test_mistakes_are_refused_with_a_hint(arguments: tuple[str, ...], complaint: str) -> None:

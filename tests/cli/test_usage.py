@@ -15,6 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
+from ocserve.accounts import balances
+from ocserve.accounts.balances import Credit
 from ocserve.accounts.ledger import Ledger, Row
 from ocserve.accounts.pricing import Rates, dollars
 from ocserve.cli import main
@@ -129,6 +131,31 @@ def test_an_invoice_adds_up_to_what_was_charged(rows: list[Row]) -> None:
     assert sum(Decimal(each[-1]) for each in items) * 10**12 == charged
     assert f"**{dollars(charged)}**" in text
     assert {"0.00000006", "0.00000007"} <= {each[3] for each in items if each[1] == "output tokens"}
+
+
+def test_credits_balances_and_tiers_are_shown(rows: list[Row], tmp_path: Path) -> None:
+    at = admitted(3)
+    file = tmp_path / "ledger.db"
+    for note, amount in (("invoice | 7", 10**13), ("again", -(10**12))):
+        made = Credit(key_id="key-1", amount=amount, note=note, correction=amount < 0, made_by="me", credited_us=at)
+        balances.add_credit(file, made)
+    running = Ledger(file, retention_days=10_000)
+    large = replace(rows[0], id="tiered", key_id="key-1", tier=1_000_000, outcome="completed", cost=0, price_request=0)
+    assert running.settle(large).result()
+    running.close()
+    charged = sum(row.cost for row in rows if row.key_id == "key-1")
+    found = json.loads(run("usage", "--month", "2026-11", "--by", "tier", "--json").stdout)
+    assert [each["tier"] for each in found["usage"]] == ["0", "1000000"]
+    assert [each["amount"] for each in found["credits"]] == [10**13, -(10**12)]
+    assert {each["key"]: each["balance"] for each in found["balances"]}["key-1"] == 9 * 10**12 - charged
+    assert json.loads(run("usage", "--month", "2026-10", "--json").stdout)["credits"] == []
+    assert dollars(9 * 10**12 - charged) in run("usage").stdout.splitlines()[-1]
+    text = run("usage", "--invoice", "--month", "2026-11").stdout
+    assert "Period: 2026-11-01 to 2026-11-30" in text
+    assert "| 2026-11-03 | key-1 | invoice \\| 7 | 10.00 |" in text
+    assert "**9.00**" in text
+    assert f": {dollars(9 * 10**12 - charged)}" in text
+    assert run("usage", "--month", "2026-11", "--since", "2026-11-01").exit_code == 2
 
 
 def test_an_invoice_of_rows_that_do_not_add_up_is_refused(rows: list[Row], tmp_path: Path) -> None:

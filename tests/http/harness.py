@@ -18,6 +18,7 @@ from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.keystore import KeyStore
+from ocserve.accounts.past import NO_PAST, Past
 from ocserve.http.application import build
 from ocserve.http.server import Stop, serve
 from ocserve.modelcard import ModelCard, SamplingDefaults, ServedModel
@@ -208,6 +209,7 @@ def serving(
     limits: config.Limits | None = None,
     model: ServedModel = MODEL,
     billing: Billing | None = None,
+    past: Past = NO_PAST,
     **settings: Any,
 ) -> Iterator[Served]:
     """A server on a free port, in a thread with its own loop."""
@@ -220,7 +222,7 @@ def serving(
         loop = asyncio.get_running_loop()
         engine = make_engine()
         branch = limits or config.Limits()
-        service = alone(engine, model, branch, billing)
+        service = alone(engine, model, branch, billing, past)
         stop = Stop()
 
         def on_ready(url: str) -> None:

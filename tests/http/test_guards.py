@@ -30,6 +30,7 @@ BODIES = {
     **{each.path: each.example for each in OPERATIONS if each.tag == "Google" and each.method == "POST"},
     "/v1/responses": {"model": "tiny", "input": "Hi"},
     "/v1/responses/{id}/cancel": {},
+    "/admin/keys/{name}/credit": {"amount": "1"},
     "/api/chat": CHAT,
     "/api/generate": COMPLETION,
     "/api/embed": {"model": "tiny", "input": "Hi"},
@@ -61,7 +62,7 @@ def walk(served: Served) -> list[tuple[Route, str]]:
         if route.method == SOCKET:  # tests/http/test_websocket.py
             continue
         path = route.path.replace("{id:path}", "tiny").replace("{model:path}", "tiny")
-        path = path.replace("{id}", "resp_never")
+        path = path.replace("{id}", "resp_never").replace("{name}", "nobody")
         bare = path.removeprefix("/v1") if path.startswith("/v1/") else path
         for spelling in {path, f"{path}/", bare, f"/{path}", path.replace("/", "//") + "//", f"///{bare}"}:
             found.append((route, spelling))
@@ -80,7 +81,7 @@ def test_the_public_routes_are_the_reviewed_ones(locked: Served) -> None:
 
 def test_every_route_answers_an_honest_caller(locked: Served) -> None:
     for route, path in walk(locked):
-        assert ask(locked, route, path).status == (404 if "{id}" in route.path else 200), path
+        assert ask(locked, route, path).status == (404 if "{id}" in route.path or "{name}" in route.path else 200), path
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_what_is_on_no_list_counts_as_other() -> None:
 
 
 def test_the_lists_are_those_of_the_code() -> None:
-    limits = {*config.Allowance.__struct_fields__, "capacity"}
+    limits = {*config.Allowance.__struct_fields__, "capacity", "balance", "spend_cap"}
     assert limits == metrics._LIMITS
 
 

@@ -31,7 +31,7 @@ _NAME = b"idempotency-key"
 _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 _MOST_KEPT = 4096
 _REPLAYED: Header = (b"idempotent-replayed", b"true")
-_OF_THE_MOMENT = b"x-ratelimit-"  # not a part of the answer
+_OF_THE_MOMENT = (b"x-ratelimit-", b"x-balance-")  # not a part of the answer
 
 Name: TypeAlias = tuple[str, bytes]
 
