@@ -97,6 +97,10 @@ class Billing:
         self._tariff = tariff or Tariff()
         self._today = today
 
+    def reset(self, settings: config.Billing, tariff: Tariff) -> None:
+        """Other prices and another policy, for requests that are admitted from now on."""
+        self._settings, self._tariff = settings, tariff
+
     @property
     def state(self) -> str:
         """`off`, `ok`, or `failing`: then nothing is taken on."""
