@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from ocserve.cli.running import Running, options, show
@@ -19,6 +21,8 @@ def command(model: str, pull: bool, url: str | None, key_from: str | None, as_js
 
     MODEL is a name or reference, or the path of a GGUF file on the server's machine. Others that nobody uses make room.
     """
+    if os.path.isfile(model):
+        model = os.path.abspath(model)  # the server may have been started elsewhere
     within_s = _LONGEST_PULL_S if pull else _LONGEST_LOAD_S
     body: dict[str, object] = {"model": model, "pull": pull}
     answer = Running(url, key_from).ask("POST", "/admin/models/load", body, within_s=within_s)

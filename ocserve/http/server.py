@@ -109,7 +109,7 @@ async def serve(
     settings = edge.now
     sockets = sockets or bind(settings.host, settings.port)
     server = _Server(EdgeConfig(app, settings))
-    with _signals(stop), _hangups(reload):
+    with _signals(stop), _hangups(reload, stop):
         serving = asyncio.create_task(server.serve(sockets=sockets))
         try:
             await _first(serving, server.accepting.wait())
@@ -157,8 +157,11 @@ def _signals(stop: Stop) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hangups(reload: Callable[[], Awaitable[None]] | None) -> Iterator[None]:
-    """Have SIGHUP reload, one after another, where there is such a signal and it arrives here."""
+def _hangups(reload: Callable[[], Awaitable[None]] | None, stop: Stop) -> Iterator[None]:
+    """Have SIGHUP reload, one after another, where there is such a signal and it arrives here.
+
+    As with the others it may not cut off what closes after this.
+    """
     number = getattr(signal, "SIGHUP", None)
     if reload is None or number is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -177,7 +180,7 @@ def _hangups(reload: Callable[[], Awaitable[None]] | None) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.signal(number, signal.SIG_IGN if stop.wanted.is_set() else before)
         obeying.cancel()
 
 

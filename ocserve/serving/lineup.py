@@ -88,7 +88,7 @@ class Lineup:
         self.fleet = Fleet({}, memory, _rules(tree), wait_s=tree.model.room_wait_s, on_event=logs.event)
         try:
             for model in by_name(named).values():
-                member = self._planned(model, stays=True)
+                member = self._planned(model, tree, stays=True)
                 for note in member.fit.notes:
                     logs.event("notice", level="warning", detail=f"{model.name}: {note.text}")
                 self._use(model)
@@ -117,15 +117,23 @@ class Lineup:
 
     async def look(self) -> None:
         """Notice what has come into the store and what has gone."""
-        if self._store.stamp() == self._seen:
-            return
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look(), name="look-at-store")
-        await asyncio.shield(self._looking)
+        for _ in range(2):  # a look that has begun already may have missed the last change
+            if self._store.stamp() == self._seen:
+                return
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look(), name="look-at-store")
+            await asyncio.shield(self._looking)
 
     async def _look(self) -> None:
-        seen = self._store.stamp()
-        found = await asyncio.to_thread(self._survey)
+        seen, tree = self._store.stamp(), self._tree
+        try:
+            found = await asyncio.to_thread(self._survey)
+        except Exception as error:  # noqa: BLE001 - what lies in a store must not fail requests for what is served
+            logs.failure("store_unreadable", error)
+            self._seen = seen
+            return
+        if tree is not self._tree:
+            return  # it was planned by settings that hold no more
         waits = self._apply(found)
         self._publish()
         self._seen = None if waits else seen
@@ -140,6 +148,7 @@ class Lineup:
         """What is in the store, by its folder: as it is served, or why it cannot be."""
         found: dict[str, Member | CatalogError | config.ConfigError] = {}
         known = {member.model.directory: member for member in list(self._members.values()) if not member.stays}
+        tree = self._tree
         staying = {member.model.directory for member in list(self._members.values()) if member.stays}
         for model in self._store.installed():
             if model.directory in staying:
@@ -150,8 +159,8 @@ class Lineup:
                 continue
             try:
                 if model.header.pooling == "none":
-                    refuse_context(self._tree.engine, model, model.header.context_length)
-                found[model.directory] = self._planned(model, stays=False)
+                    refuse_context(tree.engine, model, model.header.context_length)
+                found[model.directory] = self._planned(model, tree, stays=False)
             except (CatalogError, config.ConfigError) as error:
                 found[model.directory] = error
                 self._say_once(model.name, error.message)
@@ -181,7 +190,7 @@ class Lineup:
         """
         if self._holds(model):
             return
-        member = await asyncio.to_thread(self._planned, model, stays=model.source == "file")
+        member = await asyncio.to_thread(self._planned, model, self._tree, stays=model.source == "file")
         if not self._holds(model) and not self._offer(member):
             raise config.ConfigError(f"Another model called {model.name} is being unloaded.")
         self._publish()
@@ -194,7 +203,7 @@ class Lineup:
         named = [member.model for member in self._members.values() if member.stays]
         wanted = by_name(named if also is None else [self._members[self._default].model, *also])
         missing = [model for model in wanted.values() if not self._holds(model)]
-        fresh = [await asyncio.to_thread(self._planned, model, stays=True) for model in missing]
+        fresh = [await asyncio.to_thread(self._planned, model, tree, stays=True) for model in missing]
         return partial(self._obey, tree, wanted, fresh)
 
     def _holds(self, model: Installed) -> bool:
@@ -211,7 +220,7 @@ class Lineup:
             stays = name in wanted or member.model.source == "file"
             if not stays and name in self._uses:
                 self._uses.pop(name).close()
-            describe = self._describe(member.model, member.fit, member.projector)
+            describe = self._describe(member.model, tree, member.fit, member.projector)
             spec = msgspec.structs.replace(member.spec, images=tree.images)
             self._members[name] = replace(member, stays=stays, describe=describe, spec=spec)
             self._engines[name].obey(tree.images)
@@ -235,9 +244,9 @@ class Lineup:
                 use.enter_context(self._store.used(model))
                 self._uses[model.name] = use.pop_all()
 
-    def _planned(self, model: Installed, *, stays: bool) -> Member:
+    def _planned(self, model: Installed, tree: config.Config, *, stays: bool) -> Member:
         """How the model would be loaded alone. Raises `CatalogError` and `ConfigError`."""
-        tree, is_default = self._tree, model.name == self._default
+        is_default = model.name == self._default
         eyes = projector(model, tree.model.projector if is_default else None)
         fit = fit_alone(tree, model, self._place.gpus, self._place.memory, eyes)
         # A draft model has the vocabulary of one model.
@@ -248,10 +257,10 @@ class Lineup:
             projector_digest=eyes.digest if eyes is not None else "",
             images=tree.images,
         )
-        return Member(model, fit, eyes, spec, self._describe(model, fit, eyes), stays)
+        return Member(model, fit, eyes, spec, self._describe(model, tree, fit, eyes), stays)
 
-    def _describe(self, model: Installed, fit: Fit, eyes: ProjectorFile | None) -> Describe:
-        return partial(served_model, self._tree, model, fit.plan, model.name == self._default, eyes is not None)
+    def _describe(self, model: Installed, tree: config.Config, fit: Fit, eyes: ProjectorFile | None) -> Describe:
+        return partial(served_model, tree, model, fit.plan, model.name == self._default, eyes is not None)
 
     def _put(self, member: Member) -> None:
         name, place = member.model.name, self._place

@@ -148,3 +148,19 @@ async def test_other_models_can_be_named_while_it_runs(store: Store, tmp_path: P
     apply()
     await made.look()
     assert list(made.described) == ["named", "two"]
+
+
+async def test_a_store_that_cannot_be_read_harms_nothing_that_is_served(
+    store: Store, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[str] = []
+    monkeypatch.setattr(module.logs, "failure", lambda name, error: failures.append(f"{name} {type(error).__name__}"))
+    install(store, "later", tiny_model)
+    made = serves(store, named(tmp_path, tiny_model))
+    await made.look()
+    monkeypatch.setattr(store, "installed", lambda: (tmp_path / "never").read_bytes())
+    install(store, "last", tiny_model)
+    for _ in range(3):
+        await made.look()
+    assert list(made.described) == ["named", "later"]
+    assert failures == ["store_unreadable FileNotFoundError"]
