@@ -77,6 +77,7 @@ def test_a_server_is_administered_while_it_runs(tmp_path: Path, tiny_model: Path
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "did you mean `limits.queue`" in server.log.read_text())
         assert page in _text(server, "/limits")
+        settings.write_text("")
         asked("maintenance", "2020-01-01T00:00Z", "2999-01-01T00:00Z", "New disks.")
         assert ask(server, "tiny") == "maintenance"
         asked("stop")

@@ -13,7 +13,7 @@ from ocserve.accounts.keys import ANONYMOUS, Caller
 from ocserve.catalog.pull import describe_file
 from ocserve.catalog.store import Store
 from ocserve.errors import ApiError, Conflict, InvalidRequest, RateLimited
-from ocserve.serving import reload
+from ocserve.serving import control, reload
 from tests.serving.models import install
 
 CALLER = Caller(ANONYMOUS, b"", anonymous=True)
@@ -64,7 +64,11 @@ async def refused(daemon: app.Daemon) -> ApiError:
     return found.value
 
 
-async def test_what_can_change_does_and_the_rest_is_refused_whole(tmp_path: Path, tiny_model: Path) -> None:
+async def test_what_can_change_does_and_the_rest_is_refused_whole(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[str] = []
+    monkeypatch.setattr(control.logs, "configure", lambda settings: levels.append(settings.level))
     site = Site(tmp_path)
     install(site.store, "other", tiny_model)
     async with running(site, tiny_model) as daemon:
@@ -78,6 +82,7 @@ async def test_what_can_change_does_and_the_rest_is_refused_whole(tmp_path: Path
         await daemon.control.reload()
         assert service.limits == config.Limits()
         assert await daemon.control.reload() == {}
+    assert levels == ["error", "info"]
 
 
 async def _limits(site: Site, daemon: app.Daemon) -> None:
