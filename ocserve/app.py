@@ -118,9 +118,8 @@ async def running(
     billing = None
     try:
         billing = open_billing(tree, has_key=has_key)
-        facts = await lineup.fleet.open(models[0].name)
+        facts, _ = await asyncio.gather(lineup.fleet.open(models[0].name), lineup.look())
         refuse_context(tree.engine, models[0], facts.trained_context)
-        await lineup.look()
         say_unserved(tree.limits, lineup.described)
         edge = Edge(sized(tree.server, reads_images=lineup.reads_images))
 

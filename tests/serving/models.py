@@ -14,7 +14,7 @@ from ocserve.catalog.store import Installed, Store
 def install(store: Store, name: str, file: Path) -> Installed:
     """Have a copy of `file` in the store, called `name`."""
     folder = store.folder(name)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (store.directory / ".locks").mkdir(exist_ok=True)
     shutil.copyfile(file, folder / "model.gguf")
     model = describe_file(str(folder / "model.gguf"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,40 @@ async def test_what_comes_into_the_store_is_served_and_what_goes_is_not(
         assert list(made.described) == told[-1] == ["named"]
         assert list(made.fleet.engines) == ["named"]
     assert len(told) == 5  # what has not changed is not told
+
+
+async def test_a_pull_that_takes_its_time_is_noticed_at_its_end(store: Store, tmp_path: Path, tiny_model: Path) -> None:
+    made = serves(store, named(tmp_path, tiny_model))
+    store.folder("slow").mkdir(parents=True)
+    (store.directory / ".locks").mkdir()
+    await made.look()
+    install(store, "slow", tiny_model)  # no folder comes or goes with it
+    await made.look()
+    assert list(made.described) == ["named", "slow"]
+
+
+async def test_a_change_during_a_look_is_noticed_by_who_comes_after_it(
+    store: Store, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = serves(store, named(tmp_path, tiny_model))
+    installed, begun, go_on = store.installed, threading.Event(), threading.Event()
+
+    def slowly() -> list[Installed]:
+        found = installed()
+        begun.set()
+        assert go_on.wait(10)
+        return found
+
+    monkeypatch.setattr(store, "installed", slowly)
+    first = asyncio.create_task(made.look())
+    await asyncio.to_thread(begun.wait)
+    install(store, "later", tiny_model)
+    second = asyncio.create_task(made.look())
+    await asyncio.sleep(0)
+    go_on.set()
+    await second
+    assert list(made.described) == ["named", "later"]
+    await first
 
 
 async def test_a_change_that_ends_as_it_began_is_one_look(store: Store, tmp_path: Path, tiny_model: Path) -> None:
