@@ -70,6 +70,9 @@ async def serve(
     the settings again; without it they stay as they are.
     """
     raise_descriptor_limit()
+    on_terminal = sys.stderr.isatty()  # where that goes away, its programs are to end
+    if not on_terminal:
+        server.ignore_hangups()
     address = settings.config.server
     sockets = server.bind(address.host, address.port)  # before the model is loaded: a taken port is known at once
     try:
@@ -79,8 +82,7 @@ async def serve(
                 daemon.edge,
                 on_ready=lambda url: on_ready(daemon, url),
                 drain=daemon.service.stop,
-                # Where a terminal goes away, its programs are to end.
-                reload=None if sys.stderr.isatty() else daemon.control.reload_at_hangup,
+                reload=None if on_terminal else daemon.control.reload_at_hangup,
                 sockets=sockets,
                 stop=daemon.stop,
             )

@@ -156,6 +156,13 @@ def _signals(stop: Stop) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if stop.wanted.is_set() else handler)
 
 
+def ignore_hangups() -> None:
+    """Until `serve` obeys it, SIGHUP ends nothing: what is being loaded has read its settings a moment ago."""
+    number = getattr(signal, "SIGHUP", None)
+    if number is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def _hangups(reload: Callable[[], Awaitable[None]] | None, stop: Stop) -> Iterator[None]:
     """Have SIGHUP reload, one after another, where there is such a signal and it arrives here.

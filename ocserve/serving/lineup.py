@@ -86,6 +86,7 @@ class Lineup:
         self._uses: dict[str, ExitStack] = {}
         memory = Memory({}, (place.memory.available_bytes, *(gpu.memory_free for gpu in place.gpus)), _available)
         self.fleet = Fleet({}, memory, _rules(tree), wait_s=tree.model.room_wait_s, on_event=logs.event)
+        self._published = {model.name for model in named}
         try:
             for model in by_name(named).values():
                 member = self._planned(model, tree, stays=True)
@@ -139,6 +140,11 @@ class Lineup:
         self._seen = None if waits else seen
 
     def _publish(self) -> None:
+        come, gone = self._members.keys() - self._published, self._published - self._members.keys()
+        if come or gone:
+            words = [*(f"{name} is served" for name in sorted(come)), *(f"{name} is not" for name in sorted(gone))]
+            logs.event("models_changed", count=len(self._members), detail=", ".join(words))
+        self._published = set(self._members)
         self._on_change(self.described)
         for name in self._going:
             self.fleet.retire(name)

@@ -30,7 +30,11 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(module.logs, "event", lambda name, **facts: lines.append(str(facts.get("detail"))))
+
+    def event(name: str, **facts: object) -> None:
+        lines.append(f"{facts['detail']}" if name == "notice" else f"{name}: {facts['detail']}")
+
+    monkeypatch.setattr(module.logs, "event", event)
     return lines
 
 
@@ -153,7 +157,13 @@ async def test_the_named_model_wins_a_name_and_the_log_says_so_once(
     await made.look()
     assert list(made.described) == ["named", "other"]
     assert made.member("named").model == mine
-    assert said == ["named: another model of this name is served"]
+    store.remove("other")
+    await made.look()
+    assert said == [
+        "named: another model of this name is served",
+        "models_changed: other is served",
+        "models_changed: other is not",
+    ]
 
 
 async def test_what_does_not_fit_is_left_out_and_the_log_says_so_once(
