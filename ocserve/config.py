@@ -335,6 +335,11 @@ def keys_file(auth: Auth) -> Path:
     return auth.keys_file or user_data_path("ocserve", appauthor=False) / "keys.json"
 
 
+def maintenance_file(auth: Auth) -> Path:
+    """Where announced maintenance is kept: beside the keys."""
+    return keys_file(auth).with_name("maintenance.json")
+
+
 def engine_environment() -> dict[str, str]:
     """The environment for the engine process: ours without the secrets."""
     secrets = {setting.variable for setting in catalogue().values() if setting.is_secret}

@@ -14,6 +14,7 @@
     ├── MethodNotAllowed          405
     ├── RequestTimeout            408  the body did not arrive in time
     ├── PayloadTooLarge           413
+    ├── Conflict                  409  not in the state that the server is in
     ├── UnsupportedMediaType      415
     ├── MisdirectedRequest        421  the Host header names another machine
     ├── IdempotencyKeyReused      422  the same key with another request
@@ -25,6 +26,7 @@
     ├── EngineCrashed             500  native code died under this request
     ├── EngineFailed              500  the engine could not go on with this sequence
     ├── EngineUnavailable         503  no engine is ready, and none came in time
+    ├── UnderMaintenance          503  announced ahead; `retry_after_s` is its end
     ├── KeysUnavailable           503  the file of keys cannot be read, so nobody is let in
     └── LedgerUnavailable         503  what is used cannot be recorded, so nothing is taken on
 
@@ -202,6 +204,14 @@ class RequestTimeout(ApiError):
     code = "request_timeout"
 
 
+class Conflict(ApiError):
+    """What an administrator asks for cannot be done in the state that the server is in; `code` says which."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
 class PayloadTooLarge(ApiError):
     """The body exceeds `server.max_body_bytes`, or with its images what an engine can be told."""
 
@@ -297,6 +307,14 @@ class EngineUnavailable(ApiError):
     status = 503
     type = "service_unavailable_error"
     code = "engine_unavailable"
+
+
+class UnderMaintenance(ApiError):
+    """The maintenance that was announced is under way; nothing is taken on before its end."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "maintenance"
 
 
 class LedgerUnavailable(ApiError):

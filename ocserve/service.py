@@ -25,13 +25,15 @@ from ocserve.accounts.crowd import Room
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
 from ocserve.accounts.offer import Offer
+from ocserve.doors import Doors, shutting_down
 from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.flights import numbered, unfinished
-from ocserve.engine.handle import Engine
+from ocserve.engine.handle import Engine, LoadError
+from ocserve.engine.residency import Phase
 from ocserve.engine.sizes import check_chances, image_count, least_tokens, most_tokens, queued_bytes
 from ocserve.engine.wire import Prepared
-from ocserve.errors import ApiError, EngineUnavailable, InternalError, Overloaded
+from ocserve.errors import ApiError, Conflict, EngineUnavailable, InternalError, ModelNotFound, Overloaded
 from ocserve.generation import (
     Answer,
     ChatPrompt,
@@ -98,8 +100,12 @@ class Generation:
             pass
 
 
+async def _as_it_was() -> None:
+    """For a server whose models never change."""
+
+
 class Service:
-    """The models served and the way to have them generate. The first of `models` is the default."""
+    """The models served and the way to have them generate. The first of `models` is the default, and stays."""
 
     def __init__(
         self,
@@ -109,19 +115,45 @@ class Service:
         limits: config.Limits,
         fetch: Fetch | None = None,
         billing: Billing | None = None,
+        doors: Doors | None = None,
+        look: Callable[[], Awaitable[None]] = _as_it_was,
     ) -> None:
-        """`fetch` gets the images of a prompt that it names by their addresses only, for a key's id."""
+        """`fetch` gets the images of a prompt that it names by their addresses only, for a key's id.
+
+        `look` notices which models have come or gone, and has them offered.
+        """
         self.billing = billing or Billing()
         self.limiter = limiter
         self.fleet = fleet
         self._fetch = fetch
         self.limits = limits
-        self._desks = {name: Desk(fleet.engines[name], describe, limits.queue) for name, describe in models.items()}
+        self.doors = doors or Doors()
+        self.started = time.time()
+        self.look = look
+        self._desks: dict[str, Desk] = {}
+        self.offer(models)
         self._default = next(iter(models))
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = False
+
+    def offer(self, models: Mapping[str, Describe]) -> None:
+        """Serve these models from now on; the fleet has them. What is asked of others already goes on."""
+        desks = {}
+        for name, describe in models.items():
+            engine, desk = self.fleet.engines[name], self._desks.get(name)
+            if desk is None or desk.engine is not engine:
+                desk = Desk(engine, describe, self.limits.queue)
+            desk.describe(describe)
+            desks[name] = desk
+        self._desks = desks
+
+    def limit(self, limits: config.Limits) -> None:
+        """Go by other limits from now on."""
+        self.limits = limits
+        self.limiter.reset(limits)
+        for desk in self._desks.values():
+            desk.queue_limit = limits.queue
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
@@ -134,7 +166,7 @@ class Service:
 
         False until that model has been loaded once; its unloading for want of requests does not change it.
         """
-        return not self._draining and self.billing.ready and self.fleet.can_serve(self._default)
+        return self.doors.open and self.billing.ready and self.fleet.can_serve(self._default)
 
     @property
     def engine(self) -> Engine:
@@ -145,6 +177,29 @@ class Service:
     def active(self) -> int:
         """Requests that have been admitted and have not been settled."""
         return self._active
+
+    @property
+    def default(self) -> str:
+        """The id of the default model."""
+        return self._default
+
+    def state(self, name: str) -> str:
+        """Where a model is: `cold`, `loading`, `ready` or `unloading`."""
+        return self.fleet.phase(name).value if name in self.fleet.engines else Phase.COLD.value
+
+    async def load(self, name: str) -> None:
+        """Load a model now, for an administrator: a failure says why. Raises `ApiError`."""
+        if name not in self._desks:
+            raise ModelNotFound("The model has just been removed.", param="model")
+        try:
+            await self.fleet.open(name)
+        except LoadError as error:
+            raise EngineUnavailable(f"The model could not be loaded: {error}", code="model_load_failed") from None
+
+    async def unload(self, name: str, wait_s: float) -> None:
+        """Unload a model; raises `Conflict` where somebody still uses it after `wait_s` seconds."""
+        if not await self.fleet.unload(name, wait_s):
+            raise Conflict("Requests use the model at present.", param="model", code="model_busy")
 
     def owed(self, name: str) -> int:
         """Answers of one model that are being generated or waited for."""
@@ -265,18 +320,18 @@ class Service:
 
     def _desk(self, name: str, trace: Trace) -> Desk:
         """The desk of a model that is asked for something."""
-        if self._draining:
-            raise _shutting_down()
+        self.doors.check()
+        if (desk := self._desks.get(name)) is None:
+            raise ModelNotFound("The model named in the request has just been removed.", param="model")
         trace.model = name
-        return self._desks[name]
+        return desk
 
     async def _bill(self, trace: Trace, caller: Caller) -> Bill:
         assert trace.model is not None
         bill = await self.billing.admit(
             trace.request_id, caller.key_id, trace.model, trace.route, caller.price, caller.account
         )
-        if self._draining:  # by now
-            raise _shutting_down()
+        self.doors.check()  # they may have been closed meanwhile
         return bill
 
     def _admit(self, caller: Caller, desk: Desk, attempt: int | None) -> Lease:
@@ -286,16 +341,28 @@ class Service:
         """Slots of each model that no key alone may fill."""
         return int(caller.among_others) if self.limits.spare_slots is None else self.limits.spare_slots
 
+    async def stop(self, deadline_s: float) -> None:
+        """Take nothing more, for good, and let what was accepted finish as `drain` does."""
+        self.doors.stop()
+        await self.drain(deadline_s)
+        self.fleet.refuse_waiting(shutting_down())  # of administrators, who are no requests
+
     async def drain(self, deadline_s: float) -> None:
-        """Take nothing more; let what was accepted finish. At the deadline the rest ends with an error event."""
-        self._draining = True
+        """Take nothing more; let what was accepted finish. At the deadline the rest ends with an error event.
+
+        If the doors are opened again before, nothing is ended.
+        """
+        self.doors.drain()
         try:
             await asyncio.wait_for(self._idle.wait(), deadline_s)
         except TimeoutError:
-            self.fleet.refuse_waiting(_shutting_down())
+            if not self.doors.draining:
+                return
+            self.fleet.refuse_waiting(shutting_down())
             for desk in self._desks.values():
-                desk.shares.refuse_waiting(_shutting_down())
-                desk.engine.fail_all(_shutting_down())
+                desk.shares.refuse_waiting(shutting_down())
+            for engine in self.fleet.engines.values():  # those that are to go have requests too
+                engine.fail_all(shutting_down())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), 1.0)
 
@@ -343,7 +410,3 @@ async def _prepared(engine: Engine, requests: Sequence[GenerateRequest], index: 
 def _cancel(engine: Engine, requests: Sequence[GenerateRequest]) -> None:
     for request in requests:
         engine.cancel(request.request_id)
-
-
-def _shutting_down() -> EngineUnavailable:
-    return EngineUnavailable("The server is shutting down.", code="shutting_down", retry_after_s=5.0)

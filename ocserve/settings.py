@@ -253,6 +253,9 @@ class Model(_Branch, frozen=True):
         ),
     ] = None
     also: Annotated[tuple[Text, ...], Meta(description="further models, each loaded at its first request")] = ()
+    serve_installed: Annotated[
+        bool, Meta(description="whether models in the store are served too, each loaded at its first request")
+    ] = True
     idle_unload_s: Annotated[
         Seconds | None, Meta(description="unload a model that nobody has used for so long; unset: never")
     ] = None

@@ -31,6 +31,8 @@ settings.load_profile("patient")
 # What test servers record goes nowhere that lasts; processes that a test starts inherit it.
 _LEDGERS = tempfile.TemporaryDirectory(prefix="ocserve-ledgers-")
 os.environ["OCSERVE_LEDGER_DIRECTORY"] = _LEDGERS.name
+# Servers of tests serve what is named: what else lies in the store that they share is not their business.
+os.environ["OCSERVE_MODEL_SERVE_INSTALLED"] = "false"
 
 
 def pytest_unconfigure() -> None:

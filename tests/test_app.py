@@ -13,9 +13,11 @@ from ocserve.catalog import planning
 from ocserve.catalog.errors import DoesNotFit
 from ocserve.catalog.need import need
 from ocserve.catalog.pull import describe_file
-from ocserve.catalog.store import Installed
+from ocserve.catalog.store import Installed, Store
 from ocserve.engine import wire
 from ocserve.machine import Device, HostMemory
+from ocserve.serving import planned
+from ocserve.serving.lineup import Lineup, Place
 from tests.catalog import shapes
 
 GB = 1_000_000_000
@@ -40,15 +42,17 @@ def on_machine(monkeypatch: pytest.MonkeyPatch, host: float) -> None:
     monkeypatch.setattr(planning, "host_memory", lambda: memory)
 
 
-def test_an_engine_is_told_the_plan_that_fits_and_the_log_what_was_lowered(
-    model: Installed, said: list[str], monkeypatch: pytest.MonkeyPatch
+async def test_an_engine_is_told_the_plan_that_fits_and_the_log_what_was_lowered(
+    model: Installed, said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tree = config.Config(cache=config.Cache(host_bytes=0))
     on_machine(monkeypatch, 10.5)
-    found = app.plans(tree, {"llama": model}, ())["llama"]
+    found = planned.fit_alone(tree, model, ())
     spec = app.engine_spec(tree.engine, tree.cache, model, found.plan)
     assert (spec.context, spec.gpu_layers, spec.kv_type) == (8192, -1, "f16")
     assert 8192 <= spec.pool_tokens == found.plan.pool_tokens < 16_384
+    place = Place((), planning.host_memory(), {})
+    assert Lineup(tree, [model], Store(config.Store(directory=tmp_path)), place).member("llama").spec == spec
     (line,) = said
     assert line.startswith("llama: the pool of all sequences is lowered from 16,384 tokens to ")
 
@@ -58,7 +62,7 @@ def test_layers_go_to_the_gpus_that_llama_cpp_can_use(
 ) -> None:
     on_machine(monkeypatch, 64)
     tree, card = config.Config(), Device("GPU0", "", "gpu", 24 * GB, 24 * GB)
-    found = app.plans(tree, {"llama": model}, (card,))["llama"]
+    found = planned.fit_alone(tree, model, (card,))
     assert app.engine_spec(tree.engine, tree.cache, model, found.plan).gpu_layers == 33
     assert said == []
 
@@ -66,7 +70,7 @@ def test_layers_go_to_the_gpus_that_llama_cpp_can_use(
 def test_a_model_that_cannot_fit_is_refused(model: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
     on_machine(monkeypatch, 4)
     with pytest.raises(DoesNotFit, match=r"weights 8\.53 GB"):
-        app.plans(config.Config(), {"llama": model}, ())
+        planned.fit_alone(config.Config(), model, ())
 
 
 def test_without_a_plan_an_engine_is_told_what_settings_and_card_ask_for(model: Installed) -> None:

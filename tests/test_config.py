@@ -67,6 +67,7 @@ def test_every_setting_can_be_set_from_the_environment(toml: Path) -> None:
         "engine.kv_type": "q8_0",
         "engine.flash_attention": "off",
         "images.fetch": "public",
+        "model.serve_installed": "false",
         "engine.prefill_order": "joint",
         "engine.prefix_cache": "false",
         "engine.fast_forward": "false",

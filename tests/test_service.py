@@ -201,7 +201,7 @@ async def test_draining_refuses_new_ones_and_lets_accepted_ones_finish() -> None
     made = service(ScriptedEngine(Script(tokens=("x",) * 20, step_s=0.005)))
     accepted = asyncio.create_task(run(made))
     await asyncio.sleep(0.02)
-    draining = asyncio.create_task(made.drain(5))
+    draining = asyncio.create_task(made.stop(5))
     await asyncio.sleep(0)
     assert not made.ready
     with pytest.raises(EngineUnavailable):

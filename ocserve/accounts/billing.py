@@ -146,6 +146,18 @@ class Billing:
         self._tariff = tariff or Tariff()
         self._today = today
 
+    def check_tariff(self, tariff: Tariff) -> None:
+        """Raise `ConfigError` for prices that cannot be charged here."""
+        if self.ledger is None and tariff.tiered:
+            raise config.ConfigError(
+                "billing.prices has tiers, which need a ledger to know what a key has used.",
+                hint="Set ledger.use to on.",
+            )
+
+    def reset(self, settings: config.Billing, tariff: Tariff) -> None:
+        """Other prices and another policy, for requests that are admitted from now on."""
+        self._settings, self._tariff = settings, tariff
+
     @property
     def state(self) -> str:
         """`off`, `ok`, or `failing`: then nothing is taken on."""

@@ -158,6 +158,11 @@ class Limiter:
         self.crowds: defaultdict[str, Crowd] = defaultdict(Crowd)  # by model
         self._lines: dict[tuple[str, str], Line] = {}  # by key and model, and of a key with no model
 
+    def reset(self, limits: config.Limits) -> None:
+        """Other limits from now on, for keys that are here as well: what has been used stays used."""
+        self._defaults = AS_SETTINGS.over(limits)
+        self._of_models = {each.model: AS_SETTINGS.over(each) for each in limits.models}
+
     def admit(
         self, key_id: str, *, retry: int | None = None, own: OwnLimits = AS_SETTINGS, model: str | None = None
     ) -> Lease:

@@ -8,7 +8,8 @@ from typing import Any
 
 from ocserve.api import field_schema
 from ocserve.api.fields import Field, Schema
-from ocserve.api.operations import OPERATIONS, SSE, Operation
+from ocserve.api.operation import SSE, Operation
+from ocserve.api.operations import OPERATIONS
 from ocserve.api.response_schemas import SCHEMAS, ref
 from ocserve.modelcard import ServedModel
 
@@ -21,6 +22,7 @@ _REFUSALS: dict[str, str] = {
     "403": "Not from here: a foreign origin, or a proxy without a key.",
     "404": "No such model, or nothing here.",
     "408": "The request did not arrive in time.",
+    "409": "Not in the state that the server is in; `code` says why.",
     "413": "The request's body is too large.",
     "415": "The body is not `application/json`.",
     "421": "The Host header names another machine.",
@@ -29,9 +31,10 @@ _REFUSALS: dict[str, str] = {
     "the key may not spend what the request can cost, and coming back is of no use.",
     "431": "The headers are too large.",
     "500": "A mistake of the server, or the engine failed.",
-    "503": "No engine is ready.",
+    "503": "No engine is ready, or nothing is taken on at present; `code` says why.",
 }
 _OF_BODIES = ("408", "413", "415", "422")
+_OF_STATES = "409"
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -148,6 +151,13 @@ def _record(media_type: str, record: Schema, last: str | None) -> Schema:
     return {"type": "object", "properties": {"data": data, "event": {"type": "string"}}, "required": ["data"]}
 
 
+def _may_be(status: str, operation: Operation) -> bool:
+    """Whether an operation can be refused so."""
+    if status == _OF_STATES:
+        return operation.path.startswith("/admin/")
+    return operation.method in ("POST", "PUT") or status not in _OF_BODIES
+
+
 def _responses(operation: Operation) -> dict[str, object]:
     bodies: dict[str, object] = {operation.media_type: {"schema": ref(operation.answer)}}
     if operation.media_type != "application/json":
@@ -158,10 +168,10 @@ def _responses(operation: Operation) -> dict[str, object]:
     refusals = {
         status: {"description": reason, "content": {"application/json": {"schema": ref(operation.error)}}}
         for status, reason in _REFUSALS.items()
-        if operation.method == "POST" or status not in _OF_BODIES
+        if _may_be(status, operation)
     }
     answer: dict[str, object] = {"description": "The answer.", "content": bodies}
     if operation.links:
         going_on = {"parameters": {"id": "$response.body#/id"}}
         answer["links"] = {name: {"operationId": name, **going_on} for name in operation.links}
-    return {"200": answer, **refusals}
+    return {str(operation.status): answer, **refusals}

@@ -7,13 +7,12 @@ the two lists to each other.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ocserve.api import (
+    admin,
     anthropic,
     anthropic_count,
     credit,
-    fields,
     google,
     google_embed,
     llama_completion,
@@ -35,40 +34,9 @@ from ocserve.api import (
 )
 from ocserve.api.fields import Field
 from ocserve.api.openai_responses_stored import INPUT_ITEMS, RETRIEVE
-
-SSE = "text/event-stream"
-LINES = "application/x-ndjson"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """One operation. `streamed` is the media type and the name of a record's shape, where a stream can be asked for;
-    `last` is the data of its last event where that has another.
-
-    `example` is a request that every server answers if a model can do what it asks for; `links` are operations that go
-    on from an answer's `id`.
-    """
-
-    method: str
-    path: str
-    tag: str
-    summary: str
-    answer: str
-    reads: Mapping[str, Field] | None = None
-    query: tuple[Field, ...] = ()
-    streamed: tuple[str, str] | None = None
-    last: str | None = None
-    error: str = "Error"
-    media_type: str = "application/json"
-    public: bool = False
-    example: Mapping[str, object] | None = None
-    links: tuple[str, ...] = ()
-
-    @property
-    def route(self) -> tuple[str, str]:
-        """The method and path of the line in the route list."""
-        return self.method, self.path
-
+from ocserve.api.operation import LINES, SSE, Operation
+from ocserve.api.operation import get as _get
+from ocserve.api.operation import reads as _reads
 
 # The default model answers to this name everywhere.
 _MODEL = {"model": "default"}
@@ -77,34 +45,6 @@ _CHAT_EXAMPLE = {**_MODEL, "messages": [_HELLO], "max_tokens": 16}
 _PROMPT_EXAMPLE = {**_MODEL, "prompt": "Once upon a time", "max_tokens": 16}
 _INPUT_EXAMPLE = {**_MODEL, "input": "Hello"}
 _CONTENT = {"parts": [{"text": "Hello"}]}
-
-
-def _reads(*parameters: Field) -> Mapping[str, Field]:
-    return fields.table(*parameters)
-
-
-def _get(
-    path: str,
-    tag: str,
-    answer: str,
-    summary: str,
-    *,
-    query: tuple[Field, ...] = (),
-    public: bool = False,
-    error: str = "Error",
-    media_type: str = "application/json",
-) -> Operation:
-    return Operation(
-        method="GET",
-        path=path,
-        tag=tag,
-        summary=summary,
-        answer=answer,
-        query=query,
-        public=public,
-        error=error,
-        media_type=media_type,
-    )
 
 
 def _chat(path: str, tag: str) -> Operation:
@@ -428,6 +368,7 @@ _SERVER: tuple[Operation, ...] = (
     _get("/openrouter/models", "OpenRouter", "ProviderFeed", "The provider feed, schema 2."),
     _get("/health", "Server", "Health", "200 while the server lives; who may use it sees figures.", public=True),
     _get("/ready", "Server", "Ready", "200 when a request would be taken, else 503.", public=True),
+    _get("/status", "Server", "Status", "Whether it serves, which models, and announced maintenance.", public=True),
     _get("/metrics", "Server", "Metrics", "The server's figures, for Prometheus.", media_type="text/plain"),
     _get("/openapi.json", "Server", "OpenApi", "This reference as an OpenAPI document.", public=True),
     _get("/docs", "Server", "OpenApi", "This reference as a page.", media_type="text/html", public=True),
@@ -442,6 +383,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *_LM_STUDIO,
     *_LLAMA_SERVER,
     *_SERVER,
+    *admin.OPERATIONS,
 )
 
 

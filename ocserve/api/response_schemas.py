@@ -79,6 +79,8 @@ _LM_STUDIO_MODEL = shape(
     capabilities=some(STRING),
 )
 
+_MAINTENANCE = shape(starts=STRING, ends=STRING, message=STRING)
+
 SCHEMAS: dict[str, Schema] = {
     "Error": shape(error=shape(message=STRING, type=STRING, param=or_null(STRING), code=or_null(STRING))),
     "AnthropicError": shape(type=word("error"), error=shape(type=STRING, message=STRING)),
@@ -235,7 +237,46 @@ SCHEMAS: dict[str, Schema] = {
         eos_token=STRING,
         build_info=STRING,
     ),
-    "Health": shape({"ready": BOOLEAN, "active": COUNT, "models": ANY_OBJECT}, status=word("ok")),
+    "Health": shape(
+        {"ready": BOOLEAN, "active": COUNT, "models": ANY_OBJECT, "maintenance": _MAINTENANCE}, status=word("ok")
+    ),
+    "Status": shape(
+        ready=BOOLEAN,
+        models=some(STRING),
+        uptime_s=NUMBER,
+        availability=or_null(NUMBER),
+        maintenance=or_null(_MAINTENANCE),
+    ),
+    "Maintenance": _MAINTENANCE,
+    "AdminState": shape(
+        version=STRING,
+        started=STRING,
+        uptime_s=NUMBER,
+        ready=BOOLEAN,
+        draining=BOOLEAN,
+        stopping=BOOLEAN,
+        active=COUNT,
+        ledger=word("off", "ok", "failing"),
+        maintenance=or_null(_MAINTENANCE),
+        settings=ANY_OBJECT,
+        models={"type": "object", "additionalProperties": ref("AdminModel")},
+    ),
+    "AdminModel": shape(
+        default=BOOLEAN,
+        state=word("cold", "loading", "ready", "unloading"),
+        leases=COUNT,
+        owed=COUNT,
+        restarts=COUNT,
+        need_bytes=some(COUNT),
+        resident_bytes=or_null(COUNT),
+        context=COUNT,
+        parallel=COUNT,
+        last_used=or_null(STRING),
+        unload_at=or_null(STRING),
+    ),
+    "AdminMoved": shape(model=STRING, state=word("cold", "loading", "ready", "unloading")),
+    "AdminDoors": shape(draining=BOOLEAN, stopping=BOOLEAN, active=COUNT),
+    "AdminReloaded": shape(changed=ANY_OBJECT),
     "Ready": shape(status=word("ready")),
     "Metrics": STRING,
     "OpenApi": shape(openapi=STRING, info=ANY_OBJECT, paths=ANY_OBJECT),

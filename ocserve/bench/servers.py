@@ -38,7 +38,8 @@ class OwnServer:
         count = next((i for i, word in enumerate(arguments) if not _VARIABLE.match(word)), len(arguments))
         settings = dict(word.split("=", 1) for word in arguments[:count])
         folder.mkdir(parents=True, exist_ok=True)
-        self._variables = {"OCSERVE_CACHE_DIRECTORY": str(folder / "cache"), **(variables or {}), **settings}
+        alone = {"OCSERVE_MODEL_SERVE_INSTALLED": "false"}  # it serves what is named, whatever the store has
+        self._variables = {"OCSERVE_CACHE_DIRECTORY": str(folder / "cache"), **alone, **(variables or {}), **settings}
         self._arguments = arguments[count:]
         self._log = folder / "server.log"
         self._port = 0

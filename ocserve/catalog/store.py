@@ -3,7 +3,8 @@
     <store>/<slug>-<hash of the reference>/manifest.json      says the model is complete
                                           /model.gguf …       its files, named by us or checked
     <store>/.locks/<slug>-<hash>.lock                         held while a model is pulled or removed
-                                .used                         held by every server of the model
+                                .used                         held by every server that has named or loaded it
+                /changes                                      grows whenever a model has come or gone
 
 A folder without a manifest is a download that has not finished; the next pull goes on with it.
 """
@@ -16,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -124,6 +125,27 @@ class Store:
     def __init__(self, settings: config.Store) -> None:
         self.directory = settings.directory or platformdirs.user_data_path("ocserve", appauthor=False) / "models"
 
+    def stamp(self) -> tuple[int, ...]:
+        """Tells one content of the store from another. A model's files are not looked at."""
+        found: list[int] = []
+        for path in (self.directory, self._changes):
+            try:
+                state = path.stat()
+            except OSError:
+                found.append(0)
+            else:
+                found += (state.st_mtime_ns, state.st_ino, state.st_size)
+        return tuple(found)
+
+    @property
+    def _changes(self) -> Path:
+        return self.directory / ".locks" / "changes"
+
+    def _note_change(self) -> None:
+        """Let servers see that a model has come or gone: the file grows, so no two stamps are the same."""
+        with suppress(OSError), self._changes.open("ab") as changes:  # they see new folders without it
+            changes.write(b"\n")
+
     def installed(self) -> list[Installed]:
         """Every complete model, by name. One that is damaged is passed over, so that it harms no other."""
         found, _ = self._survey()
@@ -186,7 +208,7 @@ class Store:
 
     @contextmanager
     def used(self, model: Installed) -> Iterator[None]:
-        """Keep `model` from being removed while it is served. A file of the user's own is theirs to move."""
+        """Keep `model` from being removed while it is named or in memory. A file of the user's own is theirs."""
         if model.source == "file":
             yield
             return
@@ -212,6 +234,7 @@ class Store:
             if not _is_plain(file.name):
                 raise ReferenceInvalid(f"{file.name} is not a plain file name")
         write_durably(folder / MANIFEST, msgspec.json.encode(msgspec.structs.replace(model, directory="")))
+        self._note_change()
         return msgspec.structs.replace(model, directory=str(folder))
 
     def remove(self, reference: str) -> Installed:
@@ -228,9 +251,13 @@ class Store:
             if self.read(folder) is None:
                 raise NotInstalled(f"{reference} was removed by another process")
             if not is_unused:
-                raise ModelInUse(f"{model.name} is served by a running ocserve", hint="stop that server first")
+                raise ModelInUse(
+                    f"{model.name} is in use by a running ocserve",
+                    hint=f"`ocserve unload {model.name}` ends that; a server that was started with it has to stop",
+                )
             (folder / MANIFEST).unlink()  # first: from here on it is not installed, whatever happens
             sync_directory(folder)
+            self._note_change()
             shutil.rmtree(folder)
         return model
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_MOST_NAMED = 8  # of the models that the ready line tells
 KV_TYPES = ("f16", "bf16", "q8_0", "q4_0", "f32")
 
 
@@ -105,13 +106,14 @@ def _serve(loop: asyncio.Runner, settings: Settings, given: Mapping[str, object]
         with progress(quiet=quiet) as on_progress:
             draft = pull(tree.engine.draft_model, tree.store, on_progress)
         drafting.append(draft)
-        settings = config.load({**given, "engine.draft_model": draft.path})
+        given = {**given, "engine.draft_model": draft.path}
+        settings = config.load(given)
     store = Store(tree.store)
     try:
         with ExitStack() as uses:
-            for model in (*installed, *drafting):
+            for model in drafting:  # the others are held by who serves them
                 uses.enter_context(store.used(model))
-            loop.run(app.serve(settings, installed, _announce, spare))
+            loop.run(app.serve(settings, installed, _announce, spare, reread=lambda: config.load(given)))
     except app.LoadError as error:
         raise Failure(f"{installed[0].name} could not be loaded: {error}") from None
     except app.ProbeFailed as error:
@@ -154,7 +156,9 @@ def _announce(daemon: Daemon, url: str) -> None:
         )
     if not sys.stderr.isatty():
         logs.event("ready", url=url, model=default.id, context=facts.context, load_s=round(facts.load_s, 2))
-    also = f"  on demand {', '.join(model.id for model in others)}" if others else ""
+    named = ", ".join(model.id for model in others[:_MOST_NAMED])
+    further = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+    also = f"  on demand {named}{further}" if others else ""
     where = f"{facts.gpu_layers} layers on a GPU" if facts.gpu_layers else "CPU"
     click.echo(
         f"ready: {url}/v1  model {default.id}  context {facts.context}  {facts.parallel} at once  "

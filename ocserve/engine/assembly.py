@@ -58,6 +58,7 @@ class Generator:
     loop: EngineLoop
     preparer: Preparer
     tiers: Tiers | None
+    pictures: Pictures | None
     facts: wire.EngineFacts
 
     def handle(self, message: wire.FrontMessage) -> None:
@@ -74,6 +75,9 @@ class Generator:
             case wire.Cancel(request_id=request_id):
                 self.preparer.cancel(request_id)
                 self.loop.cancel(request_id)
+            case wire.Obey(images=images):
+                if self.pictures is not None:
+                    self.pictures.limits = images
             case wire.Load():
                 raise wire.FrameError("a second load")
 
@@ -178,7 +182,7 @@ def _assemble(spec: wire.EngineSpec, send: Callable[[wire.EngineMessage], None],
         emit=send,
     )
     facts = _facts(spec, model, context, costs, encoder, load_s=time.monotonic() - begun, problem=problem)
-    return Generator(loop, preparer, tiers, facts)
+    return Generator(loop, preparer, tiers, pictures, facts)
 
 
 def _projector(spec: wire.EngineSpec, model: llama.Model, log: llama.LoadLog) -> Projector | None:

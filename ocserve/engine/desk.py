@@ -31,7 +31,7 @@ class Desk:
     def __init__(self, engine: Engine, describe: Describe, queue_limit: int) -> None:
         self.engine = engine
         self._describe = describe
-        self._queue_limit = queue_limit
+        self.queue_limit = queue_limit
         self._facts = engine.facts
         self._model = describe(engine.facts)
         self.owed = 0  # a request of several choices counts as that many: it takes as many slots
@@ -48,15 +48,20 @@ class Desk:
             self._model = self._describe(self._facts)
         return self._model
 
+    def describe(self, describe: Describe) -> None:
+        """Answer for the model in another way."""
+        if describe is not self._describe:
+            self._describe, self._model = describe, describe(self._facts)
+
     @property
     def most_owed(self) -> int:
         """Answers that are generated, and those that may wait."""
-        return self.model.parallel + self._queue_limit
+        return self.model.parallel + self.queue_limit
 
     @property
     def returning(self) -> int:
         """Places at the end of the queue for those who come back as they were told."""
-        return min(self._queue_limit, math.isqrt(self.model.parallel))
+        return min(self.queue_limit, math.isqrt(self.model.parallel))
 
     def most_slots(self, spare: int) -> int:
         """How many slots one key may fill where `spare` of them are left to others; all, where that would be none."""

@@ -139,6 +139,8 @@ class Embedder:
             case wire.Prepare(request=request):
                 error = InvalidRequest("This model does not generate text.", param="model", code="model_not_capable")
                 self._reply(request.request_id, error)
+            case wire.Obey():
+                pass  # it reads no images
             case wire.Load() | wire.Start():
                 raise wire.FrameError("a message that has no place here")
 

@@ -15,6 +15,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec.structs import replace
+
+from ocserve.config import Images
 from ocserve.engine import wire
 from ocserve.engine.flights import Events, Flight, unfinished
 from ocserve.engine.process import WORKER, Spare, spawn
@@ -202,6 +205,14 @@ class EngineHandle:
             self._connection = None
         self._ready.clear()
         self._stats = wire.EngineStats()
+
+    def obey(self, images: Images) -> None:
+        """Have requests held to these limits of images from now on, and by every later process."""
+        if images == self._spec.images:
+            return
+        self._spec = replace(self._spec, images=images)
+        if self.ready and self._connection is not None and not self._connection.writer.is_closing():
+            self._connection.send(wire.Obey(images=images))
 
     async def _launch(self) -> tuple[_Connection, wire.EngineFacts]:
         spare = self._spare.take() if self._spare is not None else None

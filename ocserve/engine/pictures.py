@@ -17,11 +17,14 @@ _LONGEST_S = 10.0
 
 
 class Pictures:
-    """Reads images for one model, on the preparing thread. `most_whole` tokens may attend to all of each other."""
+    """Reads images for one model, on the preparing thread. `most_whole` tokens may attend to all of each other.
+
+    `limits` may be replaced at any time; they hold from the next prompt on.
+    """
 
     def __init__(self, projector: Projector, limits: Images, *, most_whole: int) -> None:
         self._projector = projector
-        self._limits = limits
+        self.limits = limits
         self._most_whole = most_whole
 
     def read(self, images: Sequence[Image], context: int) -> list[list[tuple[int, ...] | Tile]]:
@@ -30,7 +33,7 @@ class Pictures:
         No more is decoded once they are more than the `context`.
         """
         until = time.monotonic() + _LONGEST_S
-        check(images, self._limits, until)
+        check(images, self.limits, until)
         found: list[list[tuple[int, ...] | Tile]] = []
         tokens = 0
         for image in images:
@@ -42,9 +45,9 @@ class Pictures:
         return found
 
     def _divided(self, image: Image, until: float) -> list[tuple[int, ...] | Tile]:
-        picture = decode(image, self._limits, until)
+        picture = decode(image, self.limits, until)
         try:
-            parts = self._projector.divide(picture, lambda: decode(image, self._limits, time.monotonic() + _LONGEST_S))
+            parts = self._projector.divide(picture, lambda: decode(image, self.limits, time.monotonic() + _LONGEST_S))
         except LlamaError:
             reason = f"Invalid '{image.where}': this model can make nothing of an image of this size."
             raise InvalidRequest(reason, param=image.where, code="invalid_image") from None

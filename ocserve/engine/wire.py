@@ -87,7 +87,13 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     request_id: str
 
 
-FrontMessage = Load | Prepare | Start | Ask | Cancel
+class Obey(msgspec.Struct, frozen=True, kw_only=True, tag="obey"):
+    """Hold prompts that are prepared from now on to other limits."""
+
+    images: Images
+
+
+FrontMessage = Load | Prepare | Start | Ask | Cancel | Obey
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):

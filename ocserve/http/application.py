@@ -7,14 +7,15 @@ from typing import TypeAlias
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ocserve import config
 from ocserve.accounts.keys import KeyRing
 from ocserve.generation import RequestRecord
 from ocserve.http import metrics
+from ocserve.http.admin import Control
 from ocserve.http.auth import Auth
 from ocserve.http.edge.access import Access
 from ocserve.http.edge.body import BodyLimits
 from ocserve.http.edge.content import JsonOnly
+from ocserve.http.edge.current import Edge
 from ocserve.http.edge.framing import Framing
 from ocserve.http.edge.handshake import Handshake
 from ocserve.http.edge.host import HostAllowlist
@@ -34,38 +35,43 @@ App: TypeAlias = ASGIApp
 Guard = Callable[[ASGIApp], ASGIApp]
 
 
-def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
+def build(service: Service, keys: KeyRing, edge: Edge, control: Control) -> ASGIApp:
     """The whole server as a value."""
+    settings = edge.now
     meter = metrics.meter(service)
 
     def on_end(record: RequestRecord) -> None:
         logs.request_line(record)
         meter.observe(record)
 
-    table = RouteTable(routes(service, settings, meter), VENDORS)
+    def announced() -> bytes | None:
+        found = service.doors.announced
+        return None if found is None else found.window.encode()
+
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        """The route that was found, inside all guards."""
+        await service.look()
+        route = Exchange.of(scope).match.route
+        assert route is not None
+        await route.endpoint(scope, receive, send)
+
+    table = RouteTable(routes(service, edge, meter, control), VENDORS)
     guards: tuple[Guard, ...] = (
         lambda app: Handshake(app, table),
-        lambda app: Access(app, table, on_end),
+        lambda app: Access(app, table, on_end, announced),
         Framing,
         lambda app: HostAllowlist(app, settings),
         lambda app: OriginAllowlist(app, settings.cors_origins),
         lambda app: ProxyGuard(app, settings, keys),
         lambda app: Auth(app, keys, service.limiter, service.billing),
         RouteExists,
-        lambda app: Query(app, settings),
+        lambda app: Query(app, edge),
         JsonOnly,
-        lambda app: BodyLimits(app, settings.most_body_bytes, settings.body_timeout_s),
+        lambda app: BodyLimits(app, edge),
         lambda app: JsonDepth(app, settings.max_json_depth),
         lambda app: Idempotency(app, settings),
     )
-    app: ASGIApp = _endpoint
+    app: ASGIApp = endpoint
     for guard in reversed(guards):
         app = guard(app)
     return app
-
-
-async def _endpoint(scope: Scope, receive: Receive, send: Send) -> None:
-    """The route that was found, inside all guards."""
-    route = Exchange.of(scope).match.route
-    assert route is not None
-    await route.endpoint(scope, receive, send)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
-from ocserve import config
 from ocserve.api.questions import Asked, QuestionDialect
 from ocserve.generation import Embedded, Scored
 from ocserve.http import answers
+from ocserve.http.edge.current import Edge
 from ocserve.http.exchange import Exchange, attempt, caller_of
 from ocserve.http.presence import disconnected, unless_gone
 from ocserve.http.words import in_clients_words
@@ -21,15 +21,15 @@ from ocserve.service import Service
 class Ask:
     """Serves one dialect."""
 
-    def __init__(self, service: Service, dialect: QuestionDialect, settings: config.Server) -> None:
+    def __init__(self, service: Service, dialect: QuestionDialect, edge: Edge) -> None:
         self._service = service
         self._dialect = dialect
-        self._refuse_unknown = settings.unknown_parameters == "refuse"
+        self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         models = self._service.open_to(caller_of(scope)).model
-        asked = self._dialect.parse(exchange.body, models, refuse_unknown=self._refuse_unknown)
+        asked = self._dialect.parse(exchange.body, models, refuse_unknown=self._edge.refuse_unknown)
         exchange.trace.model = asked.model.id
         exchange.name_ignored(asked.ignored)
         await unless_gone(disconnected(receive), self._answer(exchange, asked, send, attempt(scope)))

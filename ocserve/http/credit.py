@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from starlette.types import Receive, Scope, Send
 
-from ocserve import config
 from ocserve.accounts import balances
 from ocserve.accounts.balances import Declined
 from ocserve.accounts.billing import Billing
@@ -14,6 +13,7 @@ from ocserve.api import credit
 from ocserve.api.openai_wire import dumps
 from ocserve.errors import IdempotencyKeyReused, InvalidRequest, NotFound
 from ocserve.http import answers
+from ocserve.http.edge.current import Edge
 from ocserve.http.exchange import Exchange, caller_of, header_values
 from ocserve.http.route_table import Route
 from ocserve.service import Service
@@ -22,13 +22,13 @@ from ocserve.service import Service
 class AddCredit:
     """`POST /admin/keys/{name}/credit`: on disk when it is answered, and once for each `Idempotency-Key`, for ever."""
 
-    def __init__(self, service: Service, settings: config.Server) -> None:
+    def __init__(self, service: Service, edge: Edge) -> None:
         self._billing = service.billing
-        self._refuse_unknown = settings.unknown_parameters == "refuse"
+        self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        wanted = credit.parse(exchange.body, refuse_unknown=self._refuse_unknown)
+        wanted = credit.parse(exchange.body, refuse_unknown=self._edge.refuse_unknown)
         exchange.name_ignored(wanted.ignored)
         key = _key(self._billing, scope)
         given = header_values(scope, b"idempotency-key")
@@ -86,10 +86,10 @@ class KeyBalance:
         await answers.json(send, 200, dumps(answer))
 
 
-def routes(service: Service, settings: config.Server) -> tuple[Route, ...]:
+def routes(service: Service, edge: Edge) -> tuple[Route, ...]:
     """These two."""
     return (
-        Route("POST", "/admin/keys/{name}/credit", AddCredit(service, settings), admin=True),
+        Route("POST", "/admin/keys/{name}/credit", AddCredit(service, edge), admin=True),
         Route("GET", "/admin/keys/{name}/balance", KeyBalance(service), admin=True),
     )
 

@@ -10,13 +10,14 @@ from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from ocserve import __version__, config
+from ocserve import __version__
 from ocserve.api import llama_server, lmstudio, ollama_models
 from ocserve.api.dialect import Dialect, Models
 from ocserve.api.llama_server import Properties
 from ocserve.api.ollama_request import Load
 from ocserve.generation import EncodeRequest, TextPrompt
 from ocserve.http import answers
+from ocserve.http.edge.current import Edge
 from ocserve.http.exchange import Exchange, caller_of
 from ocserve.http.generate import Generate
 from ocserve.http.presence import disconnected, unless_gone
@@ -68,14 +69,14 @@ class OllamaVersion:
 class OllamaShow:
     """`POST /api/show`."""
 
-    def __init__(self, service: Service, settings: config.Server) -> None:
+    def __init__(self, service: Service, edge: Edge) -> None:
         self._service = service
-        self._refuse_unknown = settings.unknown_parameters == "refuse"
+        self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         models = self._service.open_to(caller_of(scope)).model
-        body, ignored = ollama_models.show(exchange.body, models, refuse_unknown=self._refuse_unknown)
+        body, ignored = ollama_models.show(exchange.body, models, refuse_unknown=self._edge.refuse_unknown)
         exchange.name_ignored(ignored)
         await answers.json(send, 200, body)
 
@@ -93,18 +94,18 @@ class LoadingDialect(Dialect, Protocol):
 class OllamaGenerate:
     """`POST /api/chat` and `/api/generate`."""
 
-    def __init__(self, service: Service, dialect: LoadingDialect, settings: config.Server) -> None:
+    def __init__(self, service: Service, dialect: LoadingDialect, edge: Edge) -> None:
         self._service = service
         self._dialect = dialect
-        self._refuse_unknown = settings.unknown_parameters == "refuse"
-        self._generate = Generate(service, dialect, settings)
+        self._edge = edge
+        self._generate = Generate(service, dialect, edge)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         load = None
         if len(exchange.body) <= _MAX_LOAD_BYTES:
             models = self._service.open_to(caller_of(scope)).model
-            load = self._dialect.load(exchange.body, models, refuse_unknown=self._refuse_unknown)
+            load = self._dialect.load(exchange.body, models, refuse_unknown=self._edge.refuse_unknown)
         if load is None:
             await self._generate(scope, receive, send)
         else:

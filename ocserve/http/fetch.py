@@ -122,6 +122,10 @@ class ImageFetcher:
         # Looking up a name may take the system's resolver minutes, whoever waits for it.
         self._threads = ThreadPoolExecutor(_AT_ONCE, "names")
 
+    def obey(self, settings: Images) -> None:
+        """Go by other limits, for requests that come from now on."""
+        self._settings = settings
+
     async def __call__(self, prompt: ChatPrompt, key: str) -> ChatPrompt:
         """The prompt with its images; `key` is whose request it is.
 

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive, Scope, Send
 
-from ocserve import config
 from ocserve.api.dialect import Dialect, Encoder, Frame, Parsed, Reply
 from ocserve.errors import ApiError, InternalError
 from ocserve.generation import Failed
 from ocserve.http import answers, sse
+from ocserve.http.edge.current import Edge
 from ocserve.http.exchange import Exchange, attempt, caller_of
 from ocserve.http.presence import disconnected, unless_gone
 from ocserve.http.words import in_clients_words
@@ -28,16 +28,15 @@ from ocserve.trace import Trace
 class Generate:
     """Serves one dialect."""
 
-    def __init__(self, service: Service, dialect: Dialect, settings: config.Server) -> None:
+    def __init__(self, service: Service, dialect: Dialect, edge: Edge) -> None:
         self._service = service
         self._dialect = dialect
-        self._refuse_unknown = settings.unknown_parameters == "refuse"
-        self._heartbeat_s = settings.stream_heartbeat_s
+        self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         models = self._service.open_to(caller_of(scope)).generator
-        parsed = self._dialect.parse(exchange.body, models, refuse_unknown=self._refuse_unknown)
+        parsed = self._dialect.parse(exchange.body, models, refuse_unknown=self._edge.refuse_unknown)
         exchange.trace.model, exchange.trace.stream = parsed.model.id, parsed.stream
         exchange.name_ignored(parsed.ignored)
         await unless_gone(disconnected(receive), self._answer(exchange, parsed, send, attempt(scope)))
@@ -46,7 +45,7 @@ class Generate:
         async with answering(self._service, self._dialect, parsed, exchange, tries) as (encoder, generation):
             if parsed.stream:
                 batches = frames(encoder, generation, exchange.trace)
-                await sse.respond(send, batches, parsed.framing, heartbeat_s=self._heartbeat_s)
+                await sse.respond(send, batches, parsed.framing, heartbeat_s=self._edge.now.stream_heartbeat_s)
                 return
             events = [event async for event in generation]
         if isinstance(events[-1], Failed):

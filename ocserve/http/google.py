@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ocserve import config
 from ocserve.api import google, google_wire
 from ocserve.api.dialect import Dialect
 from ocserve.api.fields import Values
 from ocserve.api.google_embed import EmbedContent
 from ocserve.api.questions import QuestionDialect
 from ocserve.http.ask import Ask
+from ocserve.http.edge.current import Edge
 from ocserve.http.exchange import Exchange
 from ocserve.http.generate import Generate
 from ocserve.service import Service
@@ -31,14 +31,14 @@ class _OfModel:
         await self._make(exchange.match.params["model"], exchange.query)(scope, receive, send)
 
 
-def model_calls(service: Service, settings: config.Server) -> Mapping[str, ASGIApp]:
+def model_calls(service: Service, edge: Edge) -> Mapping[str, ASGIApp]:
     """What can be done with a model, by the method's name."""
 
     def generates(make: Callable[[str, Values], Dialect]) -> ASGIApp:
-        return _OfModel(lambda model, query: Generate(service, make(model, query), settings))
+        return _OfModel(lambda model, query: Generate(service, make(model, query), edge))
 
     def answers(make: Callable[[str], QuestionDialect]) -> ASGIApp:
-        return _OfModel(lambda model, _: Ask(service, make(model), settings))
+        return _OfModel(lambda model, _: Ask(service, make(model), edge))
 
     return {
         "generateContent": generates(lambda model, _: google.GenerateContent(model)),

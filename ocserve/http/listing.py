@@ -9,6 +9,7 @@ from ocserve.api import openai_models, openai_wire, openrouter
 from ocserve.api.dialect import Catalogue
 from ocserve.errors import EngineUnavailable
 from ocserve.http import answers
+from ocserve.http.admin import announcement
 from ocserve.http.exchange import Exchange, caller_of
 from ocserve.service import Service
 
@@ -57,6 +58,8 @@ class Health:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         report: dict[str, object] = {"status": "ok"}
+        if (maintenance := announcement(self._service)) is not None:
+            report["maintenance"] = maintenance
         if (caller := Exchange.of(scope).caller) is not None:
             engine = self._service.engine
             report |= {
@@ -89,6 +92,7 @@ class Ready:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._service.billing.check()
+        self._service.doors.check()
         if not self._service.ready:
             raise EngineUnavailable(
                 "The server is not ready: the model is loading, or the server is shutting down.", code="not_ready"

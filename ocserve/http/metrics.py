@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from starlette.types import Receive, Scope, Send
 
 from ocserve import __version__, machine
@@ -32,17 +30,16 @@ class Metrics:
 
 def meter(service: Service) -> Meter:
     """The meter of a server. At a scrape it asks the owners of what is so now, each for what it states anyway."""
-    started = time.time()
 
     def read() -> Reading:
         ledger = service.billing.ledger
         return Reading(
             version=__version__,
-            started=started,
+            started=service.started,
             ready=service.ready,
             active=service.active,
             resident_bytes=machine.resident_bytes(),
-            engines=tuple(_engine(service, name) for name in service.fleet.engines),
+            engines=tuple(_engine(service, model.id) for model in service.models),
             ledger_healthy=service.billing.ready,
             ledger_unwritten=0 if ledger is None else ledger.unwritten,
         )

@@ -16,24 +16,25 @@ from ocserve.pages import limits, reference
 from ocserve.service import Service
 
 # The page has a style of its own and nothing else: whatever were smuggled into it, no browser would run or fetch it.
-_POLICY = (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+POLICY = (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
 
 
 class Reference:
-    """`GET /openapi.json` and `GET /docs`. What was last written is kept as long as the models are the same."""
+    """`GET /openapi.json` and `GET /docs`. What was last written is kept while models and prices are the same."""
 
     def __init__(self, service: Service, media_type: str, write: Callable[[openapi.Document], bytes]) -> None:
         self._service = service
         self._media_type = media_type
         self._write = write
-        self._written: dict[tuple[ServedModel, ...], bytes] = {}
+        self._written: dict[tuple[tuple[ServedModel, ...], str], bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = Exchange.of(scope).caller
         models = self._service.open_to(caller).models if caller is not None else ()
-        if models not in self._written:
-            self._written = {models: self._write(openapi.document(models, __version__, self._service.billing.policy))}
-        await answers.whole(send, 200, self._media_type, self._written[models], (_POLICY,))
+        about = models, self._service.billing.policy
+        if about not in self._written:
+            self._written = {about: self._write(openapi.document(models, __version__, about[1]))}
+        await answers.whole(send, 200, self._media_type, self._written[about], (POLICY,))
 
 
 class PublishedLimits:
@@ -45,9 +46,7 @@ class PublishedLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = Exchange.of(scope).caller
         models = self._service.open_to(caller).models if caller is not None else ()
-        await answers.whole(
-            send, 200, "text/html; charset=utf-8", limits.page(self._service.limits, models), (_POLICY,)
-        )
+        await answers.whole(send, 200, "text/html; charset=utf-8", limits.page(self._service.limits, models), (POLICY,))
 
 
 def document(service: Service) -> Reference:

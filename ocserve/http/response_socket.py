@@ -16,12 +16,12 @@ from itertools import count
 
 from starlette.types import Receive, Scope, Send
 
-from ocserve import config
 from ocserve.api import json_body, openai_responses_socket
 from ocserve.api.dialect import Frame
 from ocserve.api.openai_responses import ResponseDialect
 from ocserve.errors import ErrorInfo, InvalidRequest, Overloaded
 from ocserve.http.answers import Header, error_headers
+from ocserve.http.edge.current import Edge
 from ocserve.http.exchange import Exchange
 from ocserve.http.generate import answering, frames
 from ocserve.http.last_word import CLIENT_GONE, last_word
@@ -41,10 +41,10 @@ _GOING_AWAY = 1001
 class ResponseSocket:
     """`/v1/responses` as a WebSocket."""
 
-    def __init__(self, service: Service, store: ResponseStore, settings: config.Server) -> None:
+    def __init__(self, service: Service, store: ResponseStore, edge: Edge) -> None:
         self._service = service
         self._store = store
-        self._settings = settings
+        self._edge = edge
         self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +52,7 @@ class ResponseSocket:
         assert exchange.caller is not None
         with self._place(exchange.caller.key_id):
             await send({"type": "websocket.accept"})
-            conversation = _Conversation(self._service, self._store, self._settings, exchange, send)
+            conversation = _Conversation(self._service, self._store, self._edge, exchange, send)
             try:
                 await unless_gone(conversation.listen(receive), conversation.serve())
             finally:
@@ -79,12 +79,10 @@ class ResponseSocket:
 class _Conversation:
     """What is said on one connection. `exchange` is that of its handshake."""
 
-    def __init__(
-        self, service: Service, store: ResponseStore, settings: config.Server, exchange: Exchange, send: Send
-    ) -> None:
+    def __init__(self, service: Service, store: ResponseStore, edge: Edge, exchange: Exchange, send: Send) -> None:
         assert exchange.caller is not None
         self._service = service
-        self._settings = settings
+        self._edge = edge
         self._handshake = exchange
         self._send = send
         self.shelf = store.shelf(exchange.caller.key_id, secrets.token_hex(8))
@@ -101,7 +99,7 @@ class _Conversation:
             data = b"" if text is None else text.encode()
             if (
                 self._waiting.qsize() >= _MOST_WAITING
-                or self._waiting_bytes + len(data) > self._settings.most_body_bytes
+                or self._waiting_bytes + len(data) > self._edge.now.most_body_bytes
             ):
                 await self._turn(None)
                 continue
@@ -112,7 +110,7 @@ class _Conversation:
         """Answer messages in their order, until none has come for as long as a connection may be idle."""
         while True:
             try:
-                async with asyncio.timeout(self._settings.socket_idle_s):
+                async with asyncio.timeout(self._edge.now.socket_idle_s):
                     data = await self._waiting.get()
             except TimeoutError:
                 await self._send({"type": "websocket.close", "code": _GOING_AWAY, "reason": "idle"})
@@ -139,13 +137,13 @@ class _Conversation:
         exchange.caller = exchange.identify()  # the key may have been revoked since the handshake
         if not data:
             raise InvalidRequest("A message must be text that holds a JSON object.", code="invalid_json")
-        json_body.check_shape(data, self._settings.max_json_depth)
+        json_body.check_shape(data, self._edge.now.max_json_depth)
         dialect = ResponseDialect(self.shelf, secrets.token_hex(12), lambda: int(time.time()))
         parsed = openai_responses_socket.parse(
             dialect,
             data,
             self._service.open_to(exchange.caller).generator,
-            refuse_unknown=self._settings.unknown_parameters == "refuse",
+            refuse_unknown=self._edge.refuse_unknown,
         )
         exchange.trace.model, exchange.trace.stream = parsed.model.id, True
         async with answering(self._service, dialect, parsed, exchange) as (encoder, generation):

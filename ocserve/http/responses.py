@@ -7,13 +7,13 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
-from ocserve import config
 from ocserve.api import openai_responses_stored as stored_responses
 from ocserve.api.openai_responses import ResponseDialect, StoredResponse
 from ocserve.api.openai_responses_count import InputTokensDialect
 from ocserve.errors import InvalidRequest, NotFound
 from ocserve.http import answers
 from ocserve.http.ask import Ask
+from ocserve.http.edge.current import Edge
 from ocserve.http.exchange import Exchange
 from ocserve.http.generate import Generate
 from ocserve.http.response_store import ResponseStore, Shelf
@@ -23,26 +23,26 @@ from ocserve.service import Service
 class CreateResponse:
     """`POST /v1/responses`."""
 
-    def __init__(self, service: Service, store: ResponseStore, settings: config.Server) -> None:
+    def __init__(self, service: Service, store: ResponseStore, edge: Edge) -> None:
         self._service = service
         self._store = store
-        self._settings = settings
+        self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await Generate(self._service, _dialect(self._store, scope), self._settings)(scope, receive, send)
+        await Generate(self._service, _dialect(self._store, scope), self._edge)(scope, receive, send)
 
 
 class CountInputTokens:
     """`POST /v1/responses/input_tokens`."""
 
-    def __init__(self, service: Service, store: ResponseStore, settings: config.Server) -> None:
+    def __init__(self, service: Service, store: ResponseStore, edge: Edge) -> None:
         self._service = service
         self._store = store
-        self._settings = settings
+        self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         dialect = InputTokensDialect(_dialect(self._store, scope))
-        await Ask(self._service, dialect, self._settings)(scope, receive, send)
+        await Ask(self._service, dialect, self._edge)(scope, receive, send)
 
 
 class RetrieveResponse:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp
 
-from ocserve import config
 from ocserve.api import (
     anthropic,
     anthropic_count,
@@ -29,8 +28,10 @@ from ocserve.api import (
 )
 from ocserve.api.dialect import Catalogue, Dialect
 from ocserve.api.questions import QuestionDialect
-from ocserve.http import credit, reference
+from ocserve.http import admin, credit, reference
+from ocserve.http.admin import Control
 from ocserve.http.ask import Ask
+from ocserve.http.edge.current import Edge
 from ocserve.http.editors import (
     LlamaServerProps,
     LmStudioModels,
@@ -55,28 +56,29 @@ from ocserve.http.responses import (
     RetrieveResponse,
 )
 from ocserve.http.route_table import SOCKET, ErrorBody, Route
+from ocserve.http.status import PublicStatus
 from ocserve.http.vendor import by_vendor
 from ocserve.service import Service
 from ocserve.telemetry.metrics import Meter
 
 
-def routes(service: Service, settings: config.Server, meter: Meter) -> tuple[Route, ...]:
+def routes(service: Service, edge: Edge, meter: Meter, control: Control) -> tuple[Route, ...]:
     """The list."""
 
     def generates(path: str, dialect: Dialect) -> Route:
-        return Route("POST", path, Generate(service, dialect, settings), error_body=dialect.error_body)
+        return Route("POST", path, Generate(service, dialect, edge), error_body=dialect.error_body)
 
     def answers(path: str, dialect: QuestionDialect) -> Route:
-        return Route("POST", path, Ask(service, dialect, settings), error_body=dialect.error_body)
+        return Route("POST", path, Ask(service, dialect, edge), error_body=dialect.error_body)
 
-    stored = ResponseStore.of(settings)
-    made = CreateResponse(service, stored, settings)
+    stored = ResponseStore.of(edge.now)
+    made = CreateResponse(service, stored, edge)
     return (
         generates("/v1/chat/completions", openai_chat),
         generates("/v1/completions", openai_completions),
         Route("POST", "/v1/responses", made),
-        Route(SOCKET, "/v1/responses", ResponseSocket(service, stored, settings)),
-        Route("POST", "/v1/responses/input_tokens", CountInputTokens(service, stored, settings)),
+        Route(SOCKET, "/v1/responses", ResponseSocket(service, stored, edge)),
+        Route("POST", "/v1/responses/input_tokens", CountInputTokens(service, stored, edge)),
         Route("GET", "/v1/responses/{id}", RetrieveResponse(stored)),
         Route("DELETE", "/v1/responses/{id}", DeleteResponse(stored)),
         Route("GET", "/v1/responses/{id}/input_items", InputItems(stored)),
@@ -89,16 +91,16 @@ def routes(service: Service, settings: config.Server, meter: Meter) -> tuple[Rou
         *(
             Route("POST", f"/{version}/models/{{model:path}}:{method}", endpoint, error_body=google.error_body)
             for version in ("v1", "v1beta")
-            for method, endpoint in model_calls(service, settings).items()
+            for method, endpoint in model_calls(service, edge).items()
         ),
         Route("GET", "/v1beta/models", ModelList(service, google_models), error_body=google.error_body),
         Route("GET", "/v1beta/models/{id:path}", ModelEntry(service, google_models), error_body=google.error_body),
         _shared("/v1/models", lambda catalogue: ModelList(service, catalogue)),
         _shared("/v1/models/{id:path}", lambda catalogue: ModelEntry(service, catalogue)),
-        _ollama("POST", "/api/chat", OllamaGenerate(service, ollama_chat, settings)),
-        _ollama("POST", "/api/generate", OllamaGenerate(service, ollama_generate, settings)),
+        _ollama("POST", "/api/chat", OllamaGenerate(service, ollama_chat, edge)),
+        _ollama("POST", "/api/generate", OllamaGenerate(service, ollama_generate, edge)),
         answers("/api/embed", ollama_embed),
-        _ollama("POST", "/api/show", OllamaShow(service, settings)),
+        _ollama("POST", "/api/show", OllamaShow(service, edge)),
         _ollama("GET", "/api/tags", OllamaTags(service)),
         _ollama("GET", "/api/ps", OllamaRunning(service)),
         Route("GET", "/api/version", OllamaVersion(), public=True),
@@ -113,8 +115,9 @@ def routes(service: Service, settings: config.Server, meter: Meter) -> tuple[Rou
         answers("/detokenize", llama_tokens.DETOKENIZER),
         answers("/apply-template", llama_tokens.TEMPLATE),
         Route("GET", "/props", LlamaServerProps(service)),
-        *credit.routes(service, settings),
+        *credit.routes(service, edge),
         *_of_the_server(service, meter),
+        *admin.routes(service, control),
     )
 
 
@@ -135,6 +138,7 @@ def _of_the_server(service: Service, meter: Meter) -> tuple[Route, ...]:
         Route("GET", "/docs", reference.page(service), public=True),
         Route("GET", "/metrics", Metrics(meter)),
         Route("GET", "/limits", reference.PublishedLimits(service), public=True),
+        Route("GET", "/status", PublicStatus(service, meter.availability), public=True),
         Route("GET", "/health", Health(service), public=True),
         Route("GET", "/ready", Ready(service), public=True),
     )

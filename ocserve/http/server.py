@@ -17,8 +17,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from ocserve import config
 from ocserve.http.connection import EdgeConfig
+from ocserve.http.edge.current import Edge
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -29,6 +29,7 @@ class Stop:
     def __init__(self) -> None:
         self.wanted = asyncio.Event()
         self.at_once = asyncio.Event()
+        self.deadline_s: float | None = None  # of the drain; None: as the settings say
 
     def ask(self) -> None:
         """Once: drain. Twice: now."""
@@ -91,27 +92,30 @@ def _bind(family: int, address: tuple[object, ...]) -> socket.socket:
 
 async def serve(
     app: ASGIApp,
-    settings: config.Server,
+    edge: Edge,
     on_ready: Callable[[str], None],
     drain: Callable[[float], Awaitable[None]],
     *,
+    reload: Callable[[], Awaitable[None]] | None = None,
     sockets: list[socket.socket] | None = None,
     stop: Stop | None = None,
 ) -> None:
     """Serve until asked to stop, on `sockets` from `bind`.
 
     `on_ready` gets the base URL once connections are accepted; `drain(deadline_s)` returns when accepted work is done.
+    `reload` is what SIGHUP asks for; without one it does what it did.
     """
     stop = stop or Stop()
+    settings = edge.now
     sockets = sockets or bind(settings.host, settings.port)
     server = _Server(EdgeConfig(app, settings))
-    with _signals(stop):
+    with _signals(stop), _hangups(reload, stop):
         serving = asyncio.create_task(server.serve(sockets=sockets))
         try:
             await _first(serving, server.accepting.wait())
             on_ready(_url(settings.host, sockets[0].getsockname()[1]))
             await _first(serving, stop.wanted.wait())
-            draining = asyncio.ensure_future(drain(settings.drain_s))
+            draining = asyncio.ensure_future(drain(edge.now.drain_s if stop.deadline_s is None else stop.deadline_s))
             await _first(draining, stop.at_once.wait())
             if stop.at_once.is_set():
                 draining.cancel()
@@ -150,6 +154,41 @@ def _signals(stop: Stop) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if stop.wanted.is_set() else handler)
+
+
+def ignore_hangups() -> None:
+    """Until `serve` obeys it, SIGHUP ends nothing: what is being loaded has read its settings a moment ago."""
+    number = getattr(signal, "SIGHUP", None)
+    if number is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _hangups(reload: Callable[[], Awaitable[None]] | None, stop: Stop) -> Iterator[None]:
+    """Have SIGHUP reload, one after another, where there is such a signal and it arrives here.
+
+    As with the others it may not cut off what closes after this.
+    """
+    number = getattr(signal, "SIGHUP", None)
+    if reload is None or number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    async def obey() -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            await reload()
+
+    obeying = asyncio.create_task(obey(), name="reload-at-hangup")
+    before = signal.signal(number, lambda *_: loop.call_soon_threadsafe(asked.set))
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_IGN if stop.wanted.is_set() else before)
+        obeying.cancel()
 
 
 def _url(host: str, port: int) -> str:

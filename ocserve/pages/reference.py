@@ -96,9 +96,10 @@ def _described(method: str, path: str, operation: Json) -> str:
     head = f'<h3 id="{escape(operation["operationId"])}"><b>{method}</b><code>{escape(path)}</code></h3>'
     body = operation.get("requestBody")
     table = "" if body is None else _parameters(body["content"]["application/json"]["schema"])
-    statuses = ", ".join(status for status in operation["responses"] if status != "200")
-    kinds = ", ".join(f"<code>{escape(kind)}</code>" for kind in operation["responses"]["200"]["content"])
-    return f"{head}<p>{_prose(operation['summary'])}</p>{table}<p>200: {kinds}. Refusals: {statuses}.</p>"
+    answered, *refused = operation["responses"]
+    kinds = ", ".join(f"<code>{escape(kind)}</code>" for kind in operation["responses"][answered]["content"])
+    refusals = ", ".join(refused)
+    return f"{head}<p>{_prose(operation['summary'])}</p>{table}<p>{answered}: {kinds}. Refusals: {refusals}.</p>"
 
 
 def _parameters(schema: Json) -> str:

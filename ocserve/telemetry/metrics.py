@@ -264,6 +264,13 @@ class _Count:
     def add(self, *labels: str, amount: float = 1) -> None:
         self._values[labels] += amount
 
+    def forget(self, models: Container[str]) -> None:
+        """Drop what is of none of these models."""
+        if self._definition.labels[:1] == ("model",):
+            gone = [labels for labels in self._values if labels[0] not in models and labels[0] != OTHER]
+            for labels in gone:
+                del self._values[labels]
+
     def family(self) -> Family:
         return Family(self._definition, tuple(self._values.items()))
 
@@ -288,6 +295,11 @@ class _Histogram:
             mine[bound] += count
         self._sums[model] += seconds
 
+    def forget(self, models: Container[str]) -> None:
+        """Drop what is of none of these models."""
+        for model in [each for each in self._counts if each not in models and each != OTHER]:
+            del self._counts[model], self._sums[model]
+
     def family(self) -> Family:
         return Family(
             self._definition,
@@ -310,6 +322,7 @@ class Meter:
         self._routes = routes
         self._models = models
         self._codes: set[str] = set()
+        self._served = self._failed = 0  # requests that used a model
         self._counts = {each: _Count(each) for each in _OF_REQUESTS if each.kind == "counter"}
         self._histograms = {
             each: _Histogram(each, GAP_BOUNDS_S if each is _GAPS else _LATENCY_BOUNDS_S)
@@ -319,6 +332,7 @@ class Meter:
 
     def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
+        self._judge(record)
         count, model = self._counts, _known(record.model, self._models)
         reason = "none" if record.finish_reason is None else _known(record.finish_reason, _FINISH_REASONS)
         count[_REQUESTS].add(_known(record.route, self._routes), f"{record.status // 100}xx", reason)
@@ -356,6 +370,20 @@ class Meter:
                 self._histograms[definition].observe(model, max(0.0, milliseconds / 1000))
         self._histograms[_GAPS].add(model, record.token_gaps, record.token_gaps_s)
 
+    def _judge(self, record: RequestRecord) -> None:
+        """Count a request for or against the server; what its client did wrong, or left, is neither."""
+        if record.model is None or record.error_code == "maintenance":
+            return
+        if record.status >= 500 or record.finish_reason == "error":
+            self._failed += 1
+        elif record.status < 300:
+            self._served += 1
+
+    def availability(self) -> float | None:
+        """Which share of the requests to models the server did not fail, since its start; None before the first."""
+        judged = self._served + self._failed
+        return self._served / judged if judged else None
+
     def _code(self, code: str) -> str:
         if code not in self._codes and len(self._codes) >= _MOST_CODES:
             return OTHER
@@ -363,7 +391,11 @@ class Meter:
         return code
 
     def families(self) -> Iterator[Family]:
-        """Everything, now."""
+        """Everything, now. What was counted of models that have gone is forgotten."""
+        for count in self._counts.values():
+            count.forget(self._models)
+        for histogram in self._histograms.values():
+            histogram.forget(self._models)
         yield from (count.family() for count in self._counts.values())
         yield from (histogram.family() for histogram in self._histograms.values())
         now = self._read()

@@ -16,11 +16,12 @@ from ocserve.api.fields import Field, Reader
 from ocserve.api.operations import OPERATIONS, Operation
 from ocserve.api.response_schemas import SCHEMAS
 from ocserve.errors import ApiError
+from ocserve.http.edge.current import Edge
 from ocserve.http.metrics import meter
 from ocserve.http.route_table import SOCKET
 from ocserve.http.routes import routes
 from tests.api.models import EMBEDDING, TOOLS
-from tests.http.harness import MODEL
+from tests.http.harness import MODEL, Control
 from tests.scripted import ScriptedEngine, alone
 
 DOCUMENT = openapi.document((MODEL,), "1")
@@ -33,10 +34,16 @@ def test_the_document_is_valid() -> None:
 def test_every_route_is_in_the_reference_and_the_other_way_round() -> None:
     service = alone(ScriptedEngine(), MODEL, config.Limits())
     listed = {
-        (each.method, each.path) for each in routes(service, config.Server(), meter(service)) if each.method != SOCKET
+        (each.method, each.path)
+        for each in routes(service, Edge(config.Server()), meter(service), Control())
+        if each.method != SOCKET
     }
     assert {operation.route for operation in OPERATIONS} == listed
-    public = {(route.method, route.path) for route in routes(service, config.Server(), meter(service)) if route.public}
+    public = {
+        (route.method, route.path)
+        for route in routes(service, Edge(config.Server()), meter(service), Control())
+        if route.public
+    }
     assert {operation.route for operation in OPERATIONS if operation.public} == public
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -23,7 +23,15 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[config.Confi
     """The settings that a server would run with; nothing is served."""
     seen: list[config.Config] = []
 
-    async def serve(settings: config.Settings, models: Sequence[Installed], on_ready: object, spare: object) -> None:
+    async def serve(
+        settings: config.Settings,
+        models: Sequence[Installed],
+        on_ready: object,
+        spare: object,
+        *,
+        reread: Callable[[], config.Settings],
+    ) -> None:
+        assert reread() == settings  # a reload starts from the same flags
         seen.append(settings.config)
 
     monkeypatch.setattr(app, "serve", serve)

@@ -40,7 +40,7 @@ FOREIGN = {
 LIST_MODULES = """
 import json, sys
 from ocserve import app, cli
-async def serve(settings, models, on_ready, spare):
+async def serve(settings, models, on_ready, spare, reread):
     async with app.running(settings, models, spare):
         print(json.dumps(sorted(sys.modules)))
 app.serve = serve

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.handle import LoadError
 from ocserve.engine.residency import Memory, Phase, Rules
-from ocserve.errors import EngineUnavailable, Overloaded
+from ocserve.errors import EngineUnavailable, ModelNotFound, Overloaded
 from tests.scripted import ScriptedEngine
 
 
@@ -259,5 +259,130 @@ def test_random_traffic_never_breaks_a_lease(virtually: Run) -> None:
                     await asyncio.sleep(index * 5 % 17)
                     assert sum(engine.loaded for engine in engines.values()) <= 2
         assert sum(engine.loads for engine in engines.values()) > 10
+
+    virtually(main())
+
+
+def test_a_retired_model_takes_nothing_more_and_goes_when_nobody_uses_it(virtually: Run) -> None:
+    async def main() -> None:
+        made, engines, _ = fleet()
+        busy = asyncio.create_task(use(made, "a", seconds=100))
+        await asyncio.sleep(6)
+        made.retire("a")
+        made.retire("b")
+        assert set(made.engines) == {"a", "c"}
+        with pytest.raises(ModelNotFound):
+            await use(made, "a")
+        await busy
+        await asyncio.sleep(1)
+        assert not engines["a"].loaded
+        assert set(made.engines) == {"c"}
+
+    virtually(main())
+
+
+def test_a_model_that_was_to_go_can_stay_and_one_that_has_gone_can_come_back(virtually: Run) -> None:
+    async def main() -> None:
+        made, engines, _ = fleet()
+        busy = asyncio.create_task(use(made, "a", seconds=100))
+        await asyncio.sleep(6)
+        made.retire("a")
+        made.restore("a")
+        assert await use(made, "a") == 0
+        await busy
+        made.retire("a")
+        await asyncio.sleep(1)
+        made.add("a", engines["a"], (1,))
+        assert await use(made, "a") == pytest.approx(5)
+
+    virtually(main())
+
+
+def test_a_failed_load_of_a_retired_model_is_told_and_forgotten(virtually: Run) -> None:
+    async def main() -> None:
+        made, engines, _ = fleet()
+        engines["a"].load_error = LoadError("no such file")
+        waiting = asyncio.create_task(use(made, "a"))
+        await asyncio.sleep(1)
+        made.retire("a")
+        with pytest.raises(EngineUnavailable):
+            await waiting
+        assert "a" not in made.engines
+
+    virtually(main())
+
+
+def test_a_busy_model_is_not_unloaded_and_one_that_comes_free_is(virtually: Run) -> None:
+    async def main() -> None:
+        made, engines, _ = fleet()
+        busy = asyncio.create_task(use(made, "a", seconds=20))
+        await asyncio.sleep(6)
+        assert not await made.unload("a", 0)
+        assert not await made.unload("a", 5)
+        assert engines["a"].loaded
+        assert await made.unload("a", 60)
+        assert now() == pytest.approx(5 + 20)
+        assert not engines["a"].loaded
+        await busy
+        assert await made.unload("a", 0)
+        await use(made, "a")
+        assert engines["a"].loads == 2
+
+    virtually(main())
+
+
+def test_a_model_that_loads_for_nobody_any_more_is_unloaded_when_it_has(virtually: Run) -> None:
+    async def main() -> None:
+        made, engines, _ = fleet()
+        gone = asyncio.create_task(use(made, "a"))
+        await asyncio.sleep(1)
+        gone.cancel()
+        await asyncio.wait([gone])
+        assert await made.unload("a", 0)
+        assert now() == pytest.approx(5)
+        assert not engines["a"].loaded
+
+    virtually(main())
+
+
+def test_something_is_held_exactly_while_a_model_is_in_memory(virtually: Run) -> None:
+    async def main() -> None:
+        made, engines, _ = fleet()
+        held: list[str] = []
+
+        @contextmanager
+        def hold() -> Iterator[None]:
+            if refuse:
+                raise LoadError("it is being removed")
+            held.append("taken")
+            yield
+            held.append("left")
+
+        refuse = True
+        made.add("d", engines["a"], (1,), hold)
+        with pytest.raises(LoadError, match="removed"):
+            await made.open("d")
+        refuse = False
+        await made.open("d")  # at once, whatever has just failed
+        assert held == ["taken"]
+        assert await made.unload("d", 0)
+        assert held == ["taken", "left"]
+        await made.open("d")
+        await made.close()
+        assert held == ["taken", "left"] * 2
+
+    virtually(main())
+
+
+def test_other_rules_hold_at_once(virtually: Run) -> None:
+    async def main() -> None:
+        made, engines, _ = fleet()
+        await use(made, "a")
+        await asyncio.sleep(100)
+        assert made.standing("a").goes_at is None
+        made.rule(Rules(idle_s=200), 30)
+        assert made.standing("a").goes_at == pytest.approx(5 + 200)
+        await asyncio.sleep(101)
+        assert not engines["a"].loaded
 
     virtually(main())

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 import pytest
+from msgspec.structs import replace
 from PIL import Image as Pillow
 from PIL import ImageOps
 
@@ -222,6 +223,9 @@ def test_all_images_of_a_request_have_one_time(monkeypatch: pytest.MonkeyPatch) 
 
     reader = Pictures(Sees(), LIMITS, most_whole=64)  # type: ignore[arg-type]
     assert reader.read([given(picture())] * 3, 100) == [[(1,)]] * 3
+    reader.limits = replace(LIMITS, max_count=2)  # as a reload has it
+    with pytest.raises(InvalidRequest):
+        reader.read([given(picture())] * 3, 100)
     monkeypatch.setattr(pictures, "_LONGEST_S", -1.0)
     with pytest.raises(InvalidRequest, match="too long") as caught:
         reader.read([given(picture())], 100)

@@ -31,7 +31,7 @@ IDLE_S = 100.0
 
 
 class History(RuleBasedStateMachine):
-    """Requests come and go, loads and unloads end, other programs take memory, time passes: in any order."""
+    """Requests and models come and go, loads and unloads end, other programs take memory, time passes: in any order."""
 
     most_loaded: int | None = None
 
@@ -43,6 +43,8 @@ class History(RuleBasedStateMachine):
         self.under_way: dict[str, Move] = {}
         self.leases: Counter[str] = Counter()
         self.used_at: dict[str, float] = {}
+        self.retired: set[str] = set()
+        self.gone: set[str] = set()
         memory = Memory(PLACES, (CAPACITY, GPU_CAPACITY), self.available)
         self.residency = Residency(memory, Rules(idle_s=IDLE_S, most_loaded=self.most_loaded))
 
@@ -58,6 +60,10 @@ class History(RuleBasedStateMachine):
             else:
                 self.check_unload(action, wanted)
             self.under_way[action.model] = action.move
+        for name in self.residency.gone():
+            assert name in self.retired - self.resident, "it is in memory, or was to stay"
+            assert not self.leases[name], "somebody uses it"
+            self.gone.add(name)
 
     def check_load(self, action: Action) -> None:
         assert action.model not in self.resident, "two loads of one model"
@@ -70,13 +76,15 @@ class History(RuleBasedStateMachine):
 
     def check_unload(self, action: Action, wanted: set[str]) -> None:
         assert not self.leases[action.model], "a busy model is never unloaded"
+        if action.model in self.retired:
+            return
         assert self.now - self.used_at[action.model] >= IDLE_S or wanted, "nobody needs the room"
         idle = {name for name in self.resident if not self.leases[name] and name not in self.under_way}
         assert self.used_at[action.model] == min(self.used_at[name] for name in idle), "the least recently used first"
 
     @rule(name=st.sampled_from(sorted(NEED)))
     def acquire(self, name: str) -> None:
-        if self.residency.retry_in_s(name, self.now):
+        if name in self.retired or self.residency.retry_in_s(name, self.now):
             return
         self.leases[name] += 1
         self.used_at[name] = self.now
@@ -108,6 +116,25 @@ class History(RuleBasedStateMachine):
                 self.residency.release(name, self.now)
         self.plan()
 
+    @rule(name=st.sampled_from(sorted(NEED)))
+    def retire(self, name: str) -> None:
+        if name not in self.retired:
+            self.retired.add(name)
+            self.residency.retire(name)
+            self.plan()
+
+    @precondition(lambda self: self.retired)
+    @rule(data=st.data())
+    def come_back(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.retired)))
+        self.retired.remove(name)
+        if name in self.gone:
+            self.gone.remove(name)
+            self.residency.add(name, PLACES[name])
+        else:
+            self.residency.restore(name)
+        self.plan()
+
     @rule(seconds=st.sampled_from([0.5, 20.0, IDLE_S]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -126,7 +153,7 @@ class History(RuleBasedStateMachine):
 
     @invariant()
     def phases_agree(self) -> None:
-        for name in NEED:
+        for name in NEED.keys() - self.gone:
             phase = self.residency.phase(name)
             assert (phase is not Phase.COLD) == (name in self.resident)
             assert {Phase.LOADING: Move.LOAD, Phase.UNLOADING: Move.UNLOAD}.get(phase) == self.under_way.get(name)
@@ -136,6 +163,11 @@ class History(RuleBasedStateMachine):
         wanted = [name for name in NEED if self.leases[name] and name not in self.resident]
         if wanted and not any(self.leases[name] for name in self.resident):
             assert self.under_way
+
+    @invariant()
+    def a_retired_model_that_nobody_uses_goes(self) -> None:
+        for name in self.retired - self.gone:
+            assert self.leases[name] or name in self.under_way
 
     @invariant()
     def an_idle_model_has_a_time_to_go(self) -> None:

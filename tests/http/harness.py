@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,9 @@ from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.keystore import KeyStore
 from ocserve.accounts.past import NO_PAST, Past
+from ocserve.errors import ModelNotFound
 from ocserve.http.application import build
+from ocserve.http.edge.current import Edge
 from ocserve.http.server import Stop, serve
 from ocserve.modelcard import ModelCard, SamplingDefaults, ServedModel
 from ocserve.service import Service
@@ -113,6 +115,26 @@ def parse(raw: bytes) -> Answer:
     else:
         body = rest[: int(headers["content-length"])] if "content-length" in headers else rest
     return Answer(int(lines[0].split()[1]), headers, body, raw)
+
+
+class Control:
+    """What administration asks of a scripted server: it has no store and no settings, and ends if `stop` is given."""
+
+    settings: Mapping[str, object] = {"server.port": 0}
+    drain_s = 5.0
+
+    def __init__(self, stop: Stop | None = None) -> None:
+        self._stop = stop
+
+    async def include(self, reference: str, *, may_pull: bool) -> str:
+        raise ModelNotFound("It is not installed.", param="model", code="model_not_installed")
+
+    async def reload(self) -> Mapping[str, tuple[object, object]]:
+        return {"limits.queue": (64, 8)}
+
+    def stop(self, deadline_s: float | None) -> None:
+        if self._stop is not None:
+            self._stop.ask()
 
 
 class Served:
@@ -230,7 +252,8 @@ def serving(
             found.append(Served(engine, service, port, lambda: loop.call_soon_threadsafe(stop.ask)))
             ready.set()
 
-        await serve(build(service, keys, server), server, on_ready, service.drain, stop=stop)
+        edge = Edge(server)
+        await serve(build(service, keys, edge, Control(stop)), edge, on_ready, service.stop, stop=stop)
 
     failures: list[BaseException] = []
 

@@ -36,11 +36,12 @@ from ocserve.accounts.keystore import KeyStore
 from ocserve.accounts.ledger import Ledger
 from ocserve.engine.handle import EngineHandle, Supervision
 from ocserve.http.application import build
+from ocserve.http.edge.current import Edge
 from ocserve.http.server import bind, serve
 from ocserve.modelcard import ServedModel
 from ocserve.telemetry import logs
 from tests.accounts.books import priced
-from tests.http.harness import MODEL
+from tests.http.harness import MODEL, Control
 from tests.scripted import SCRIPT, SPEC, Script, ScriptedEngine, alone
 
 _LOOK_S = 0.005
@@ -99,8 +100,9 @@ async def main(options: dict[str, Any], say: Callable[[str], None]) -> None:
     billing = Billing(config.Billing(), priced(model.id), ledger) if ledger else None
     service = alone(engine, model, limits, billing)
     settings = replace(config.Server(), **{"port": 0, **options.get("server", {})})
+    edge = Edge(settings)
     store = KeyStore(Path(options["keys_file"])) if "keys_file" in options else None
-    app = build(service, KeyRing(options.get("key"), config.Auth(), store=store), settings)
+    app = build(service, KeyRing(options.get("key"), config.Auth(), store=store), edge, Control())
     watch = Watch()
     looking = asyncio.create_task(watch.look())
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: say(json.dumps(watch.told())))
@@ -112,7 +114,7 @@ async def main(options: dict[str, Any], say: Callable[[str], None]) -> None:
             bound = bind(settings.host, settings.port)
             if "send_buffer" in options:
                 bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options["send_buffer"])
-            await serve(app, settings, lambda url: say(url.rpartition(":")[2]), service.drain, sockets=bound)
+            await serve(app, edge, lambda url: say(url.rpartition(":")[2]), service.stop, sockets=bound)
     finally:
         looking.cancel()
         with suppress(asyncio.CancelledError):

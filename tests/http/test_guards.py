@@ -10,16 +10,22 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.api.operations import OPERATIONS
+from ocserve.http.edge.current import Edge
 from ocserve.http.metrics import meter
 from ocserve.http.route_table import SOCKET, Route
 from ocserve.http.routes import routes
-from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Served, serving
+from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Control, Served, serving
 
 # Reviewed: nothing else answers without a caller. Of the reference, names of models are for callers only.
-PUBLIC = {("GET", path) for path in ("/health", "/ready", "/openapi.json", "/docs", "/limits", "/api/version")}
+PUBLIC = {
+    ("GET", path) for path in ("/health", "/ready", "/openapi.json", "/docs", "/limits", "/status", "/api/version")
+}
 MESSAGE = {**CHAT, "max_tokens": 5}
 RANKING = {"model": "tiny", "query": "Hi", "documents": ["Ho"]}
 BODIES = {
+    "/admin/models/load": {"model": "tiny"},
+    "/admin/models/unload": {"model": "tiny"},
+    "/admin/maintenance": {"starts": "2999-01-01T00:00:00Z", "ends": "2999-01-01T01:00:00Z"},
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETION,
     "/v1/messages": MESSAGE,
@@ -58,7 +64,7 @@ def locked() -> Iterator[Served]:
 def walk(served: Served) -> list[tuple[Route, str]]:
     """Every route with a concrete path, in every spelling that clients make of base URLs."""
     found = []
-    for route in routes(served.service, config.Server(), meter(served.service)):
+    for route in routes(served.service, Edge(config.Server()), meter(served.service), Control()):
         if route.method == SOCKET:  # tests/http/test_websocket.py
             continue
         path = route.path.replace("{id:path}", "tiny").replace("{model:path}", "tiny")
@@ -71,17 +77,21 @@ def walk(served: Served) -> list[tuple[Route, str]]:
 
 def ask(served: Served, route: Route, path: str, **headers: str) -> Answer:
     given = {"Authorization": f"Bearer {KEY}", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return served.request(route.method, path, BODIES.get(route.path), given)
+    body = None if route.method == "DELETE" else BODIES.get(route.path)
+    return served.request(route.method, path, body, given)
 
 
 def test_the_public_routes_are_the_reviewed_ones(locked: Served) -> None:
-    listed = routes(locked.service, config.Server(), meter(locked.service))
+    listed = routes(locked.service, Edge(config.Server()), meter(locked.service), Control())
     assert {(route.method, route.path) for route in listed if route.public} == PUBLIC
 
 
 def test_every_route_answers_an_honest_caller(locked: Served) -> None:
     for route, path in walk(locked):
-        assert ask(locked, route, path).status == (404 if "{id}" in route.path or "{name}" in route.path else 200), path
+        if route.path != "/admin/stop":  # tests/http/test_admin.py
+            assert ask(locked, route, path).status == (
+                404 if "{id}" in route.path or "{name}" in route.path else 200
+            ), path
 
 
 @pytest.mark.parametrize(

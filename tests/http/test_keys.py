@@ -12,18 +12,12 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.keystore import KeyStore, new_text
-from ocserve.api.operations import QUERIES
-from ocserve.http import application
-from ocserve.http.listing import Ready
-from ocserve.http.route_table import Route
-from ocserve.service import Service
-from ocserve.telemetry.metrics import Meter
 from tests.http.harness import CHAT, MODEL, Answer, Served, serving
 from tests.http.test_guards import BODIES, MESSAGE, walk
 from tests.http.test_websocket import create, events, opened
 from tests.scripted import Script, ScriptedEngine
 
-ADMIN = "/admin/only"
+ADMIN = "/admin/state"
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +27,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> KeyStore:
 
 @pytest.fixture(scope="module")
 def served(store: KeyStore) -> Iterator[Served]:
-    """A server with nothing but keys of several users, and one route for administrators."""
-    listed = application.routes
-
-    def with_admin(service: Service, settings: config.Server, meter: Meter) -> tuple[Route, ...]:
-        return (*listed(service, settings, meter), Route("GET", ADMIN, Ready(service), admin=True))
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(application, "routes", with_admin)
-    patch.setitem(QUERIES, ("GET", ADMIN), {})  # type: ignore[arg-type]
+    """A server with nothing but keys of several users."""
     does_everything = replace(MODEL, capabilities=("chat", "completion", "embedding", "rerank"))
     store.create("first")
     limits = config.Limits(requests_per_minute=600)
     auth = config.Auth(anonymous=False)
     with serving(store=store, auth=auth, model=does_everything, limits=limits) as server:
         yield server
-    patch.undo()
 
 
 def ask(served: Served, key: str | None, method: str = "POST", path: str = "/v1/chat/completions") -> Answer:
@@ -80,7 +65,7 @@ def test_no_route_answers_a_key_that_is_not_good(served: Served, store: KeyStore
         new_text(): "invalid_api_key",
     }
     before = len(served.engine.runs)
-    for route, path in [*walk(served), (Route("GET", ADMIN, Ready(served.service)), ADMIN)]:
+    for route, path in walk(served):
         if route.public:
             continue
         for key, code in bad.items():

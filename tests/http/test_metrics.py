@@ -164,6 +164,24 @@ def test_no_request_can_make_a_series(full: bool) -> None:
     print(f"{count} random requests (seed {SEED}): {len(after)} series before and after")
 
 
+def test_of_a_model_that_has_gone_nothing_is_left() -> None:
+    models = {"tiny", "later"}
+    meter = Meter(lambda: NOTHING, routes={"/x"}, models=models)
+    for model in ("tiny", "later"):
+        meter.observe(replace(RECORD, model=model, usage=Usage(prompt_tokens=1)))
+
+    def labelled() -> set[str]:
+        series = (family for family in meter.families() if family.definition.labels[:1] == ("model",))
+        return {labels[0] for family in series for labels, _ in family.samples}
+
+    assert labelled() == {"tiny", "later"}
+    models.remove("later")
+    meter.observe(
+        replace(RECORD, model="later", usage=Usage(prompt_tokens=1))
+    )  # one that ran to its end after it had gone
+    assert labelled() == {"tiny", "other"}
+
+
 def test_what_is_on_no_list_counts_as_other() -> None:
     meter = Meter(lambda: NOTHING, routes={"/x"}, models={"tiny"})
     for number in range(1000):

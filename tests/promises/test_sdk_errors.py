@@ -11,7 +11,15 @@ import openai
 import pytest
 
 from ocserve import config, errors
-from ocserve.errors import ApiError, EngineFailed, EngineUnavailable, LedgerUnavailable, Overloaded
+from ocserve.errors import (
+    ApiError,
+    Conflict,
+    EngineFailed,
+    EngineUnavailable,
+    LedgerUnavailable,
+    Overloaded,
+    UnderMaintenance,
+)
 from tests.http.harness import KEY, serving
 from tests.scripted import Script, ScriptedEngine
 
@@ -37,6 +45,7 @@ OPENAI: dict[int, type[openai.APIStatusError]] = {
     401: openai.AuthenticationError,
     403: openai.PermissionDeniedError,
     404: openai.NotFoundError,
+    409: openai.ConflictError,
     422: openai.UnprocessableEntityError,
     429: openai.RateLimitError,
     500: openai.InternalServerError,
@@ -46,6 +55,8 @@ ENGINE: tuple[ApiError, ...] = (
     EngineFailed("It failed."),
     EngineUnavailable("It restarts.", retry_after_s=1),
     LedgerUnavailable("It is full.", retry_after_s=1),
+    UnderMaintenance("Until noon.", retry_after_s=1),
+    Conflict("It is in use."),
     Overloaded("Too many.", retry_after_s=1),
 )
 

@@ -20,10 +20,18 @@ from ocserve.trace import Trace
 class Access:
     """Gives every request an id, which every answer carries, and tells `on_end` of it at the end."""
 
-    def __init__(self, app: ASGIApp, table: RouteTable, on_end: Callable[[RequestRecord], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        table: RouteTable,
+        on_end: Callable[[RequestRecord], None],
+        announced: Callable[[], bytes | None],
+    ) -> None:
+        """`announced` tells the window of maintenance that every answer names."""
         self._app = app
         self._table = table
         self._on_end = on_end
+        self._announced = announced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,6 +50,8 @@ class Access:
         )
         exchange.body_complete = scope["method"] == SOCKET  # what arrives are messages
         exchange.bind(scope)
+        if (window := self._announced()) is not None:
+            exchange.headers.append((b"x-maintenance", window))
         answer = _Answer(exchange, scope, send)
         try:
             await last_word(self._app(scope, receive, answer.send), answer.refuse, trace)

@@ -15,7 +15,7 @@ class JsonOnly:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "POST":
+        if scope["method"] in ("POST", "PUT"):
             encodings = header_values(scope, b"content-encoding")
             if any(value.strip().lower() != b"identity" for value in encodings):
                 raise UnsupportedMediaType("Compressed request bodies are not accepted.", param="content-encoding")

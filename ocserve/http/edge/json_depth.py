@@ -1,4 +1,4 @@
-"""Gathers the body of a POST and refuses JSON that is nested too deeply, before any decoder sees it."""
+"""Gathers the body of a POST or PUT and refuses JSON that is nested too deeply, before any decoder sees it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class JsonDepth:
         self._max_depth = max_depth
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "POST":
+        if scope["method"] in ("POST", "PUT"):
             exchange = Exchange.of(scope)
             body = bytearray()
             while not exchange.body_complete:

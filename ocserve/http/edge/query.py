@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ocserve import config
 from ocserve.api import queries
+from ocserve.http.edge.current import Edge
 from ocserve.http.exchange import Exchange
 
 
@@ -15,15 +15,15 @@ class Query:
     A public route answers anybody who asks, monitors with a time in their query too: there they are only named.
     """
 
-    def __init__(self, app: ASGIApp, settings: config.Server) -> None:
+    def __init__(self, app: ASGIApp, edge: Edge) -> None:
         self._app = app
-        self._refuse_unknown = settings.unknown_parameters == "refuse"
+        self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         route = exchange.match.route
         assert route is not None
-        refuse = self._refuse_unknown and not route.public
+        refuse = self._edge.refuse_unknown and not route.public
         exchange.query = queries.read(scope["query_string"], exchange.takes, refuse_unknown=refuse)
         exchange.name_ignored(())
         await self._app(scope, receive, send)

@@ -1,0 +1,121 @@
+"""The commands that ask a running server: what they print, and what they say where none answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ocserve import cli
+from ocserve.accounts.keystore import KeyStore
+from tests.http.harness import Served, serving
+
+COMMANDS = (
+    ("ps",),
+    ("load", "tiny"),
+    ("unload", "tiny"),
+    ("reload",),
+    ("drain",),
+    ("drain", "--resume"),
+    ("maintenance", "2999-01-01T00:00Z", "2999-01-01T01:00Z"),
+    ("stop",),
+)
+
+
+def ocserve(*arguments: str, **env: str) -> Result:
+    return CliRunner().invoke(cli.main, list(arguments), env=env)
+
+
+@pytest.fixture
+def server() -> Iterator[Served]:
+    with serving() as served:
+        yield served
+
+
+def asked(server: Served, *arguments: str) -> str:
+    result = ocserve(*arguments, "--url", server.url)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_models_are_loaded_listed_and_unloaded(server: Served) -> None:
+    assert asked(server, "load", "default") == "tiny is loaded\n"
+    header, row = asked(server, "ps").splitlines()
+    assert header.split() == ["MODEL", "STATE", "MEMORY", "CONTEXT", "IN", "USE", "UNTIL"]
+    assert row.split()[:2] == ["tiny", "ready"]
+    assert "0 of 8" in row
+    assert json.loads(asked(server, "ps", "--json"))["models"]["tiny"]["state"] == "ready"
+    assert asked(server, "unload", "tiny", "--wait", "5") == "tiny is unloaded\n"
+    assert asked(server, "ps").splitlines()[1].split()[1] == "cold"
+
+
+def test_drains_and_maintenance_are_asked_for_and_shown(server: Served) -> None:
+    assert "drained" in asked(server, "drain", "--deadline", "5")
+    assert "takes nothing more" in asked(server, "ps")
+    assert asked(server, "drain", "--resume") == "the server takes requests\n"
+    told = asked(server, "maintenance", "2999-01-01T00:00Z", "2999-01-01T03:00+02:00", "New disks.")
+    assert told == "maintenance is announced from 2999-01-01T00:00:00Z to 2999-01-01T03:00:00+02:00\n"
+    assert "maintenance from 2999-01-01" in asked(server, "ps")
+    assert asked(server, "maintenance", "--cancel") == "no maintenance is announced\n"
+    assert "maintenance" not in asked(server, "ps")
+
+
+def test_a_reload_and_the_end_are_told(server: Served) -> None:
+    assert asked(server, "reload") == "limits.queue: 64 -> 8\n"
+    assert asked(server, "stop", "--deadline", "5") == "the server ends; 0 requests are to finish\n"
+    assert server.thread is not None
+    server.thread.join(10)
+    assert not server.thread.is_alive()
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_where_no_server_answers_each_says_so(arguments: tuple[str, ...]) -> None:
+    with serving() as gone:
+        pass
+    result = ocserve(*arguments, "--url", gone.url)
+    assert result.exit_code == 1
+    assert f"error: no server answers at {gone.url} (ConnectError)" in result.stderr
+    assert "hint: `ocserve run` starts a server" in result.stderr
+    described = ocserve(*arguments, "--url", gone.url, "--json")
+    assert gone.url in json.loads(described.stderr)["error"]["message"]
+
+
+def test_a_refusal_is_told_with_its_reason(server: Served, tmp_path: Path) -> None:
+    result = ocserve("load", "never", "--url", server.url)
+    assert (result.exit_code, result.stderr) == (1, "error: It is not installed.\n")
+    store = KeyStore(tmp_path / "keys.json")
+    _, admin = store.create("admin", scope="admin")
+    _, user = store.create("user")
+    with serving(store=store) as locked:
+        result = ocserve("ps", "--url", locked.url, "--key-from", "USER_KEY", USER_KEY=user)
+        assert "error: This needs a key with the scope `admin`." in result.stderr
+        assert "--key-from" in result.stderr
+        assert ocserve("ps", "--url", locked.url, "--key-from", "ADMIN_KEY", ADMIN_KEY=admin).exit_code == 0
+
+
+def test_the_key_of_the_settings_goes_to_the_server_of_the_settings_only(tmp_path: Path) -> None:
+    key = "sk-of-the-settings-0123456789"
+    with serving(key=key) as own:
+        environment = {"OCSERVE_API_KEY": key, "OCSERVE_SERVER_PORT": str(own.port)}
+        assert ocserve("ps", **environment).exit_code == 0
+        elsewhere = ocserve("ps", "--url", own.url.replace("127.0.0.1", "localhost"), **environment)
+        assert elsewhere.exit_code == 1
+        assert "scope `admin`" in elsewhere.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("maintenance",), "name START and END"),
+        (("maintenance", "soon", "later"), "expected a moment"),
+        (("maintenance", "2999-01-01", "2999-01-02", "--cancel"), "leave START and END out"),
+        (("drain", "--resume", "--deadline", "1"), "--deadline is for draining"),
+    ],
+)
+def test_what_was_mistyped_is_named(arguments: tuple[str, ...], words: str) -> None:
+    result = ocserve(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr

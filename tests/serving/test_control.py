@@ -1,0 +1,112 @@
+"""Models that an administrator asks for: from the store, a path, or the hub. No engine is started for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ocserve import config
+from ocserve.accounts.limits import Limiter
+from ocserve.catalog.pull import describe_file
+from ocserve.catalog.store import Store
+from ocserve.errors import ApiError
+from ocserve.http.edge.current import Edge
+from ocserve.http.fetch import ImageFetcher
+from ocserve.http.server import Stop
+from ocserve.machine import HostMemory
+from ocserve.service import Service
+from ocserve.serving.control import Control
+from ocserve.serving.lineup import Lineup, Place
+from tests.catalog.fake_hub import FakeHub, serving
+from tests.serving.models import install
+
+MEMORY = HostMemory(total_bytes=10**10, available_bytes=8 * 10**9)
+HUB = "hf:acme/tiny-GGUF:F32"
+
+
+@dataclass
+class Site:
+    control: Control
+    service: Service
+    lineup: Lineup
+    store: Store
+
+    @property
+    def names(self) -> list[str]:
+        return [model.id for model in self.service.models]
+
+
+@pytest.fixture
+def hub(tiny_model: Path) -> Iterator[FakeHub]:
+    with serving({"acme/tiny-GGUF": {"tiny-F32.gguf": tiny_model.read_bytes()}}) as found:
+        yield found
+
+
+@pytest.fixture
+async def site(tmp_path: Path, tiny_model: Path, hub: FakeHub) -> Site:
+    flags = {"store.directory": str(tmp_path / "store"), "store.hub_endpoint": hub.host, "store.reserve_bytes": 0}
+    settings = config.load(flags, environ={})
+    tree = settings.config
+    store = Store(tree.store)
+    lineup = Lineup(tree, [describe_file(str(tiny_model))], store, Place((), MEMORY, {}))
+    service = Service(lineup.fleet, lineup.described, Limiter(tree.limits), tree.limits, look=lineup.look)
+    lineup.tell(service.offer)
+    edge, fetcher = Edge(tree.server), ImageFetcher(tree.images)
+    return Site(Control(settings, lambda: settings, lineup, service, edge, fetcher, Stop()), service, lineup, store)
+
+
+async def refused(site: Site, reference: str, *, may_pull: bool = False) -> ApiError:
+    with pytest.raises(ApiError) as found:
+        await site.control.include(reference, may_pull=may_pull)
+    assert site.names == ["tiny"]
+    return found.value
+
+
+async def test_a_model_of_the_store_or_a_file_is_served_from_now_on(
+    site: Site, tmp_path: Path, tiny_model: Path
+) -> None:
+    assert await site.control.include(str(tiny_model), may_pull=False) == "tiny"
+    install(site.store, "later", tiny_model)
+    assert await site.control.include("later", may_pull=False) == "later"
+    mine = tmp_path / "mine.gguf"
+    mine.hardlink_to(tiny_model)
+    assert await site.control.include(str(mine), may_pull=False) == "mine"
+    assert site.names == ["tiny", "later", "mine"]
+    site.store.remove("later")
+    await site.service.look()
+    assert site.names == ["tiny", "mine"]  # one's own file is nobody's to take away
+
+
+async def test_only_who_may_pull_brings_a_model_here(site: Site) -> None:
+    error = await refused(site, HUB)
+    assert (error.status, error.code, error.param) == (404, "model_not_installed", "model")
+    assert await site.control.include(HUB, may_pull=True) == HUB
+    await site.service.look()
+    assert site.names == ["tiny", HUB]
+
+
+async def test_what_cannot_be_served_says_why(site: Site, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(tiny_model.read_bytes()[:100])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tiny.gguf").hardlink_to(tiny_model)
+    for reference, status, code in (
+        (str(tmp_path / "broken.gguf"), 400, "model_not_servable"),
+        (str(tmp_path / "never.gguf"), 404, "model_not_installed"),
+        (str(tmp_path / "other" / "tiny.gguf"), 409, "model_not_servable"),
+        ("no model\n", 400, "model_not_servable"),
+    ):
+        error = await refused(site, reference)
+        assert (error.status, error.code) == (status, code), reference
+    site.lineup._place = Place((), HostMemory(total_bytes=10**9, available_bytes=1000), {})
+    install(site.store, "large", tiny_model)
+    error = await refused(site, "large")
+    assert (error.status, error.code) == (409, "model_does_not_fit")
+
+
+async def test_a_pull_ends_with_the_server(site: Site) -> None:
+    site.service.doors.stop()
+    error = await refused(site, HUB, may_pull=True)
+    assert "shutting down" in error.message

@@ -1,0 +1,166 @@
+"""What a running server takes over from its settings, and that a reload is the whole or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ocserve import app, config
+from ocserve.accounts.keys import ANONYMOUS, Caller
+from ocserve.catalog.pull import describe_file
+from ocserve.catalog.store import Store
+from ocserve.errors import ApiError, Conflict, InvalidRequest, RateLimited
+from ocserve.serving import control, reload
+from tests.serving.models import install
+
+CALLER = Caller(ANONYMOUS, b"", anonymous=True)
+PRICES = '[[price]]\nmodel = "tiny"\nprompt = "{}"\ncompletion = "0.1"\n'
+
+
+def test_every_setting_is_live_or_needs_a_restart() -> None:
+    assert set(config.catalogue()) == reload.LIVE | reload.AT_START
+    assert not reload.LIVE & reload.AT_START
+
+
+def test_of_a_secret_nothing_is_told_but_that_it_has_changed() -> None:
+    before, after = (config.load({"auth.api_key": key}, environ={}) for key in ("a" * 20, "b" * 20))
+    found = reload.changes(before, after)
+    assert reload.shown(found) == {"auth.api_key": ("set", "set")}
+    assert reload.differing(after) == {"auth.api_key": "set"}
+
+
+class Site:
+    """A server of a tiny model whose settings lie in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "config.toml"
+        self.prices = folder / "prices.toml"
+        self.store = Store(config.Store(directory=folder / "store"))
+        self.prices.write_text(PRICES.format("0.1"))
+        self.write("")
+
+    def write(self, text: str) -> None:
+        fixed = {"ledger": {"use": "'off'"}, "store": {"directory": f"'{self.store.directory}'"}}
+        fixed |= {"cache": {"disk_bytes": "0"}, "auth": {"keys_file": f"'{self.file.with_name('keys.json')}'"}}
+        sections = [f"[{name}]\n{field} = {value}\n" for name, each in fixed.items() for field, value in each.items()]
+        self.file.write_text("".join(sections) + text)
+
+    def read(self) -> config.Settings:
+        return config.load({"model.aliases": ["always"]}, environ={}, path=self.file)
+
+
+@asynccontextmanager
+async def running(site: Site, tiny_model: Path) -> AsyncIterator[app.Daemon]:
+    async with app.running(site.read(), [describe_file(str(tiny_model))], reread=site.read) as daemon:
+        yield daemon
+
+
+async def refused(daemon: app.Daemon) -> ApiError:
+    with pytest.raises(ApiError) as found:
+        await daemon.control.reload()
+    return found.value
+
+
+async def test_what_can_change_does_and_the_rest_is_refused_whole(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[str] = []
+    monkeypatch.setattr(control.logs, "configure", lambda settings: levels.append(settings.level))
+    site = Site(tmp_path)
+    install(site.store, "other", tiny_model)
+    async with running(site, tiny_model) as daemon:
+        service = daemon.service
+        await _limits(site, daemon)
+        await _prices(site, daemon)
+        await _models(site, daemon)
+        await _edge(site, daemon)
+        await _nothing_of_what_is_wrong(site, daemon)
+        site.write("")
+        await daemon.control.reload()
+        assert service.limits == config.Limits()
+        assert await daemon.control.reload() == {}
+    assert levels == ["error", "info"]
+
+
+async def _limits(site: Site, daemon: app.Daemon) -> None:
+    """Of a key that is here already, too."""
+    limiter = daemon.service.limiter
+    limiter.admit("acme").settle(0)
+    site.write("[limits]\nrequests_per_minute = 2\nqueue = 3\n")
+    assert await daemon.control.reload() == {"limits.requests_per_minute": (None, 2), "limits.queue": (64, 3)}
+    limiter.admit("acme").settle(0)
+    limiter.admit("acme").settle(0)
+    with pytest.raises(RateLimited):
+        limiter.admit("acme")
+    assert daemon.service.limits.queue == 3
+    site.write("")
+    await daemon.control.reload()
+    limiter.admit("acme").settle(0)
+
+
+async def _prices(site: Site, daemon: app.Daemon) -> None:
+    def price() -> str | None:
+        (model, *_) = daemon.service.open_to(CALLER).models
+        return model.prices and model.prices.prompt
+
+    assert price() is None
+    site.write(f"[billing]\nprices = '{site.prices}'\ncancelled = 'free'\n")
+    await daemon.control.reload()
+    assert price() == "0.1"
+    assert "is not charged" in daemon.service.billing.policy
+    site.prices.write_text(PRICES.format("0.2"))
+    assert await daemon.control.reload() == {}
+    assert price() == "0.2"
+    site.prices.write_text(PRICES.format("free"))
+    assert (await refused(daemon)).code == "settings_invalid"
+    assert price() == "0.2"
+    site.prices.write_text(PRICES.format("0.1"))
+
+
+async def _models(site: Site, daemon: app.Daemon) -> None:
+    service, names = daemon.service, lambda: [model.id for model in daemon.service.models]
+    await service.look()
+    assert names() == ["tiny", "other"]
+    site.write("[model]\nserve_installed = false\nidle_unload_s = 1000\n")
+    await daemon.control.reload()
+    assert names() == ["tiny"]
+    assert service.fleet.standing("tiny").goes_at is not None
+    site.write("[model]\nserve_installed = false\nalso = ['other']\n")
+    await daemon.control.reload()
+    assert names() == ["tiny", "other"]
+    site.write("[model]\nserve_installed = false\nalso = ['never']\n")
+    error = await refused(daemon)
+    assert "never is not installed" in error.message
+    assert names() == ["tiny", "other"]
+    assert service.models[0].aliases[:2] == ("default", "always")
+
+
+async def _edge(site: Site, daemon: app.Daemon) -> None:
+    site.write(
+        "[server]\nunknown_parameters = 'ignore'\ndrain_s = 7\nstream_heartbeat_s = 3\n[images]\nmax_count = 2\n"
+    )
+    before = daemon.service.models[0].image_urls
+    await daemon.control.reload()
+    assert not daemon.edge.refuse_unknown
+    assert (daemon.edge.now.drain_s, daemon.edge.now.stream_heartbeat_s) == (7, 3)
+    site.write("[images]\nfetch = 'public'\n[log]\nlevel = 'error'\n")
+    await daemon.control.reload()
+    assert (before, daemon.service.models[0].image_urls) == (False, True)
+    assert daemon.edge.refuse_unknown
+    assert daemon.service.engine.ready  # it was told other limits of images, and lives
+
+
+async def _nothing_of_what_is_wrong(site: Site, daemon: app.Daemon) -> None:
+    for text, kind, code, words in (
+        ("[limits]\nqueue = 5\n[server]\nport = 1\n", Conflict, "restart_needed", "server.port"),
+        ("[limits]\nqueue = 5\nqeue = 6\n", InvalidRequest, "settings_invalid", "did you mean `limits.queue`"),
+        ("[limits]\nqueue = 5\n[log]\nlevel = 'loud'\n", InvalidRequest, "settings_invalid", "log.level"),
+    ):
+        site.write(text)
+        error = await refused(daemon)
+        assert (type(error), error.code) == (kind, code)
+        assert words in error.message
+        assert daemon.service.limits.queue == 64
