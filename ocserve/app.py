@@ -42,8 +42,12 @@ from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import CannotListen as CannotListen  # likewise
 from ocserve.machine import Device, HostMemory, host_memory
 from ocserve.modelcard import Capability, ServedModel
+from ocserve.pages.publication import Publication
+from ocserve.policy.hooks import open_hook
+from ocserve.policy.judge import Judge
 from ocserve.service import Service
 from ocserve.telemetry import logs
+from ocserve.telemetry.traces import open_traces
 
 NO_PROJECTORS: Mapping[str, ProjectorFile] = MappingProxyType({})
 
@@ -102,6 +106,7 @@ async def running(
     secret = lasting_secret(config.cache_directory(tree.cache)) if stores else None
     installed = by_name(models)
     refuse_limits(tree.limits, installed)
+    hook, publication, traces = open_hook(tree.policy), Publication.of(tree), open_traces(tree.otel)
     for model in models:
         if model is models[0] or model.header.pooling == "none":  # a longest input is lowered, a conversation is not
             refuse_context(tree.engine, model, model.header.context_length)
@@ -112,6 +117,7 @@ async def running(
     fits = plans(tree, installed, gpus, projectors)
     fleet = build_fleet(tree, installed, fits, gpus, environment, projectors, spare)
     billing = open_billing(tree, has_key=has_key)
+    judge = Judge(tree.policy, hook, logs.event) if hook is not None else None
     try:
         facts = await fleet.open(default.name)
         refuse_context(tree.engine, default, facts.trained_context)
@@ -119,14 +125,20 @@ async def running(
             name: partial(served_model, tree, model, fits[name].plan, model is default, name in projectors)
             for name, model in installed.items()
         }
-        service = Service(fleet, described, Limiter(tree.limits), tree.limits, ImageFetcher(tree.images), billing)
+        limiter, images = Limiter(tree.limits), ImageFetcher(tree.images)
+        service = Service(fleet, described, limiter, tree.limits, images, billing, judge)
         edge = sized(tree.server, reads_images=bool(projectors))
-        asgi = application.build(service, KeyRing(key, tree.auth, secret, store), edge)
+        observe = None if traces is None else traces.observe
+        asgi = application.build(service, KeyRing(key, tree.auth, secret, store), edge, publication, observe)
         yield Daemon(facts, service, asgi, edge)
     finally:
         await fleet.close()
         if billing.ledger is not None and (lost := await asyncio.to_thread(billing.ledger.close)):
             logs.event("ledger_rows_lost", level="error", count=lost)
+        if judge is not None:
+            await judge.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
 
 def open_billing(tree: config.Config, *, has_key: bool) -> Billing:
@@ -348,6 +360,7 @@ def served_model(
         digest=installed.sha256,
         capabilities=capabilities,
         input_modalities=("text", "image") if reads_images else ("text",),
+        countries=tree.operator.locations,
         image_urls=tree.images.fetch != "off" or bool(tree.images.fetch_hosts),
         output_modalities=modalities,
         dimensions=(facts.dimensions if facts else installed.header.embedding_length) * ("embedding" in capabilities),

@@ -1,7 +1,7 @@
 """The life of one generation, top to bottom, whatever the dialect.
 
-    admit (limits, queue) → load the model if need be → prepare (engine: template, tokens) → reserve tokens → start →
-    stream → settle
+    admit (limits, queue) → load the model if need be → prepare (engine: template, tokens) → reserve tokens → have the
+    prompt judged (where there is a content policy) → start → stream, or hold until it is judged → settle
 
 Every refusal happens before `Service.generation` yields, so the HTTP layer can still answer with a real status. The one
 `finally` frees the slot, settles the limiter and completes the trace, however the request ended.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import accumulate
@@ -44,6 +45,10 @@ from ocserve.generation import (
     Started,
 )
 from ocserve.modelcard import ServedModel
+from ocserve.policy.hearing import Hearing
+from ocserve.policy.judge import Judge
+from ocserve.policy.protocol import Asker
+from ocserve.policy.review import Placed, Review
 from ocserve.trace import Trace
 
 # How long a cancelled generation may take to report its exact usage: it needs one decode step.
@@ -65,31 +70,49 @@ class Generation:
         requests: Sequence[GenerateRequest],
         streams: Sequence[AsyncIterator[GenerateEvent]],
         ignored: tuple[str, ...],
+        review: Review | None = None,
     ) -> None:
         self.ignored = ignored  # fields of the request that this model has no use for
         self._unfinished = [request.choices for request in requests]
         self._first = [0, *accumulate(self._unfinished)]  # the number of each prompt's first choice
+        self._untold = sum(self._unfinished)  # choices whose end has not been told
         self._trace = trace
         self._streams = streams
+        self._review = review
+        self._ready: deque[Placed] = deque()
         self._wanted = True
 
     @property
     def ended(self) -> bool:
         """Whether every choice has ended, well or not."""
-        return not any(self._unfinished)
+        return not self._untold
 
     async def __aiter__(self) -> AsyncIterator[GenerateEvent]:
-        for prompt, stream in enumerate(self._streams):
-            while self._unfinished[prompt]:
-                event = await anext(stream)
-                left = self._unfinished[prompt] = unfinished(self._unfinished[prompt], event)
-                if isinstance(event, Failed):
-                    self._unfinished = [0 for _ in self._unfinished]
-                told = numbered(event, self._first[prompt])
-                self._trace.observe(told, prompt, self._first[prompt])
-                if not left and self.ended and self._wanted:
-                    await self._trace.settle()
-                yield told
+        while not self.ended:
+            if not self._ready:
+                self._ready += await self._more()
+                continue
+            prompt, event = self._ready.popleft()
+            self._trace.observe(event, prompt, self._first[prompt])
+            self._untold = unfinished(self._untold, event)
+            if self.ended and self._wanted:
+                await self._trace.settle()
+            yield event
+
+    async def _more(self) -> list[Placed]:
+        """What may be told next; nothing while it waits to be judged."""
+        prompt = next((prompt for prompt, left in enumerate(self._unfinished) if left), None)
+        if prompt is None:
+            assert self._review is not None
+            rest = await self._review.judged() if self._wanted else self._review.given_up()
+            self._trace.keepable = not self._review.told_in_vain
+            return rest
+        event = await anext(self._streams[prompt])
+        self._unfinished[prompt] = unfinished(self._unfinished[prompt], event)
+        if isinstance(event, Failed):
+            self._unfinished = [0 for _ in self._unfinished]
+        told = numbered(event, self._first[prompt])
+        return [(prompt, told)] if self._review is None else self._review.take(prompt, told)
 
     async def cancelled(self) -> None:
         """Read on to the end of a cancelled generation, so that its usage is exact; nobody is told of it."""
@@ -109,8 +132,10 @@ class Service:
         limits: config.Limits,
         fetch: Fetch | None = None,
         billing: Billing | None = None,
+        judge: Judge | None = None,
     ) -> None:
         """`fetch` gets the images of a prompt that it names by their addresses only, for a key's id."""
+        self.judge = judge
         self.billing = billing or Billing()
         self.limiter = limiter
         self.fleet = fleet
@@ -183,12 +208,12 @@ class Service:
             share = desk.shares.share(caller.key_id, choices, desk.most_slots(spare), request.deadline_s)
             with desk.place(choices, sum(queued_bytes(each.prompt) for each in stamped)):
                 async with share, self.fleet.lease(request.model) as engine:
-                    generation = await _start(engine, stamped, lease, trace)
+                    generation = await _start(engine, stamped, lease, trace, self._hearing(engine, trace))
                     begun = time.monotonic()
                     try:
                         yield generation
                     finally:
-                        if more or not generation.ended:  # one prompt's failure ends the others
+                        if choices > 1 or not generation.ended:  # one answer's failure ends the others
                             _cancel(engine, stamped)
                         if not generation.ended:
                             with suppress(TimeoutError):
@@ -227,6 +252,9 @@ class Service:
                         place = desk.place()
                     with place:
                         async with self.fleet.lease(question.model) as engine:
+                            hearing = self._hearing(engine, trace)
+                            if hearing and not isinstance(question, EncodeRequest):
+                                await hearing.inputs(question)
                             if trace.bill:
                                 trace.bill.open()
                             answer = await engine.ask(replace(question, request_id=secrets.token_hex(12)))
@@ -277,6 +305,12 @@ class Service:
         """Slots of each model that no key alone may fill."""
         return int(caller.among_others) if self.limits.spare_slots is None else self.limits.spare_slots
 
+    def _hearing(self, engine: Engine, trace: Trace) -> Hearing | None:
+        """A request before the judge, if there is one."""
+        if self.judge is None or trace.model is None:
+            return None
+        return Hearing(self.judge, Asker(trace.request_id, trace.key_id, trace.model), engine.ask)
+
     async def drain(self, deadline_s: float) -> None:
         """Take nothing more; let what was accepted finish. At the deadline the rest ends with an error event."""
         self._draining = True
@@ -291,8 +325,10 @@ class Service:
                 await asyncio.wait_for(self._idle.wait(), 1.0)
 
 
-async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lease, trace: Trace) -> Generation:
-    """Prepare, reserve, start and wait for the first slot. Any failure leaves nothing behind in the engine."""
+async def _start(
+    engine: Engine, requests: Sequence[GenerateRequest], lease: Lease, trace: Trace, hearing: Hearing | None
+) -> Generation:
+    """Prepare, reserve, judge, start and wait for the first slot. A failure leaves nothing behind in the engine."""
     try:
         prepared = [await _prepared(engine, requests, index) for index in range(len(requests))]
         check_chances(requests, prepared)
@@ -302,6 +338,8 @@ async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lea
                 for found, request in zip(prepared, requests, strict=True)
             )
         )
+        if hearing:
+            await hearing.prompts([request.prompt for request in requests])
         if trace.bill:
             trace.bill.open(sum(image_count(request.prompt) for request in requests))
         streams = [engine.start(request.request_id) for request in requests]
@@ -314,9 +352,10 @@ async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lea
         _cancel(engine, requests[1:])
         raise ApiError.from_info(first.error)
     assert isinstance(first, Started)
-    return Generation(
-        trace, requests, streams, tuple(dict.fromkeys(name for found in prepared for name in found.ignored))
-    )
+    ignored = tuple(dict.fromkeys(name for found in prepared for name in found.ignored))
+    choices = sum(request.choices for request in requests)
+    review = None if hearing is None else hearing.review(choices, streamed=trace.stream)
+    return Generation(trace, requests, streams, ignored, review)
 
 
 async def _prepared(engine: Engine, requests: Sequence[GenerateRequest], index: int) -> Prepared:

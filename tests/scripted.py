@@ -50,6 +50,7 @@ from ocserve.generation import (
     Usage,
 )
 from ocserve.modelcard import ServedModel
+from ocserve.policy.judge import Judge
 from ocserve.service import Service
 
 # A scripted engine as a process behind the real handle.
@@ -363,7 +364,13 @@ class _Events:
         return await self._run.events.get()
 
 
-def alone(engine: LoadableEngine, model: ServedModel, limits: config.Limits, billing: Billing | None = None) -> Service:
+def alone(
+    engine: LoadableEngine,
+    model: ServedModel,
+    limits: config.Limits,
+    billing: Billing | None = None,
+    judge: Judge | None = None,
+) -> Service:
     """A service of one model, which the first request loads."""
     fleet = Fleet({model.id: engine}, Memory({model.id: (1,)}, (1,), lambda: 1), Rules())
-    return Service(fleet, {model.id: lambda facts: model}, Limiter(limits), limits, billing=billing)
+    return Service(fleet, {model.id: lambda facts: model}, Limiter(limits), limits, billing=billing, judge=judge)

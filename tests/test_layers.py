@@ -20,23 +20,27 @@ MAY_IMPORT = {
     "generation": {"errors"},
     "machine": set(),
     "modelcard": set(),
-    "settings": set(),
+    "settings": {"kinds", "operating"},
+    "kinds": set(),
+    "operating": {"kinds"},
     "peer": set(),
     "locks": set(),
-    "config": VOCABULARY | {"settings"},
+    "config": VOCABULARY | {"settings", "kinds", "operating"},
     "chat": VOCABULARY,
     "api": VOCABULARY,
     "telemetry": VOCABULARY | {"config"},
     "catalog": VOCABULARY | {"config", "locks"},
     "accounts": VOCABULARY | {"config", "locks"},
+    "policy": VOCABULARY | {"config"},
     "pages": VOCABULARY | {"config"},
     "engine": VOCABULARY | {"config", "chat"},
     "trace": VOCABULARY | {"accounts", "telemetry"},
-    "service": VOCABULARY | {"config", "accounts", "engine", "telemetry", "trace"},
+    "service": VOCABULARY | {"config", "accounts", "engine", "policy", "telemetry", "trace"},
     "http": VOCABULARY | {"config", "service", "trace", "api", "accounts", "telemetry", "pages"},
     "headstart": VOCABULARY | {"config", "engine"},
     "app": VOCABULARY
-    | {"headstart", "config", "chat", "api", "telemetry", "catalog", "accounts", "pages", "engine", "service", "http"},
+    | {"headstart", "config", "chat", "api", "telemetry", "catalog", "accounts", "pages", "engine", "service", "http"}
+    | {"policy"},
     "audit": VOCABULARY | {"config", "peer"},
     "bench": VOCABULARY | {"config", "peer"},
     "cli": VOCABULARY
@@ -58,8 +62,9 @@ HOMES = {
     "llguidance": ("engine/constraint.py",),
     "tiktoken": ("engine/encodings.py",),
     "PIL": ("engine/images.py",),
+    "opentelemetry": ("telemetry/traces.py",),
 }
-BELOW_API = ("engine", "chat", "accounts", "telemetry", "catalog", "service.py", "generation.py", "errors.py")
+BELOW_API = ("engine", "chat", "accounts", "policy", "telemetry", "catalog", "service.py", "generation.py", "errors.py")
 VENDORS = re.compile(r"openai|anthropic|google", re.IGNORECASE)
 VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "misc", "shared", "stuff"}
 

@@ -40,8 +40,9 @@ _PICODOLLARS = 10**12  # of a US dollar, which `cost` is in
 
 
 def error_body(info: ErrorInfo) -> bytes:
-    """The error object; all four keys are always present."""
-    return dumps({"error": {"message": info.message, "type": info.type, "param": info.param, "code": info.code}})
+    """The error object; all four keys are always present, and `category` beside them where a policy refused."""
+    body = {"message": info.message, "type": info.type, "param": info.param, "code": info.code}
+    return dumps({"error": body | ({"category": info.category} if info.category else {})})
 
 
 def usage(counts: Usage) -> dict[str, object]:

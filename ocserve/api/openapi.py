@@ -28,9 +28,11 @@ _REFUSALS: dict[str, str] = {
     "429": "A limit is reached, or there is no room; `Retry-After` says when to come back.",
     "431": "The headers are too large.",
     "500": "A mistake of the server, or the engine failed.",
-    "503": "No engine is ready.",
+    "503": "No engine is ready, or what must be judged or recorded cannot be.",
 }
 _OF_BODIES = ("408", "413", "415", "422")
+# Shapes of what is a page for browsers and JSON for whoever accepts that.
+_PAGES = ("Pricing", "Privacy", "ContentPolicy", "Support")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -146,9 +148,12 @@ def _record(media_type: str, record: Schema, last: str | None) -> Schema:
 
 
 def _responses(operation: Operation) -> dict[str, object]:
-    bodies: dict[str, object] = {operation.media_type: {"schema": ref(operation.answer)}}
+    answered = {"schema": ref(operation.answer)}
+    bodies: dict[str, object] = {operation.media_type: answered}
     if operation.media_type != "application/json":
         bodies = {operation.media_type: {"schema": {"type": "string"}}}
+        if operation.answer in _PAGES:
+            bodies["application/json"] = answered
     if operation.streamed is not None:
         media_type, record = operation.streamed
         bodies[media_type] = {"schema": _record(media_type, ref(record), operation.last)}

@@ -27,6 +27,7 @@ from ocserve.http.edge.routing import RouteExists
 from ocserve.http.exchange import Exchange
 from ocserve.http.route_table import RouteTable
 from ocserve.http.routes import VENDORS, routes
+from ocserve.pages.publication import NOTHING_STATED, Publication
 from ocserve.service import Service
 from ocserve.telemetry import logs
 
@@ -34,15 +35,23 @@ App: TypeAlias = ASGIApp
 Guard = Callable[[ASGIApp], ASGIApp]
 
 
-def build(service: Service, keys: KeyRing, settings: config.Server) -> ASGIApp:
-    """The whole server as a value."""
+def build(
+    service: Service,
+    keys: KeyRing,
+    settings: config.Server,
+    publication: Publication = NOTHING_STATED,
+    trace: Callable[[RequestRecord], None] | None = None,
+) -> ASGIApp:
+    """The whole server as a value. `trace` is told of every request that has ended."""
     meter = metrics.meter(service)
 
     def on_end(record: RequestRecord) -> None:
         logs.request_line(record)
         meter.observe(record)
+        if trace is not None:
+            trace(record)
 
-    table = RouteTable(routes(service, settings, meter), VENDORS)
+    table = RouteTable(routes(service, settings, meter, publication), VENDORS)
     guards: tuple[Guard, ...] = (
         lambda app: Handshake(app, table),
         lambda app: Access(app, table, on_end),

@@ -45,6 +45,7 @@ def meter(service: Service) -> Meter:
             engines=tuple(_engine(service, name) for name in service.fleet.engines),
             ledger_healthy=service.billing.ready,
             ledger_unwritten=0 if ledger is None else ledger.unwritten,
+            checks=() if service.judge is None else service.judge.stats,
         )
 
     return Meter(read, {path for _, path in QUERIES}, service.fleet.engines)

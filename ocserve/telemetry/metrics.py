@@ -78,6 +78,21 @@ class EngineReading:
     stats: EngineCounts
 
 
+class CheckCounts(Protocol):
+    """What is read of the content policy's checks of one stage."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def outcomes(self) -> Sequence[tuple[str, int]]: ...
+    @property
+    def bounds_s(self) -> tuple[float, ...]: ...
+    @property
+    def took(self) -> Sequence[int]: ...
+    @property
+    def took_s(self) -> float: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """The server at the moment of a scrape."""
@@ -90,6 +105,7 @@ class Reading:
     engines: tuple[EngineReading, ...]
     ledger_healthy: bool = True
     ledger_unwritten: int = 0
+    checks: Sequence[CheckCounts] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +153,12 @@ _DECODE = _seconds("ocserve_decode_seconds", "From the first piece of an answer 
 _DURATION = _seconds("ocserve_request_duration_seconds", "From arrival to end, of requests that used a model.")
 _GAPS = _seconds(
     "ocserve_inter_token_latency_seconds", "From one token of an answer to its next, as they are handed to the client."
+)
+_CHECKS = _counter(
+    "ocserve_policy_checks", "stage verdict", "Prompts and answers that were judged; `failed` is where no verdict came."
+)
+_CHECK_SECONDS = Definition(
+    "ocserve_policy_check_seconds", "histogram", ("stage",), "How long a verdict took, the wait for its turn included."
 )
 
 # How each pulled value is read: of the server, and of each model (with the value of a further label, if any).
@@ -233,6 +255,7 @@ DEFINITIONS: tuple[Definition, ...] = (
     *_OF_REQUESTS,
     *(definition for definition, _ in _OF_SERVER),
     _INFO,
+    *(_CHECKS, _CHECK_SECONDS),
     *dict.fromkeys(definition for definition, _, _ in _OF_ENGINE),
 )
 
@@ -381,6 +404,15 @@ class Meter:
             if found is not None:
                 pulled.setdefault(definition, []).append((labels, found))
         yield from (Family(definition, tuple(found)) for definition, found in pulled.items())
+        yield from _checks(now.checks)
+
+
+def _checks(stages: Sequence[CheckCounts]) -> Iterator[Family]:
+    """What a content policy has judged."""
+    counted = [((of.stage, verdict), float(count)) for of in stages for verdict, count in of.outcomes]
+    yield Family(_CHECKS, tuple(counted))
+    took = [((of.stage,), Buckets(of.bounds_s, tuple(accumulate(of.took)), of.took_s)) for of in stages]
+    yield Family(_CHECK_SECONDS, tuple(took))
 
 
 def _known(word: str | None, known: Container[str]) -> str:

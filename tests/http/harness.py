@@ -18,10 +18,15 @@ from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.keystore import KeyStore
+from ocserve.generation import RequestRecord
 from ocserve.http.application import build
 from ocserve.http.server import Stop, serve
 from ocserve.modelcard import ModelCard, SamplingDefaults, ServedModel
+from ocserve.pages.publication import Publication, Texts
+from ocserve.policy.hooks import open_hook
+from ocserve.policy.judge import Judge
 from ocserve.service import Service
+from ocserve.telemetry import logs
 from tests.scripted import ScriptedEngine, alone
 
 KEY = "sk-test-0123456789abcdef"
@@ -46,6 +51,8 @@ MODEL = ServedModel(
     parallel=8,
     sampling=SamplingDefaults(temperature=0.2, top_k=40),
 )
+# An operator who has stated so much that there is every page.
+STATED = Publication(operator=config.Operator(email="help@acme.example"), texts=Texts(policy="No spam."))
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION: dict[str, Any] = {"model": "tiny", "prompt": "Hi"}
 
@@ -208,9 +215,12 @@ def serving(
     limits: config.Limits | None = None,
     model: ServedModel = MODEL,
     billing: Billing | None = None,
+    policy: config.Policy | None = None,
+    publication: Publication = STATED,
+    trace: Callable[[RequestRecord], None] | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
-    """A server on a free port, in a thread with its own loop."""
+    """A server on a free port, in a thread with its own loop. `policy` is the settings of its content policy."""
     server = replace(config.Server(), port=0, **settings)
     keys = KeyRing(key, auth or config.Auth(), store=store)
     ready = threading.Event()
@@ -220,7 +230,9 @@ def serving(
         loop = asyncio.get_running_loop()
         engine = make_engine()
         branch = limits or config.Limits()
-        service = alone(engine, model, branch, billing)
+        hook = open_hook(policy) if policy else None
+        judge = Judge(policy, hook, logs.event) if policy and hook else None
+        service = alone(engine, model, branch, billing, judge)
         stop = Stop()
 
         def on_ready(url: str) -> None:
@@ -228,7 +240,12 @@ def serving(
             found.append(Served(engine, service, port, lambda: loop.call_soon_threadsafe(stop.ask)))
             ready.set()
 
-        await serve(build(service, keys, server), server, on_ready, service.drain, stop=stop)
+        app = build(service, keys, server, publication, trace)
+        try:
+            await serve(app, server, on_ready, service.drain, stop=stop)
+        finally:
+            if judge:
+                await judge.close()
 
     failures: list[BaseException] = []
 

@@ -16,7 +16,10 @@ from ocserve.http.routes import routes
 from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Served, serving
 
 # Reviewed: nothing else answers without a caller. Of the reference, names of models are for callers only.
-PUBLIC = {("GET", path) for path in ("/health", "/ready", "/openapi.json", "/docs", "/limits", "/api/version")}
+PUBLIC = {("GET", path) for path in ("/health", "/ready", "/openapi.json", "/docs", "/limits", "/api/version")} | {
+    ("GET", path)
+    for path in ("/pricing", "/privacy", "/policy", "/support")  # what the operator publishes
+}
 MESSAGE = {**CHAT, "max_tokens": 5}
 RANKING = {"model": "tiny", "query": "Hi", "documents": ["Ho"]}
 BODIES = {
