@@ -40,9 +40,14 @@ _PICODOLLARS = 10**12  # of a US dollar, which `cost` is in
 
 
 def error_body(info: ErrorInfo) -> bytes:
+    """The body of an error answer."""
+    return dumps({"error": error(info)})
+
+
+def error(info: ErrorInfo) -> dict[str, object]:
     """The error object; all four keys are always present, and `category` beside them where a policy refused."""
-    body = {"message": info.message, "type": info.type, "param": info.param, "code": info.code}
-    return dumps({"error": body | ({"category": info.category} if info.category else {})})
+    body: dict[str, object] = {"message": info.message, "type": info.type, "param": info.param, "code": info.code}
+    return body | ({"category": info.category} if info.category else {})
 
 
 def usage(counts: Usage) -> dict[str, object]:

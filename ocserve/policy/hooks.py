@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 from contextlib import suppress
-from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -138,11 +138,11 @@ class UrlHook:
 
     async def ask(self, question: bytes) -> bytes:
         """The body of an answer with status 200. How long it takes is the caller's matter."""
-        import httpx2
-
         if self._client is None:
             self._client = asyncio.create_task(_client())
         client = await asyncio.shield(self._client)
+        import httpx2
+
         try:
             sent = client.build_request("POST", self._url, content=question, headers=self._headers)
             answer = await client.send(sent, stream=True)
@@ -167,12 +167,17 @@ class UrlHook:
 
 
 async def _client() -> httpx2.AsyncClient:
+    context = await asyncio.to_thread(_ssl_context)
     import httpx2
 
-    # Certificates are read from disk.
-    make = partial(httpx2.create_ssl_context, trust_env=False)
-    context = await asyncio.get_running_loop().run_in_executor(None, make)
     return httpx2.AsyncClient(trust_env=False, follow_redirects=False, verify=context, timeout=None)
+
+
+def _ssl_context() -> ssl.SSLContext:
+    """Reads the library and the well-known certificates from disk, which takes a while."""
+    import httpx2
+
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 def open_hook(settings: config.Policy) -> Hook | None:

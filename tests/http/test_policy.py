@@ -26,6 +26,7 @@ from ocserve.generation import ChatPrompt, FillPrompt, GenerateRequest, Reasonin
 from ocserve.telemetry import logs
 from tests.accounts.books import COMPLETION, PROMPT, REQUEST, priced, rows
 from tests.http.harness import CHAT, MODEL, Served, serving, wait_for
+from tests.http.test_websocket import opened, refusal, said
 from tests.policy.moderation import ALLOWED, REFUSED, Moderator, by_word, moderating
 from tests.scripted import Script, ScriptedEngine
 
@@ -122,9 +123,9 @@ def test_an_answer_that_is_refused_is_withheld_from_openais_client(holding: Serv
     assert (choice.finish_reason, choice.message.content, choice.message.tool_calls) == ("content_filter", "", None)
     assert whole.usage
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (7, 4)
-    said = [chunk.choices[0] for chunk in chunks if chunk.choices]
-    assert "".join(each.delta.content or "" for each in said) == ""
-    assert [each.finish_reason for each in said if each.finish_reason] == ["content_filter"]
+    deltas = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert "".join(each.delta.content or "" for each in deltas) == ""
+    assert [each.finish_reason for each in deltas if each.finish_reason] == ["content_filter"]
     assert chunks[-1].usage == whole.usage
 
 
@@ -159,10 +160,10 @@ def test_calls_and_thoughts_are_judged_and_withheld_too(holding: Served, moderat
 def test_a_stream_that_passes_ends_with_the_reason(passing: Served) -> None:
     with sdk(passing) as client:
         stream = client.chat.completions.create(model="tiny", messages=says("be bad"), stream=True)
-        said = [chunk.choices[0] for chunk in stream if chunk.choices]
+        deltas = [chunk.choices[0] for chunk in stream if chunk.choices]
         whole = client.chat.completions.create(model="tiny", messages=says("be bad"))
-    assert "".join(each.delta.content or "" for each in said) == "This is forbidden."
-    assert said[-1].finish_reason == "content_filter"
+    assert "".join(each.delta.content or "" for each in deltas) == "This is forbidden."
+    assert deltas[-1].finish_reason == "content_filter"
     assert whole.choices[0].message.content == ""  # nothing was streamed, so nothing had to pass
 
 
@@ -264,6 +265,19 @@ def test_responses_end_incomplete_and_are_not_stored(holding: Served, passing: S
             with pytest.raises(openai.BadRequestError) as refused:
                 client.responses.create(model="tiny", input="forbidden")
             assert refused.value.code == "content_filter"
+
+
+def test_responses_on_a_websocket(holding: Served) -> None:
+    with opened(holding) as peer:
+        refused = refusal(peer, input="forbidden")
+        assert (refused["code"], refused["category"]) == ("content_filter", "violence")
+        last = said(peer, input="be bad")
+        assert (last["type"], last["response"]["incomplete_details"]) == (
+            "response.incomplete",
+            {"reason": "content_filter"},
+        )
+        assert "forbidden" not in json.dumps(last)
+        assert said(peer, input="Hi")["type"] == "response.completed"
 
 
 def test_embeddings_and_rankings_are_judged_and_counting_is_not(moderator: Moderator) -> None:
@@ -403,7 +417,7 @@ def test_a_client_that_leaves_while_its_answer_is_judged_is_charged_as_one_that_
             with served.connect() as peer:
                 peer.sendall(served.compose("POST", "/v1/chat/completions", CHAT))
                 wait_for(lambda: len(moderator.of("answer")) > before)
-            wait_for(lambda: served.service.active == 0)
+            wait_for(lambda: rows(file)[0].outcome != "open")
             (row,) = rows(file)
             assert (row.outcome, row.prompt_tokens, row.completion_tokens) == ("cancelled", 7, 4)
     finally:

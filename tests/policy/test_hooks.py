@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 from ocserve import config
 from ocserve.config import ConfigError
 from ocserve.policy.hooks import CommandHook, UrlHook, open_hook
 from ocserve.policy.protocol import NoVerdict
-from tests.policy.moderation import ALLOWED, Moderator, moderating
+from tests.policy.moderation import ALLOWED, Moderator, by_word, moderating
 
 QUESTION = b'{"version":1,"text":"hello"}'
 
@@ -142,6 +144,15 @@ async def test_a_server_that_is_not_there_gives_no_verdict() -> None:
         await hook.close()
 
 
+async def test_neither_has_the_event_loop_wait(moderator: Moderator) -> None:
+    moderator.answer = by_word
+    hook = UrlHook(moderator.url, None)
+    with blockbuster_ctx():
+        assert await shell("cat").ask(QUESTION) == QUESTION
+        assert await hook.ask(QUESTION) == ALLOWED
+        await hook.close()
+
+
 def test_settings_without_a_hook_open_none() -> None:
     assert open_hook(config.Policy(text=Path("/policy.md"))) is None
 
@@ -182,6 +193,4 @@ def test_settings_that_cannot_be_meant_are_refused(policy: config.Policy, why: s
 
 def test_a_server_without_a_hook_does_not_load_the_client() -> None:
     code = "import sys, ocserve.policy.hooks; sys.exit('httpx2' in sys.modules)"
-    import subprocess
-
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
