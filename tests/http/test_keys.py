@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -17,7 +18,6 @@ from ocserve.http import application
 from ocserve.http.listing import Ready
 from ocserve.http.route_table import Route
 from ocserve.service import Service
-from ocserve.telemetry.metrics import Meter
 from tests.http.harness import CHAT, MODEL, Answer, Served, serving
 from tests.http.test_guards import BODIES, MESSAGE, walk
 from tests.http.test_websocket import create, events, opened
@@ -36,8 +36,8 @@ def served(store: KeyStore) -> Iterator[Served]:
     """A server with nothing but keys of several users, and one route for administrators."""
     listed = application.routes
 
-    def with_admin(service: Service, settings: config.Server, meter: Meter) -> tuple[Route, ...]:
-        return (*listed(service, settings, meter), Route("GET", ADMIN, Ready(service), admin=True))
+    def with_admin(service: Service, *further: Any) -> tuple[Route, ...]:
+        return (*listed(service, *further), Route("GET", ADMIN, Ready(service), admin=True))
 
     patch = pytest.MonkeyPatch()
     patch.setattr(application, "routes", with_admin)
