@@ -39,7 +39,7 @@ def html(publication: Publication) -> bytes:
         f"<li>{prose(to[:1].upper() + to[1:])}: {', '.join(what)}{'' if content else ', never content'}.</li>"
         for to, content, what in _disclosed(publication)
     ]
-    others = f"<ul>{''.join(disclosed)}</ul>" if disclosed else "<p>Nobody: nothing of a request leaves the server.</p>"
+    others = f"<ul>{''.join(disclosed)}</ul>" if disclosed else "<p>Nobody.</p>"
     rows = [
         (each.what, "yes" if each.content else "no", "yes" if each.on_disk else "no", each.until)
         for each in publication.kept
@@ -48,6 +48,7 @@ def html(publication: Publication) -> bytes:
         f"<p>This is what the server{by} does with personal data and with what is sent to it. {_LOGS} {_TRAINING}</p>",
         "<h2>Retention</h2>",
         table(("What is kept", "has content", "on disk", "how long"), rows),
+        *(["<p>Content is kept on no disk (zero data retention).</p>"] if _keeps_no_content(publication) else []),
         f"<h2>Who else sees it</h2>{others}",
         f"<h2>Deletion</h2><p>{prose(_deletion(publication))}</p>",
     ]
@@ -81,6 +82,8 @@ def _disclosed(publication: Publication) -> list[tuple[str, bool, list[str]]]:
         found.append(
             ("the content policy hook of the operator's choice", True, [f"{each}s" for each in publication.judged])
         )
+    if publication.fetches:
+        found.append(("the hosts of images that requests name by their addresses", False, ["these addresses"]))
     if publication.collector:
         found.append(("the operator's trace collector", False, ["names", "counts", "times"]))
     return found

@@ -43,7 +43,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """Everything that pages say beside prices and limits. `collector`: traces leave this machine's server."""
+    """What pages say beside prices and limits. `collector`: traces are sent, `fetches`: images are fetched."""
 
     operator: config.Operator = field(default_factory=config.Operator)
     policy: config.Policy = field(default_factory=config.Policy)
@@ -51,6 +51,7 @@ class Publication:
     texts: Texts = Texts()
     ledger_days: int | None = None
     collector: bool = False
+    fetches: bool = False
 
     @staticmethod
     def of(tree: config.Config) -> Publication:
@@ -69,6 +70,7 @@ class Publication:
             ),
             ledger_days=None if tree.ledger.use == "off" else tree.ledger.retention_days,
             collector=tree.otel.endpoint is not None,
+            fetches=tree.images.fetch != "off" or bool(tree.images.fetch_hosts),
         )
 
     @property

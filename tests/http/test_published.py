@@ -76,6 +76,7 @@ def stated(tmp_path: Path) -> config.Config:
         ),
         policy=config.Policy(url="https://judge.example/", text=written("policy.md", "- No spam")),
         otel=config.Otel(endpoint="http://127.0.0.1:4318"),
+        images=config.Images(fetch="public"),
     )
 
 
@@ -147,7 +148,8 @@ def test_privacy_says_what_the_settings_keep(tmp_path: Path) -> None:
     assert memory["content"]
     assert (disk["content"], disk["on_disk"]) == (True, True)
     assert found["zero_data_retention"] is False
-    hook, collector = found["disclosed"]
+    hook, hosts, collector = found["disclosed"]
+    assert hosts["what"] == ["these addresses"]
     assert (hook["content"], hook["what"]) == (True, ["prompts", "answers"])
     assert collector["content"] is False
     assert found["operator"]["locations"] == ["DE", "FI"]
@@ -165,10 +167,13 @@ def test_privacy_follows_the_settings() -> None:
     )
     with serving(publication=Publication.of(tree)) as served:
         found = read(served, "/privacy")
+        page = text(served.request("GET", "/privacy"))
     assert [each.get("days") for each in found["retention"]] == [None] * 3
     assert not any("stored" in each["what"] or "ledger" in each["what"] for each in found["retention"])
     assert found["zero_data_retention"] is True
     assert found["disclosed"] == []
+    assert "zero data retention" in page
+    assert "Nobody." in page
 
 
 def test_the_content_policy_and_what_enforces_it(tmp_path: Path) -> None:
