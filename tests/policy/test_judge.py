@@ -25,10 +25,11 @@ class Hook:
         self.open = asyncio.Event()
         if not shut:
             self.open.set()
-        self.now = self.most = self.cancelled = 0
+        self.now = self.most = self.asked = self.cancelled = 0
 
     async def ask(self, question: bytes) -> bytes:
         self.now += 1
+        self.asked += 1
         self.most = max(self.most, self.now)
         try:
             await self.open.wait()
@@ -106,6 +107,7 @@ async def test_waiting_for_a_turn_is_part_of_the_time() -> None:
     found = await asyncio.gather(*(judge.admit(QUESTION) for _ in range(4)), return_exceptions=True)
     assert all(isinstance(error, PolicyUnavailable) for error in found)
     assert hook.now == 0
+    assert hook.asked <= 2, "whoever waited began its time anew"
     hook.open.set()
     await judge.admit(QUESTION)  # no place was lost
 
