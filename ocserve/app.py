@@ -33,17 +33,22 @@ from ocserve.engine.devices import probe as probe
 from ocserve.engine.handle import LoadError as LoadError  # what a start can fail with, for the command line
 from ocserve.engine.process import Spare, raise_descriptor_limit
 from ocserve.engine.wire import EngineFacts
+from ocserve.generation import RequestRecord
 from ocserve.http import application, server
 from ocserve.http.edge.current import Edge
 from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import CannotListen as CannotListen  # likewise
 from ocserve.machine import host_memory
+from ocserve.pages.publication import Publication
+from ocserve.policy.hooks import open_hook
+from ocserve.policy.judge import Judge
 from ocserve.service import Service
 from ocserve.serving.control import Control, say_unserved
 from ocserve.serving.lineup import Lineup, Place
 from ocserve.serving.planned import engine_spec as engine_spec  # for the command line
 from ocserve.serving.planned import fit_alone, refuse_context
 from ocserve.telemetry import logs
+from ocserve.telemetry.traces import open_traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +117,18 @@ async def running(
     refuse_exposure(tree.server, has_key=has_key)
     stores = tree.engine.prefix_cache and tree.cache.disk_bytes
     secret = lasting_secret(config.cache_directory(tree.cache)) if stores else None
-    doors = open_doors(tree)
+    doors, publication = open_doors(tree), Publication.of(tree)
     for model in models:
         if model is models[0] or model.header.pooling == "none":  # a longest input is lowered, a conversation is not
             refuse_context(tree.engine, model, model.header.context_length)
     environment = headstart.environment(tree)
     gpus = devices.usable_gpus(environment) if tree.engine.gpu_layers else ()
-    lineup = Lineup(tree, models, Store(tree.store), Place(gpus, host_memory(), environment), spare)
-    billing = None
-    try:
-        billing = open_billing(tree, has_key=has_key, store=store)
+    async with (
+        _tracing(tree.otel) as observe,
+        _judging(tree.policy) as judge,
+        _charging(open_billing(tree, has_key=has_key, store=store)) as billing,
+        _loading(Lineup(tree, models, Store(tree.store), Place(gpus, host_memory(), environment), spare)) as lineup,
+    ):
         facts, _ = await asyncio.gather(lineup.fleet.open(models[0].name), lineup.look())
         refuse_context(tree.engine, models[0], facts.trained_context)
         say_unserved(tree.limits, lineup.described)
@@ -130,7 +137,9 @@ async def running(
         fetcher = ImageFetcher(tree.images)
         past = Past(await asyncio.to_thread(billing.ledger.recent)) if billing.ledger is not None else NO_PAST
         limiter = Limiter(tree.limits, past=past)
-        service = Service(lineup.fleet, lineup.described, limiter, tree.limits, fetcher, billing, doors, lineup.look)
+        service = Service(
+            lineup.fleet, lineup.described, limiter, tree.limits, fetcher, billing, doors, lineup.look, judge
+        )
 
         def changed(models: Mapping[str, Describe]) -> None:
             service.offer(models)
@@ -140,14 +149,52 @@ async def running(
         lineup.tell(changed)
         stop = server.Stop()
         control = Control(settings, reread or (lambda: settings), lineup, service, edge, fetcher, stop)
-        asgi = application.build(service, KeyRing(key, tree.auth, secret, store), edge, control)
+        keys = KeyRing(key, tree.auth, secret, store)
+        asgi = application.build(service, keys, edge, control, publication, observe)
         yield Daemon(facts, service, asgi, edge, control, stop)
+
+
+@asynccontextmanager
+async def _loading(lineup: Lineup) -> AsyncIterator[Lineup]:
+    """`lineup`, whose engines end with the block."""
+    try:
+        yield lineup
     finally:
         await lineup.fleet.close()
         lineup.release()
-        ledger = None if billing is None else billing.ledger
-        if ledger is not None and (lost := await asyncio.to_thread(ledger.close)):
+
+
+@asynccontextmanager
+async def _charging(billing: Billing) -> AsyncIterator[Billing]:
+    """`billing`, whose ledger has everything when the block has ended, or the log says what it has not."""
+    try:
+        yield billing
+    finally:
+        if billing.ledger is not None and (lost := await asyncio.to_thread(billing.ledger.close)):
             logs.event("ledger_rows_lost", level="error", count=lost)
+
+
+@asynccontextmanager
+async def _judging(settings: config.Policy) -> AsyncIterator[Judge | None]:
+    """Who judges content, if anybody does."""
+    hook = open_hook(settings)
+    judge = Judge(settings, hook, logs.event) if hook is not None else None
+    try:
+        yield judge
+    finally:
+        if judge is not None:
+            await judge.close()
+
+
+@asynccontextmanager
+async def _tracing(settings: config.Otel) -> AsyncIterator[Callable[[RequestRecord], None] | None]:
+    """Who is told of every request that has ended, if traces are sent."""
+    traces = open_traces(settings)
+    try:
+        yield None if traces is None else traces.observe
+    finally:
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
 
 def open_doors(tree: config.Config) -> Doors:

@@ -23,8 +23,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from ocserve.kinds import SECRETS as SECRETS
+from ocserve.kinds import masked as masked
+from ocserve.operating import Operator as Operator
+from ocserve.operating import Otel as Otel
+from ocserve.operating import Policy as Policy
 from ocserve.settings import IMAGE_BODY_BYTES as IMAGE_BODY_BYTES
-from ocserve.settings import SECRETS as SECRETS
 from ocserve.settings import TEXT_BODY_BYTES as TEXT_BODY_BYTES
 from ocserve.settings import Allowance as Allowance
 from ocserve.settings import Auth as Auth
@@ -40,7 +44,6 @@ from ocserve.settings import Model as Model
 from ocserve.settings import ModelLimits as ModelLimits
 from ocserve.settings import Server as Server
 from ocserve.settings import Store as Store
-from ocserve.settings import masked as masked
 
 # A random key of 16 characters has at least 64 bits, out of reach of guessing over a network.
 MIN_KEY_LENGTH = 16
@@ -281,6 +284,8 @@ def _expected(annotation: Any) -> str:
         return _expected(get_args(kind)[0])
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
+        if get_origin(item) is Literal:
+            return f"a list of {', '.join(get_args(item))}"
         if _is_table(item):
             return f"tables with {', '.join(item.__struct_fields__)} (in the environment: a JSON list of objects)"
         return "a list of texts, none of them empty"
@@ -344,7 +349,13 @@ def engine_environment() -> dict[str, str]:
     """The environment for the engine process: ours without the secrets."""
     secrets = {setting.variable for setting in catalogue().values() if setting.is_secret}
     secrets |= {variable for variable, name in _FURTHER_VARIABLES.items() if name in SECRETS}
+    secrets |= {variable for variable in os.environ if variable.startswith("OTEL_")}  # a collector's credentials
     return {variable: text for variable, text in os.environ.items() if variable not in secrets}
+
+
+def bare_environment() -> dict[str, str]:
+    """The environment for a program of somebody else's: where programs are found, and nothing of ours."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
 
 
 def child_environment(variables: Mapping[str, str]) -> dict[str, str]:

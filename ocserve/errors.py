@@ -4,6 +4,7 @@
     ├── InvalidRequest            400  the request itself is wrong; `param` names the field
     │   ├── ContextLengthExceeded 400  the prompt does not fit; both counts are in the message
     │   ├── InputTooLong          400  the same of a text that is to be embedded or compared
+    │   ├── ContentFiltered       400  the operator's content policy refuses the prompt; `category` says which part
     │   └── RequestQuarantined    400  this request was in flight at two engine crashes
     ├── AuthenticationFailed      401
     │   ├── KeyExpired            401  told to the key's holder only
@@ -28,10 +29,12 @@
     ├── EngineUnavailable         503  no engine is ready, and none came in time
     ├── UnderMaintenance          503  announced ahead; `retry_after_s` is its end
     ├── KeysUnavailable           503  the file of keys cannot be read, so nobody is let in
-    └── LedgerUnavailable         503  what is used cannot be recorded, so nothing is taken on
+    ├── LedgerUnavailable         503  what is used cannot be recorded, so nothing is taken on
+    └── PolicyUnavailable         503  content cannot be judged, so it is neither computed nor told
 
 An error is named by its cause and carries what a renderer needs, none of HTTP's objects. Messages are written by us
-from names, limits and counts; text that a client sent never enters one, except for parameter names.
+from names, limits and counts; text that a client sent never enters one, except for parameter names. What
+`ContentFiltered` says is the operator's.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ import msgspec
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error as plain data: what crosses the engine's wire and what a dialect renders.
 
-    The last two are the counts of a prompt that does not fit, for the dialects that word it in their own way.
+    The two counts are of a prompt that does not fit, for the dialects that word it in their own way. `category` is what
+    a content policy refused.
     """
 
     status: int
@@ -53,6 +57,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_after_s: float | None = None
     prompt_tokens: int | None = None
     context_length: int | None = None
+    category: str | None = None
 
 
 class ApiError(Exception):
@@ -63,6 +68,7 @@ class ApiError(Exception):
     code = "internal_error"
     prompt_tokens: int | None = None
     context_length: int | None = None
+    category: str | None = None
     limit: str | None = None  # the setting whose limit refused, or `capacity`
 
     def __init__(
@@ -91,6 +97,7 @@ class ApiError(Exception):
             retry_after_s=self.retry_after_s,
             prompt_tokens=self.prompt_tokens,
             context_length=self.context_length,
+            category=self.category,
         )
 
     @staticmethod
@@ -100,6 +107,7 @@ class ApiError(Exception):
         error.status = info.status
         error.type = info.type
         error.prompt_tokens, error.context_length = info.prompt_tokens, info.context_length
+        error.category = info.category
         return error
 
 
@@ -138,6 +146,12 @@ class InputTooLong(InvalidRequest):
             "Please split it.",
             param=param,
         )
+
+
+class ContentFiltered(InvalidRequest):
+    """The operator's content policy refuses the prompt. Message and category are those of whoever judged it."""
+
+    code = "content_filter"
 
 
 class RequestQuarantined(InvalidRequest):
@@ -323,3 +337,11 @@ class LedgerUnavailable(ApiError):
     status = 503
     type = "service_unavailable_error"
     code = "ledger_unavailable"
+
+
+class PolicyUnavailable(ApiError):
+    """No verdict on the content came, and the settings let nothing pass without one."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "policy_unavailable"

@@ -421,7 +421,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Times are milliseconds. `queue_ms` is arrival to slot, `ttft_ms` arrival to first text; None where it did not
     get that far. `limit` names what refused it. `token_gaps` counts the times between tokens, each by the first of
-    `GAP_BOUNDS_S` that it does not exceed; together they are `token_gaps_s` seconds. Never holds content.
+    `GAP_BOUNDS_S` that it does not exceed; together they are `token_gaps_s` seconds. `traceparent` is what its client
+    says it is part of. Never holds content.
     """
 
     request_id: str
@@ -439,3 +440,4 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     limit: str | None = None
     token_gaps: tuple[int, ...] = ()
     token_gaps_s: float = 0.0
+    traceparent: str | None = None

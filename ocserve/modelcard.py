@@ -5,6 +5,7 @@ A card is data: `models/<file>.toml` decodes straight into it. Sizes are bytes, 
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -123,6 +124,17 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 KINDS = tuple(name for name in Prices.__struct_fields__ if name != "tiers")
 
 
+class DatedPrices(msgspec.Struct, frozen=True, kw_only=True):
+    """Prices from a day on (UTC), None being always; `announced` for a day to come.
+
+    `steps` are the prices of a key that has used so many tokens in the calendar month, from 0 on.
+    """
+
+    since: datetime.date | None
+    announced: bool
+    steps: tuple[tuple[int, Prices], ...]
+
+
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known of one model. `name` is what a user types, `context_length` what the model was trained for.
 
@@ -161,6 +173,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     nothing is charged.
     `dimensions` are the numbers of a vector of an embedding model, 0 of any other; neither that nor a reranking one
     generates, so that its `max_output_tokens` is 0. `image_urls`: images are fetched from the addresses that are named.
+    `countries` are where it is computed, as ISO 3166 codes.
     """
 
     id: str
@@ -183,6 +196,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     prices: Prices | None = None
     dimensions: int = 0
     image_urls: bool = False
+    countries: tuple[str, ...] = ()
 
     def answers_to(self, name: str) -> bool:
         """Whether a request for `name` means this model."""

@@ -1,7 +1,7 @@
 """The life of one generation, top to bottom, whatever the dialect.
 
-    admit (limits, queue) → load the model if need be → prepare (engine: template, tokens) → reserve tokens → start →
-    stream → settle
+    admit (limits, queue) → load the model if need be → prepare (engine: template, tokens) → reserve tokens → have the
+    prompt judged (where there is a content policy) → start → stream, or hold until it is judged → settle
 
 Every refusal happens before `Service.generation` yields, so the HTTP layer can still answer with a real status. The one
 `finally` frees the slot, settles the limiter and completes the trace, however the request ended.
@@ -14,7 +14,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from itertools import accumulate
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -28,7 +27,6 @@ from ocserve.accounts.offer import Offer
 from ocserve.doors import Doors, shutting_down
 from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
-from ocserve.engine.flights import numbered, unfinished
 from ocserve.engine.handle import Engine, LoadError
 from ocserve.engine.residency import Phase
 from ocserve.engine.sizes import check_chances, image_count, least_tokens, most_tokens, queued_bytes
@@ -39,13 +37,16 @@ from ocserve.generation import (
     ChatPrompt,
     EncodeRequest,
     Failed,
-    GenerateEvent,
     GenerateRequest,
     Question,
     ScoreRequest,
     Started,
 )
 from ocserve.modelcard import ServedModel
+from ocserve.policy.hearing import Hearing
+from ocserve.policy.judge import Judge
+from ocserve.policy.protocol import Asker
+from ocserve.telling import Generation
 from ocserve.trace import Trace
 
 # How long a cancelled generation may take to report its exact usage: it needs one decode step.
@@ -53,51 +54,6 @@ _CANCEL_WAIT_S = 2.0
 
 Fetch = Callable[[ChatPrompt, str], Awaitable[ChatPrompt]]
 Prompted = TypeVar("Prompted", GenerateRequest, EncodeRequest)
-
-
-class Generation:
-    """An admitted request that holds its slot: iterate for its events, up to the last `Finished` or to a `Failed`.
-
-    The answers to several prompts are generated together and told one after the other, their choices numbered on.
-    """
-
-    def __init__(
-        self,
-        trace: Trace,
-        requests: Sequence[GenerateRequest],
-        streams: Sequence[AsyncIterator[GenerateEvent]],
-        ignored: tuple[str, ...],
-    ) -> None:
-        self.ignored = ignored  # fields of the request that this model has no use for
-        self._unfinished = [request.choices for request in requests]
-        self._first = [0, *accumulate(self._unfinished)]  # the number of each prompt's first choice
-        self._trace = trace
-        self._streams = streams
-        self._wanted = True
-
-    @property
-    def ended(self) -> bool:
-        """Whether every choice has ended, well or not."""
-        return not any(self._unfinished)
-
-    async def __aiter__(self) -> AsyncIterator[GenerateEvent]:
-        for prompt, stream in enumerate(self._streams):
-            while self._unfinished[prompt]:
-                event = await anext(stream)
-                left = self._unfinished[prompt] = unfinished(self._unfinished[prompt], event)
-                if isinstance(event, Failed):
-                    self._unfinished = [0 for _ in self._unfinished]
-                told = numbered(event, self._first[prompt])
-                self._trace.observe(told, prompt, self._first[prompt])
-                if not left and self.ended and self._wanted:
-                    await self._trace.settle()
-                yield told
-
-    async def cancelled(self) -> None:
-        """Read on to the end of a cancelled generation, so that its usage is exact; nobody is told of it."""
-        self._wanted = False
-        async for _ in self:
-            pass
 
 
 async def _as_it_was() -> None:
@@ -117,11 +73,13 @@ class Service:
         billing: Billing | None = None,
         doors: Doors | None = None,
         look: Callable[[], Awaitable[None]] = _as_it_was,
+        judge: Judge | None = None,
     ) -> None:
         """`fetch` gets the images of a prompt that it names by their addresses only, for a key's id.
 
         `look` notices which models have come or gone, and has them offered.
         """
+        self.judge = judge
         self.billing = billing or Billing()
         self.limiter = limiter
         self.fleet = fleet
@@ -238,12 +196,12 @@ class Service:
             share = desk.shares.share(caller.key_id, choices, desk.most_slots(spare), request.deadline_s)
             with desk.place(choices, sum(queued_bytes(each.prompt) for each in stamped)):
                 async with share, self.fleet.lease(request.model) as engine:
-                    generation = await _start(engine, stamped, lease, trace)
+                    generation = await _start(engine, stamped, lease, trace, self._hearing(engine, trace))
                     begun = time.monotonic()
                     try:
                         yield generation
                     finally:
-                        if more or not generation.ended:  # one prompt's failure ends the others
+                        if choices > 1 or not generation.ended:  # one answer's failure ends the others
                             _cancel(engine, stamped)
                         if not generation.ended:
                             with suppress(TimeoutError):
@@ -282,6 +240,9 @@ class Service:
                         place = desk.place()
                     with place:
                         async with self.fleet.lease(question.model) as engine:
+                            hearing = self._hearing(engine, trace)
+                            if hearing and not isinstance(question, EncodeRequest):
+                                await hearing.inputs(question)
                             if trace.bill and not isinstance(question, EncodeRequest):
                                 with lease.given_back_unless_paid():
                                     await trace.bill.open(most_tokens(question, desk.model.context_length))
@@ -347,6 +308,12 @@ class Service:
         await self.drain(deadline_s)
         self.fleet.refuse_waiting(shutting_down())  # of administrators, who are no requests
 
+    def _hearing(self, engine: Engine, trace: Trace) -> Hearing | None:
+        """A request before the judge, if there is one."""
+        if self.judge is None or trace.model is None:
+            return None
+        return Hearing(self.judge, Asker(trace.request_id, trace.key_id, trace.model), engine.ask)
+
     async def drain(self, deadline_s: float) -> None:
         """Take nothing more; let what was accepted finish. At the deadline the rest ends with an error event.
 
@@ -367,8 +334,10 @@ class Service:
                 await asyncio.wait_for(self._idle.wait(), 1.0)
 
 
-async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lease, trace: Trace) -> Generation:
-    """Prepare, reserve, start and wait for the first slot. Any failure leaves nothing behind in the engine."""
+async def _start(
+    engine: Engine, requests: Sequence[GenerateRequest], lease: Lease, trace: Trace, hearing: Hearing | None
+) -> Generation:
+    """Prepare, reserve, judge, start and wait for the first slot. A failure leaves nothing behind in the engine."""
     try:
         prepared = [await _prepared(engine, requests, index) for index in range(len(requests))]
         check_chances(requests, prepared)
@@ -377,6 +346,8 @@ async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lea
             request.choices * found.max_tokens for found, request in zip(prepared, requests, strict=True)
         )
         lease.reserve(prompt_tokens + completion_tokens)
+        if hearing:
+            await hearing.prompts([request.prompt for request in requests])
         if trace.bill:
             images = sum(image_count(request.prompt) for request in requests)
             choices = sum(request.choices for request in requests)
@@ -392,9 +363,10 @@ async def _start(engine: Engine, requests: Sequence[GenerateRequest], lease: Lea
         _cancel(engine, requests[1:])
         raise ApiError.from_info(first.error)
     assert isinstance(first, Started)
-    return Generation(
-        trace, requests, streams, tuple(dict.fromkeys(name for found in prepared for name in found.ignored))
-    )
+    ignored = tuple(dict.fromkeys(name for found in prepared for name in found.ignored))
+    choices = sum(request.choices for request in requests)
+    review = None if hearing is None else hearing.review(choices, streamed=trace.stream)
+    return Generation(trace, requests, streams, ignored, review)
 
 
 async def _prepared(engine: Engine, requests: Sequence[GenerateRequest], index: int) -> Prepared:

@@ -8,44 +8,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[int, Meta(ge=1)]
-# These cross into C as 32-bit integers; llama.cpp takes at most 256 sequences and 512 threads.
-Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-BatchTokens = Annotated[int, Meta(ge=1, le=65_536)]
-Sequences = Annotated[int, Meta(ge=1, le=254)]  # llama.cpp has 256 ids; one is for copying, one for a frozen state
-Threads = Annotated[int, Meta(ge=1, le=512)]
-Natural = Annotated[int, Meta(ge=0)]
-# An engine is told no more in one message; what exceeds that after all is refused as too large.
-BodyBytes = Annotated[int, Meta(ge=1, le=64 * 1024 * 1024)]
-Seconds = Annotated[float, Meta(gt=0)]
-Text = Annotated[str, Meta(min_length=1)]
+from ocserve.kinds import (
+    BatchTokens,
+    BodyBytes,
+    Natural,
+    Port,
+    Positive,
+    Seconds,
+    Section,
+    Sequences,
+    Text,
+    Threads,
+    Tokens,
+)
+from ocserve.operating import Operator, Otel, Policy
 
 TEXT_BODY_BYTES = 4 * 1024 * 1024
 IMAGE_BODY_BYTES = 32 * 1024 * 1024  # four photographs of five megabytes in base64, and what is said of them
 
-SECRETS = frozenset({"auth.api_key", "store.hub_token"})
 
-
-def masked(name: str, value: object) -> object:
-    """`value` as it may be shown: of a secret only whether it is set."""
-    if name not in SECRETS:
-        return value
-    return "unset" if value is None else "set"
-
-
-class _Branch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    def __repr__(self) -> str:
-        """Like a struct's own, without secrets."""
-        section = type(self).__name__.lower()
-        shown = (f"{name}={masked(f'{section}.{name}', getattr(self, name))!r}" for name in self.__struct_fields__)
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-class Server(_Branch, frozen=True):
+class Server(Section, frozen=True):
     """The listening address and the guards at the edge. Times are seconds, sizes bytes."""
 
     host: Annotated[Text, Meta(description="address to listen on; any other than loopback needs a key")] = "127.0.0.1"
@@ -101,7 +85,7 @@ class Server(_Branch, frozen=True):
         return self.max_body_bytes or TEXT_BODY_BYTES
 
 
-class Auth(_Branch, frozen=True):
+class Auth(Section, frozen=True):
     """Who may call. Without any key every loopback caller is the anonymous one."""
 
     api_key: Annotated[Text | None, Meta(description="a key that may do everything; wins over key_file")] = None
@@ -115,7 +99,7 @@ class Auth(_Branch, frozen=True):
     ] = True
 
 
-class Allowance(_Branch, frozen=True):
+class Allowance(Section, frozen=True):
     """How much may be used; None is unlimited. A minute's or a day's worth may come at once."""
 
     requests_per_minute: Annotated[
@@ -162,7 +146,7 @@ class Limits(Allowance, frozen=True):
     ] = ()
 
 
-class Engine(_Branch, frozen=True):
+class Engine(Section, frozen=True):
     """The engine process. None means: from the model's card, or measured."""
 
     context: Annotated[Tokens | None, Meta(description="longest sequence, in tokens")] = None
@@ -202,7 +186,7 @@ class Engine(_Branch, frozen=True):
     restart_wait_s: Annotated[Seconds, Meta(description="how long a request waits for a restarting engine")] = 30.0
 
 
-class Images(_Branch, frozen=True):
+class Images(Section, frozen=True):
     """What images requests may have, for models that read them. Sizes are bytes, times seconds."""
 
     max_count: Annotated[Natural, Meta(description="most images of a request")] = 16
@@ -227,7 +211,7 @@ class Images(_Branch, frozen=True):
     ] = 15.0
 
 
-class Cache(_Branch, frozen=True):
+class Cache(Section, frozen=True):
     """Where computed prefixes go when the device's KV pool needs their cells. Sizes are bytes; 0 turns a tier off."""
 
     host_bytes: Annotated[
@@ -241,7 +225,7 @@ class Cache(_Branch, frozen=True):
     ] = None
 
 
-class Model(_Branch, frozen=True):
+class Model(Section, frozen=True):
     """Which models `ocserve run` serves when none is named, and how long they stay in memory. Times are seconds."""
 
     default: Annotated[Text | None, Meta(description="model to serve when none is named")] = None
@@ -267,7 +251,7 @@ class Model(_Branch, frozen=True):
     ] = 30.0
 
 
-class Store(_Branch, frozen=True):
+class Store(Section, frozen=True):
     """Where models lie and where they come from."""
 
     directory: Annotated[
@@ -279,7 +263,7 @@ class Store(_Branch, frozen=True):
     reserve_bytes: Annotated[Natural, Meta(description="free disk space that a download leaves")] = 512 * 1024 * 1024
 
 
-class Billing(_Branch, frozen=True):
+class Billing(Section, frozen=True):
     """What is charged. Without a price list nothing is."""
 
     prices: Annotated[Path | None, Meta(description="TOML file with the price of each model from a day on")] = None
@@ -293,7 +277,7 @@ class Billing(_Branch, frozen=True):
     ] = "free"
 
 
-class Ledger(_Branch, frozen=True):
+class Ledger(Section, frozen=True):
     """The record of what was used: a row for each request, with counts and never content."""
 
     use: Annotated[
@@ -309,7 +293,7 @@ class Ledger(_Branch, frozen=True):
     retention_days: Annotated[Positive, Meta(description="how long rows are kept")] = 400
 
 
-class Log(_Branch, frozen=True):
+class Log(Section, frozen=True):
     """Logging to stderr or to a file; `auto` is readable on a terminal and JSON lines elsewhere."""
 
     level: Annotated[
@@ -325,7 +309,7 @@ class Log(_Branch, frozen=True):
     backups: Annotated[Positive, Meta(description="how many files set aside are kept, as log.file.1 and so on")] = 5
 
 
-class Config(_Branch, frozen=True):
+class Config(Section, frozen=True):
     """The whole tree."""
 
     server: Server = Server()
@@ -339,3 +323,6 @@ class Config(_Branch, frozen=True):
     billing: Billing = Billing()
     ledger: Ledger = Ledger()
     log: Log = Log()
+    policy: Policy = Policy()
+    operator: Operator = Operator()
+    otel: Otel = Otel()

@@ -36,8 +36,10 @@ class Trace:
         self.error_code: str | None = None
         self.queue_ms: float | None = None
         self.limit: str | None = None
+        self.traceparent: str | None = None
         self.pace = Pace()
         self.bill: Bill | None = None
+        self.keepable = True  # whether what was told may be kept for a repeat
         self._answered = False
         self._arrived = time.monotonic()
         self._prompts: dict[int, Usage] = {}
@@ -124,4 +126,5 @@ class Trace:
             limit=self.limit,
             token_gaps=tuple(self.pace.gaps),
             token_gaps_s=self.pace.gaps_s,
+            traceparent=self.traceparent,
         )

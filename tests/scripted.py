@@ -51,6 +51,7 @@ from ocserve.generation import (
     Usage,
 )
 from ocserve.modelcard import ServedModel
+from ocserve.policy.judge import Judge
 from ocserve.service import Service
 
 # A scripted engine as a process behind the real handle.
@@ -370,7 +371,9 @@ def alone(
     limits: config.Limits,
     billing: Billing | None = None,
     past: Past = NO_PAST,
+    judge: Judge | None = None,
 ) -> Service:
     """A service of one model, which the first request loads."""
     fleet = Fleet({model.id: engine}, Memory({model.id: (1,)}, (1,), lambda: 1), Rules())
-    return Service(fleet, {model.id: lambda facts: model}, Limiter(limits, past=past), limits, billing=billing)
+    limiter = Limiter(limits, past=past)
+    return Service(fleet, {model.id: lambda facts: model}, limiter, limits, billing=billing, judge=judge)

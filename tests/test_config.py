@@ -77,6 +77,11 @@ def test_every_setting_can_be_set_from_the_environment(toml: Path) -> None:
         "ledger.use": "on",
         "log.level": "debug",
         "log.format": "json",
+        "policy.checks": "prompt,answer",
+        "policy.on_failure": "allow",
+        "policy.streams": "pass",
+        "operator.locations": "DE,FI",
+        "otel.sample_ratio": "0.7",
         "auth.api_key": KEY,
         "server.trusted_proxies": "10.0.0.7",
         "limits.models": '[{"model": "tiny", "requests_per_day": 7}]',
@@ -104,6 +109,12 @@ def test_values_of_all_kinds_come_from_the_file(toml: Path) -> None:
 def test_lists_are_written_with_commas_in_the_environment(toml: Path) -> None:
     settings = load(environ={"OCSERVE_MODEL_ALIASES": " a, b ,,c"}, path=toml)
     assert settings.config.model.aliases == ("a", "b", "c")
+
+
+def test_what_a_list_may_hold_is_said(toml: Path) -> None:
+    refused = refusal(toml, '[policy]\nchecks = ["prompts"]\n')
+    assert "expected a list of prompt, answer" in refused.message
+    assert "expected a list of texts" in refusal(toml, '[operator]\nlocations = ["Finland"]\n').message
 
 
 def test_limits_of_models_are_tables(toml: Path) -> None:

@@ -20,21 +20,25 @@ MAY_IMPORT = {
     "generation": {"errors"},
     "machine": set(),
     "modelcard": set(),
-    "settings": set(),
+    "settings": {"kinds", "operating"},
+    "kinds": set(),
+    "operating": {"kinds"},
     "peer": set(),
     "doors": {"errors"},
     "locks": set(),
-    "config": VOCABULARY | {"settings"},
+    "config": VOCABULARY | {"settings", "kinds", "operating"},
     "chat": VOCABULARY,
     "api": VOCABULARY,
     "telemetry": VOCABULARY | {"config"},
     "catalog": VOCABULARY | {"config", "locks"},
     "accounts": VOCABULARY | {"config", "locks"},
+    "policy": VOCABULARY | {"config"},
     "pages": VOCABULARY | {"config", "doors"},
     "engine": VOCABULARY | {"config", "chat"},
     "trace": VOCABULARY | {"accounts", "telemetry"},
-    "service": VOCABULARY | {"config", "accounts", "doors", "engine", "telemetry", "trace"},
-    "http": VOCABULARY | {"config", "doors", "service", "trace", "api", "accounts", "telemetry", "pages"},
+    "telling": VOCABULARY | {"engine", "policy", "trace"},
+    "service": VOCABULARY | {"config", "accounts", "doors", "engine", "policy", "telemetry", "telling", "trace"},
+    "http": VOCABULARY | {"config", "doors", "service", "telling", "trace", "api", "accounts", "telemetry", "pages"},
     "headstart": VOCABULARY | {"config", "engine"},
     "serving": VOCABULARY | {"config", "accounts", "catalog", "engine", "http", "service", "telemetry"},
     "app": VOCABULARY
@@ -49,6 +53,7 @@ MAY_IMPORT = {
         "catalog",
         "accounts",
         "pages",
+        "policy",
         "engine",
         "service",
         "http",
@@ -74,8 +79,9 @@ HOMES = {
     "llguidance": ("engine/constraint.py",),
     "tiktoken": ("engine/encodings.py",),
     "PIL": ("engine/images.py",),
+    "opentelemetry": ("telemetry/traces.py",),
 }
-BELOW_API = ("engine", "chat", "accounts", "telemetry", "catalog", "service.py", "generation.py", "errors.py")
+BELOW_API = ("engine", "chat", "accounts", "policy", "telemetry", "catalog", "service.py", "generation.py", "errors.py")
 VENDORS = re.compile(r"openai|anthropic|google", re.IGNORECASE)
 VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "misc", "shared", "stuff"}
 

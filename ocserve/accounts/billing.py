@@ -22,7 +22,7 @@ from ocserve.accounts.ledger_schema import LedgerError, now_us
 from ocserve.accounts.pricing import Rates, Tariff
 from ocserve.errors import LedgerUnavailable
 from ocserve.generation import Usage
-from ocserve.modelcard import Prices, ServedModel
+from ocserve.modelcard import DatedPrices, Prices, ServedModel
 
 NO_PRICES: Mapping[str, str] = MappingProxyType({})
 # How long an answer's end waits for a disk that does not answer; what is to be written stays queued.
@@ -195,6 +195,10 @@ class Billing:
         if not self._tariff and not own:
             return model
         return replace(model, prices=pricing.with_own(self._tariff.prices(model.id, self._today()), own))
+
+    def schedule(self, model: str) -> tuple[DatedPrices, ...]:
+        """The listed prices of a model: today's, and those that are announced."""
+        return self._tariff.schedule(model, self._today())
 
     def charges(self, outcome: Outcome) -> bool:
         """Whether a request that ended so is charged for what it used."""

@@ -28,7 +28,7 @@ from msgspec.structs import replace
 
 from ocserve.config import ConfigError
 from ocserve.generation import Usage
-from ocserve.modelcard import KINDS, Prices, Tier
+from ocserve.modelcard import KINDS, DatedPrices, Prices, Tier
 
 PICODOLLARS = 10**12
 # What is charged at most for a token or a piece: more is a misplaced decimal point, and a cost would overflow.
@@ -140,6 +140,15 @@ class Tariff:
     def prices(self, model: str, day: datetime.date) -> Prices | None:
         """What a model's listing says on `day`; None: nothing is charged."""
         return next((prices for since, prices in reversed(self._entries.get(model, ())) if since <= day), None)
+
+    def schedule(self, model: str, day: datetime.date) -> tuple[DatedPrices, ...]:
+        """The prices of a model that hold on `day`, and after them those of the days to come."""
+        entries = [(entry[0], entry[1]) for entry in self._entries.get(model, ())]
+        past = sum(since <= day for since, _ in entries)
+        return tuple(
+            DatedPrices(since=None if since == datetime.date.min else since, announced=since > day, steps=prices.steps)
+            for since, prices in entries[max(0, past - 1) :]
+        )
 
     def rates(self, model: str, day: datetime.date) -> Rates | None:
         """What a request to a model that is admitted on `day` is charged before any tier; None: nothing."""

@@ -46,7 +46,7 @@ FRAMING = Framing(keep_alive=b"event: ping\ndata: %b\n\n" % _PING)
 
 
 def error_body(info: ErrorInfo) -> bytes:
-    """The error object. `param` and `code` are ours; clients that do not know them pass over them."""
+    """The error object. What follows its message is ours; clients that do not know it pass over it."""
     message = info.message
     if info.prompt_tokens is not None and info.context_length is not None:
         # Clients compact their conversation when they read these words. A prompt must leave room for one token.
@@ -54,7 +54,8 @@ def error_body(info: ErrorInfo) -> bytes:
     kind = _ERROR_TYPES.get(info.status, "invalid_request_error" if info.status < 500 else "api_error")
     if info.code == InsufficientQuota.code:
         kind = "billing_error"
-    return dumps({"type": "error", "error": {"type": kind, "message": message, "param": info.param, "code": info.code}})
+    body = {"type": kind, "message": message, "param": info.param, "code": info.code}
+    return dumps({"type": "error", "error": body | ({"category": info.category} if info.category else {})})
 
 
 def usage(counts: Usage) -> dict[str, object]:

@@ -68,7 +68,10 @@ def error_body(info: ErrorInfo) -> bytes:
             f"({info.context_length - 1})."
         )
     reason = _REASONS.get(info.code, info.code.upper())
-    details: list[dict[str, object]] = [{"@type": f"{_TYPE}.ErrorInfo", "reason": reason, "domain": "ocserve"}]
+    about: dict[str, object] = {"@type": f"{_TYPE}.ErrorInfo", "reason": reason, "domain": "ocserve"}
+    if info.category is not None:
+        about["metadata"] = {"category": info.category}
+    details = [about]
     if info.param is not None:
         violation = {"field": info.param, "description": message}
         details.append({"@type": f"{_TYPE}.BadRequest", "fieldViolations": [violation]})

@@ -150,6 +150,9 @@ def parsed(values: Values, model: ServedModel, prompt: Prompt) -> Parsed:
     )
 
 
+_STOP_TYPES = {"length": "limit", "content_filter": "content_filter"}
+
+
 class CompletionEncoder:
     """A reply: pieces of `content`, then what was counted. There is no end mark beside `stop`."""
 
@@ -211,7 +214,7 @@ class CompletionEncoder:
 
 def _end(finished: Finished) -> dict[str, object]:
     word = finished.stop_sequence
-    kind = "limit" if finished.reason == "length" else "eos" if word is None else "word"
+    kind = _STOP_TYPES.get(finished.reason) or ("eos" if word is None else "word")
     return {"stop_type": kind, "stopping_word": word or ""}
 
 

@@ -36,7 +36,7 @@ DONE_REASONS: dict[FinishReason, str] = {
     "stop": "stop",
     "length": "length",
     "tool_calls": "stop",
-    "content_filter": "stop",
+    "content_filter": "content_filter",
     "cancelled": "stop",
 }
 Clock = Callable[[], int]
@@ -44,7 +44,8 @@ Clock = Callable[[], int]
 
 def error_body(info: ErrorInfo) -> bytes:
     """The error: a string, and beside it what is wrong, for clients that look."""
-    return dumps({"error": info.message, "param": info.param, "code": info.code})
+    body = {"error": info.message, "param": info.param, "code": info.code}
+    return dumps(body | ({"category": info.category} if info.category else {}))
 
 
 def timestamp(seconds: int) -> str:

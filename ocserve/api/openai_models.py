@@ -56,6 +56,7 @@ def _model(model: ServedModel) -> dict[str, object]:
             "wall_clock_s": model.wall_clock_s,
         },
         "parallel": model.parallel,
+        "datacenters": [{"country_code": code} for code in model.countries],
         "license": card.license,
         "license_url": card.license_url,
         "hugging_face_id": card.hugging_face_id,

@@ -287,7 +287,8 @@ class ResponseEncoder:
             "incomplete_details": {"reason": why} if why else None,
             "usage": _usage(usage),
         }
-        response["store"] = self._keep(response, self._output)
+        # What a content policy refused may have been sent before it was judged; it is kept nowhere.
+        response["store"] = self._reason != "content_filter" and self._keep(response, self._output)
         return response
 
     def _failed(self, error: ErrorInfo, usage: Usage) -> Frame:

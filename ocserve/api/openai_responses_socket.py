@@ -45,5 +45,5 @@ def with_headers(frame: Frame, headers: Mapping[str, str]) -> Frame:
 
 def error(info: ErrorInfo, headers: Mapping[str, str]) -> bytes:
     """The event of a refusal. OpenAI's clients look for the headers within the error, Codex beside it."""
-    told = {"message": info.message, "type": info.type, "param": info.param, "code": info.code, "headers": headers}
+    told = {**openai_wire.error(info), "headers": headers}
     return openai_wire.dumps({"type": "error", "status": info.status, "error": told, "headers": headers})

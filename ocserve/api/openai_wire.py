@@ -40,8 +40,14 @@ DONE = b"[DONE]"
 
 
 def error_body(info: ErrorInfo) -> bytes:
-    """The error object; all four keys are always present."""
-    return dumps({"error": {"message": info.message, "type": info.type, "param": info.param, "code": info.code}})
+    """The body of an error answer."""
+    return dumps({"error": error(info)})
+
+
+def error(info: ErrorInfo) -> dict[str, object]:
+    """The error object; all four keys are always present, and `category` beside them where a policy refused."""
+    body: dict[str, object] = {"message": info.message, "type": info.type, "param": info.param, "code": info.code}
+    return body | ({"category": info.category} if info.category else {})
 
 
 def usage(counts: Usage) -> dict[str, object]:

@@ -31,10 +31,12 @@ _REFUSALS: dict[str, str] = {
     "the key may not spend what the request can cost, and coming back is of no use.",
     "431": "The headers are too large.",
     "500": "A mistake of the server, or the engine failed.",
-    "503": "No engine is ready, or nothing is taken on at present; `code` says why.",
+    "503": "No engine is ready, nothing is taken on, or what must be judged or recorded cannot be; `code` says which.",
 }
 _OF_BODIES = ("408", "413", "415", "422")
 _OF_STATES = "409"
+# Shapes of what is a page for browsers and JSON for whoever accepts that.
+_PAGES = ("Pricing", "Privacy", "ContentPolicy", "Support", "Status")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -159,9 +161,12 @@ def _may_be(status: str, operation: Operation) -> bool:
 
 
 def _responses(operation: Operation) -> dict[str, object]:
-    bodies: dict[str, object] = {operation.media_type: {"schema": ref(operation.answer)}}
+    answered = {"schema": ref(operation.answer)}
+    bodies: dict[str, object] = {operation.media_type: answered}
     if operation.media_type != "application/json":
         bodies = {operation.media_type: {"schema": {"type": "string"}}}
+        if operation.answer in _PAGES:
+            bodies["application/json"] = answered
     if operation.streamed is not None:
         media_type, record = operation.streamed
         bodies[media_type] = {"schema": _record(media_type, ref(record), operation.last)}

@@ -42,6 +42,7 @@ def _document(model: ServedModel) -> Entry:
         output_modalities=[_output(model, modality) for modality in model.output_modalities],
         pricing=[_price("request", prices.request, "request")] if prices and prices.request else None,
         capacity=[{"type": "concurrency", "unit": "request", "value": model.parallel}],
+        datacenters=[{"country_code": code} for code in model.countries] or None,
     )
 
 

@@ -368,11 +368,15 @@ _SERVER: tuple[Operation, ...] = (
     _get("/openrouter/models", "OpenRouter", "ProviderFeed", "The provider feed, schema 2."),
     _get("/health", "Server", "Health", "200 while the server lives; who may use it sees figures.", public=True),
     _get("/ready", "Server", "Ready", "200 when a request would be taken, else 503.", public=True),
-    _get("/status", "Server", "Status", "Whether it serves, which models, and announced maintenance.", public=True),
+    _get("/status", "Server", "Status", "Whether it serves, and maintenance.", media_type="text/html", public=True),
     _get("/metrics", "Server", "Metrics", "The server's figures, for Prometheus.", media_type="text/plain"),
     _get("/openapi.json", "Server", "OpenApi", "This reference as an OpenAPI document.", public=True),
     _get("/docs", "Server", "OpenApi", "This reference as a page.", media_type="text/html", public=True),
     _get("/limits", "Server", "OpenApi", "The limits that hold, as a page.", media_type="text/html", public=True),
+    _get("/pricing", "Server", "Pricing", "The prices, as a page or JSON.", media_type="text/html", public=True),
+    _get("/privacy", "Server", "Privacy", "What is kept and who sees it.", media_type="text/html", public=True),
+    _get("/policy", "Server", "ContentPolicy", "The content policy.", media_type="text/html", public=True),
+    _get("/support", "Server", "Support", "How the operator is reached.", media_type="text/html", public=True),
 )
 OPERATIONS: tuple[Operation, ...] = (
     *_OPENAI,

@@ -82,7 +82,9 @@ _LM_STUDIO_MODEL = shape(
 _MAINTENANCE = shape(starts=STRING, ends=STRING, message=STRING)
 
 SCHEMAS: dict[str, Schema] = {
-    "Error": shape(error=shape(message=STRING, type=STRING, param=or_null(STRING), code=or_null(STRING))),
+    "Error": shape(
+        error=shape({"category": STRING}, message=STRING, type=STRING, param=or_null(STRING), code=or_null(STRING))
+    ),
     "AnthropicError": shape(type=word("error"), error=shape(type=STRING, message=STRING)),
     "GoogleError": shape(error=shape(code=INTEGER, message=STRING, status=STRING)),
     "OllamaError": shape(error=STRING, param=or_null(STRING), code=or_null(STRING)),
@@ -218,7 +220,7 @@ SCHEMAS: dict[str, Schema] = {
     "LmStudioModel": _LM_STUDIO_MODEL,
     "LmStudioModelList": shape(object=word("list"), data=some(ref("LmStudioModel"))),
     "LlamaCompletion": shape(
-        {"stop_type": word("eos", "limit", "word"), "stopping_word": STRING, "timings": ANY_OBJECT},
+        {"stop_type": word("eos", "limit", "word", "content_filter"), "stopping_word": STRING, "timings": ANY_OBJECT},
         index=COUNT,
         content=STRING,
         stop=BOOLEAN,
@@ -279,5 +281,20 @@ SCHEMAS: dict[str, Schema] = {
     "AdminReloaded": shape(changed=ANY_OBJECT),
     "Ready": shape(status=word("ready")),
     "Metrics": STRING,
+    "Pricing": shape(
+        currency=word("USD"),
+        unit=STRING,
+        models=some(shape(id=STRING, prices=ANY_OBJECT, tiers=some(shape(above=COUNT, prices=ANY_OBJECT)))),
+        policy=shape(cancelled=word("used", "free"), failed=word("used", "free"), text=STRING),
+    ),
+    "Privacy": shape(
+        training_on_prompts=BOOLEAN,
+        training_on_completions=BOOLEAN,
+        retention=some(shape({"days": COUNT, "seconds": NUMBER}, what=STRING, content=BOOLEAN, until=STRING)),
+        deletion=STRING,
+        operator=ANY_OBJECT,
+    ),
+    "ContentPolicy": shape(text=or_null(STRING), checks=some(STRING), finish_reason=word("content_filter")),
+    "Support": shape(name=or_null(STRING), email=or_null(STRING), status_url=or_null(STRING)),
     "OpenApi": shape(openapi=STRING, info=ANY_OBJECT, paths=ANY_OBJECT),
 }

@@ -40,6 +40,9 @@ def show(as_json: bool) -> None:
     click.echo(f"# {settings.path}{'' if settings.path.exists() else ' (does not exist)'}")
     for name, value, origin in shown:
         click.echo(f"{name:{name_width}}  {value:{value_width}}  {origin}")
+    policy = settings.config.policy
+    if policy.checks and (judge := " ".join(policy.command) or policy.url):
+        click.echo(f"# The content of every {' and '.join(policy.checks)} is shown to {judge}")
 
 
 def _readable(value: object) -> str:

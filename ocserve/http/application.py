@@ -28,6 +28,7 @@ from ocserve.http.edge.routing import RouteExists
 from ocserve.http.exchange import Exchange
 from ocserve.http.route_table import RouteTable
 from ocserve.http.routes import VENDORS, routes
+from ocserve.pages.publication import NOTHING_STATED, Publication
 from ocserve.service import Service
 from ocserve.telemetry import logs
 
@@ -35,14 +36,23 @@ App: TypeAlias = ASGIApp
 Guard = Callable[[ASGIApp], ASGIApp]
 
 
-def build(service: Service, keys: KeyRing, edge: Edge, control: Control) -> ASGIApp:
-    """The whole server as a value."""
+def build(
+    service: Service,
+    keys: KeyRing,
+    edge: Edge,
+    control: Control,
+    publication: Publication = NOTHING_STATED,
+    trace: Callable[[RequestRecord], None] | None = None,
+) -> ASGIApp:
+    """The whole server as a value. `trace` is told of every request that has ended."""
     settings = edge.now
     meter = metrics.meter(service)
 
     def on_end(record: RequestRecord) -> None:
         logs.request_line(record)
         meter.observe(record)
+        if trace is not None:
+            trace(record)
 
     def announced() -> bytes | None:
         found = service.doors.announced
@@ -55,7 +65,7 @@ def build(service: Service, keys: KeyRing, edge: Edge, control: Control) -> ASGI
         assert route is not None
         await route.endpoint(scope, receive, send)
 
-    table = RouteTable(routes(service, edge, meter, control), VENDORS)
+    table = RouteTable(routes(service, edge, meter, control, publication), VENDORS)
     guards: tuple[Guard, ...] = (
         lambda app: Handshake(app, table),
         lambda app: Access(app, table, on_end, announced),

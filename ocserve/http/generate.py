@@ -21,7 +21,8 @@ from ocserve.http.edge.current import Edge
 from ocserve.http.exchange import Exchange, attempt, caller_of
 from ocserve.http.presence import disconnected, unless_gone
 from ocserve.http.words import in_clients_words
-from ocserve.service import Generation, Service
+from ocserve.service import Service
+from ocserve.telling import Generation
 from ocserve.trace import Trace
 
 

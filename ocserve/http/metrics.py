@@ -9,7 +9,8 @@ from ocserve.api.operations import QUERIES
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange
 from ocserve.service import Service
-from ocserve.telemetry.metrics import EngineReading, Meter, Reading
+from ocserve.telemetry.metrics import Meter
+from ocserve.telemetry.readings import EngineReading, Reading
 
 
 class Metrics:
@@ -42,6 +43,7 @@ def meter(service: Service) -> Meter:
             engines=tuple(_engine(service, model.id) for model in service.models),
             ledger_healthy=service.billing.ready,
             ledger_unwritten=0 if ledger is None else ledger.unwritten,
+            checks=() if service.judge is None else service.judge.stats,
         )
 
     return Meter(read, {path for _, path in QUERIES}, service.fleet.engines)

@@ -13,10 +13,14 @@ from ocserve.http import answers
 from ocserve.http.exchange import Exchange
 from ocserve.modelcard import ServedModel
 from ocserve.pages import limits, reference
+from ocserve.pages.publication import Publication
 from ocserve.service import Service
 
 # The page has a style of its own and nothing else: whatever were smuggled into it, no browser would run or fetch it.
-POLICY = (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+CONTENT_SECURITY = (
+    b"content-security-policy",
+    b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+)
 
 
 class Reference:
@@ -34,19 +38,21 @@ class Reference:
         about = models, self._service.billing.policy
         if about not in self._written:
             self._written = {about: self._write(openapi.document(models, __version__, about[1]))}
-        await answers.whole(send, 200, self._media_type, self._written[about], (POLICY,))
+        await answers.whole(send, 200, self._media_type, self._written[about], (CONTENT_SECURITY,))
 
 
 class PublishedLimits:
     """`GET /limits`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, publication: Publication) -> None:
         self._service = service
+        self._links = publication.links
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = Exchange.of(scope).caller
         models = self._service.open_to(caller).models if caller is not None else ()
-        await answers.whole(send, 200, "text/html; charset=utf-8", limits.page(self._service.limits, models), (POLICY,))
+        body = limits.page(self._service.limits, models, self._links)
+        await answers.whole(send, 200, "text/html; charset=utf-8", body, (CONTENT_SECURITY,))
 
 
 def document(service: Service) -> Reference:
@@ -54,6 +60,6 @@ def document(service: Service) -> Reference:
     return Reference(service, "application/json", dumps)
 
 
-def page(service: Service) -> Reference:
+def page(service: Service, publication: Publication) -> Reference:
     """The endpoint of the page."""
-    return Reference(service, "text/html; charset=utf-8", reference.page)
+    return Reference(service, "text/html; charset=utf-8", lambda found: reference.page(found, publication.links))

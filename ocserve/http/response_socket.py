@@ -124,6 +124,7 @@ class _Conversation:
         trace = Trace(f"{before.trace.request_id[:_LONGEST_ID]}-{next(self._numbers)}", before.trace.route)
         exchange = Exchange(trace, before.match, local=before.local, error_body=before.error_body, on_end=before.on_end)
         exchange.caller, exchange.identify, trace.key_id = before.caller, before.identify, before.trace.key_id
+        trace.traceparent = before.trace.traceparent
         answer = _Answer(exchange, self._send)
         try:
             await last_word(self._respond(data, exchange, answer), answer.refuse, trace)

@@ -28,7 +28,7 @@ from ocserve.api import (
 )
 from ocserve.api.dialect import Catalogue, Dialect
 from ocserve.api.questions import QuestionDialect
-from ocserve.http import admin, credit, reference
+from ocserve.http import admin, credit, published, reference
 from ocserve.http.admin import Control
 from ocserve.http.ask import Ask
 from ocserve.http.edge.current import Edge
@@ -58,11 +58,14 @@ from ocserve.http.responses import (
 from ocserve.http.route_table import SOCKET, ErrorBody, Route
 from ocserve.http.status import PublicStatus
 from ocserve.http.vendor import by_vendor
+from ocserve.pages.publication import NOTHING_STATED, Publication
 from ocserve.service import Service
 from ocserve.telemetry.metrics import Meter
 
 
-def routes(service: Service, edge: Edge, meter: Meter, control: Control) -> tuple[Route, ...]:
+def routes(
+    service: Service, edge: Edge, meter: Meter, control: Control, publication: Publication = NOTHING_STATED
+) -> tuple[Route, ...]:
     """The list."""
 
     def generates(path: str, dialect: Dialect) -> Route:
@@ -116,7 +119,7 @@ def routes(service: Service, edge: Edge, meter: Meter, control: Control) -> tupl
         answers("/apply-template", llama_tokens.TEMPLATE),
         Route("GET", "/props", LlamaServerProps(service)),
         *credit.routes(service, edge),
-        *_of_the_server(service, meter),
+        *_of_the_server(service, meter, publication),
         *admin.routes(service, control),
     )
 
@@ -130,15 +133,19 @@ VENDORS: tuple[tuple[str, ErrorBody], ...] = (
 )
 
 
-def _of_the_server(service: Service, meter: Meter) -> tuple[Route, ...]:
+def _of_the_server(service: Service, meter: Meter, publication: Publication) -> tuple[Route, ...]:
     """What the server says of itself."""
     return (
         Route("GET", "/openrouter/models", ProviderFeed(service)),
         Route("GET", "/openapi.json", reference.document(service), public=True),
-        Route("GET", "/docs", reference.page(service), public=True),
+        Route("GET", "/docs", reference.page(service, publication), public=True),
         Route("GET", "/metrics", Metrics(meter)),
-        Route("GET", "/limits", reference.PublishedLimits(service), public=True),
-        Route("GET", "/status", PublicStatus(service, meter.availability), public=True),
+        Route("GET", "/status", PublicStatus(service, meter.availability, publication), public=True),
+        Route("GET", "/limits", reference.PublishedLimits(service, publication), public=True),
+        Route("GET", "/pricing", published.prices(service, publication), public=True),
+        Route("GET", "/privacy", published.data(publication), public=True),
+        Route("GET", "/policy", published.content(publication), public=True),
+        Route("GET", "/support", published.contact(publication), public=True),
         Route("GET", "/health", Health(service), public=True),
         Route("GET", "/ready", Ready(service), public=True),
     )

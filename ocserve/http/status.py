@@ -10,20 +10,20 @@ from starlette.types import Receive, Scope, Send
 from ocserve.api import admin, openai_wire
 from ocserve.http import answers
 from ocserve.http.admin import announcement
-from ocserve.http.exchange import Exchange, header_values
-from ocserve.http.reference import POLICY
+from ocserve.http.exchange import Exchange
+from ocserve.http.published import HEADERS, wants_json
 from ocserve.pages import status
+from ocserve.pages.publication import Publication
 from ocserve.service import Service
-
-_VARY = (b"vary", b"accept")
 
 
 class PublicStatus:
-    """A page where a browser asks, JSON elsewhere. `availability` tells the share of requests that did not fail."""
+    """As the published pages. `availability` tells the share of requests that did not fail."""
 
-    def __init__(self, service: Service, availability: Callable[[], float | None]) -> None:
+    def __init__(self, service: Service, availability: Callable[[], float | None], publication: Publication) -> None:
         self._service = service
         self._availability = availability
+        self._links = publication.links
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = Exchange.of(scope).caller
@@ -35,14 +35,15 @@ class PublicStatus:
             availability=self._availability(),
             maintenance=announcement(self._service),
         )
-        if any(b"text/html" in value for value in header_values(scope, b"accept")):
-            page = status.page(
-                ready=found.ready,
-                models=found.models,
-                uptime_s=found.uptime_s,
-                availability=found.availability,
-                maintenance=self._service.doors.announced,
-            )
-            await answers.whole(send, 200, "text/html; charset=utf-8", page, (POLICY, _VARY))
-        else:
-            await answers.json(send, 200, openai_wire.dumps(found), (_VARY,))
+        if wants_json(scope):
+            await answers.json(send, 200, openai_wire.dumps(found), HEADERS)
+            return
+        page = status.page(
+            ready=found.ready,
+            models=found.models,
+            uptime_s=found.uptime_s,
+            availability=found.availability,
+            maintenance=self._service.doors.announced,
+            links=self._links,
+        )
+        await answers.whole(send, 200, "text/html; charset=utf-8", page, HEADERS)

@@ -7,6 +7,8 @@ from html import escape
 
 from ocserve import config
 from ocserve.modelcard import ServedModel
+from ocserve.pages.frame import LINKS, Link
+from ocserve.pages.frame import page as framed
 
 _ROWS = (
     ("requests_per_minute", "Requests per minute"),
@@ -15,14 +17,9 @@ _ROWS = (
     ("tokens_per_day", "Tokens per day (prompt and answer)"),
     ("concurrent_requests", "Requests at the same time"),
 )
-_STYLE = """
-:root { color-scheme: light dark; } body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .3rem; border-top: 1px solid #8884; }
-"""
 
 
-def page(limits: config.Limits, models: Sequence[ServedModel]) -> bytes:
+def page(limits: config.Limits, models: Sequence[ServedModel], links: Sequence[Link] = LINKS) -> bytes:
     """The page. `models` are those whose names may be told."""
     own = {each.model: each for each in limits.models}
     columns = [("Each key", limits), *((model.id, own[model.id]) for model in models if model.id in own)]
@@ -35,10 +32,7 @@ def page(limits: config.Limits, models: Sequence[ServedModel]) -> bytes:
         f"<li>{escape(model.id)}: {model.parallel} answers at a time, {limits.queue} more may wait.</li>"
         for model in models
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Limits</title><style>{_STYLE}</style></head><body><h1>Limits</h1>
-<table><tr><th>Limit</th>{head}</tr>{rows}</table>
+    body = f"""<table><tr><th>Limit</th>{head}</tr>{rows}</table>
 <p>A minute's or a day's worth may come at once; then the limit refills continuously. Tokens are held for a request's
 prompt and the most that it may answer, and what it did not use comes back when it ends. A model's own limits hold
 beside those of the key. A key may have limits of its own; the headers of every answer say which hold and what is left:
@@ -46,8 +40,8 @@ beside those of the key. A key may have limits of its own; the headers of every 
 tokens. Beyond a limit, and where a model has no room, the answer is 429 at once, and <code>Retry-After</code> names a
 moment at which the same request is served.</p><ul>{queues}</ul>
 <h2>To have a limit raised</h2><p>Ask the operator, who runs
-<code>ocserve keys limits NAME --rpm 600 --tpm 100000</code>; it holds from the next request on.</p></body></html>
-""".encode()
+<code>ocserve keys limits NAME --rpm 600 --tpm 100000</code>; it holds from the next request on.</p>"""
+    return framed("Limits", body, links)
 
 
 def _shown(limits: config.Allowance, name: str) -> str:

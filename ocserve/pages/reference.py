@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from ocserve.pages.frame import LINKS, Link, navigation
 
 Json = Mapping[str, Any]
 
@@ -13,7 +15,8 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --mark: #0a7d5a; }
 @media (prefers-color-scheme: dark) { :root { --mark: #4fd1a5; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
-nav { columns: 18rem; margin: 1rem 0 2rem; } nav a { display: block; text-decoration: none; color: inherit; }
+nav a { margin-right: 1rem; } h1 ~ nav { columns: 18rem; margin: 1rem 0 2rem; }
+h1 ~ nav a { display: block; text-decoration: none; color: inherit; }
 nav strong { display: block; margin-top: .6rem; } code { font: .9em ui-monospace, monospace; }
 h2 { border-bottom: 1px solid var(--line); margin-top: 3rem; } h3 { margin: 2.2rem 0 .3rem; }
 h3 b { color: var(--mark); font-weight: 600; margin-right: .5rem; }
@@ -46,8 +49,8 @@ console.log(answer.choices[0].message.content);""",
 }
 
 
-def page(document: Json) -> bytes:
-    """The page."""
+def page(document: Json, links: Sequence[Link] = LINKS) -> bytes:
+    """The page. `links` are the other pages."""
     operations = list(_operations(document))
     tags = list(dict.fromkeys(operation["tags"][0] for _, _, operation in operations))
     info = document["info"]
@@ -55,6 +58,7 @@ def page(document: Json) -> bytes:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(info["title"])}: API reference</title><style>{_STYLE}</style></head><body>
+{navigation([link for link in links if link[0] != "docs"])}
 <h1>{escape(info["title"])} API reference</h1>
 <p>Version {escape(info["version"])}. {_prose(info["description"])}
 The same as a document for machines: <a href="openapi.json"><code>/openapi.json</code></a>.</p>

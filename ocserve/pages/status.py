@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from html import escape
 
 from ocserve.doors import Maintenance
-
-_STYLE = """
-:root { color-scheme: light dark; } body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; }
-"""
+from ocserve.pages import frame
+from ocserve.pages.frame import LINKS, Link
 
 
 def page(
-    *, ready: bool, models: Sequence[str], uptime_s: float, availability: float | None, maintenance: Maintenance | None
+    *,
+    ready: bool,
+    models: Sequence[str],
+    uptime_s: float,
+    availability: float | None,
+    maintenance: Maintenance | None,
+    links: Sequence[Link] = LINKS,
 ) -> bytes:
     """The page. `models` are those whose names may be told, `availability` a share of 1."""
     named = "".join(f"<li>{escape(model)}</li>" for model in models)
@@ -23,11 +27,9 @@ def page(
     if maintenance is not None:
         message = f" {escape(maintenance.message)}" if maintenance.message else ""
         planned = f"<h2>Maintenance</h2><p>{maintenance.window.replace('/', ' to ')}.{message}</p>"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Status</title><style>{_STYLE}</style></head><body><h1>{"Serving" if ready else "Not serving at present"}</h1>
-<p>The server started {_lasted(uptime_s)} ago.{served}</p>{planned}{listed}</body></html>
-""".encode()
+    state = "Serving" if ready else "Not serving at present"
+    began = f"<p>{state}. The server started {_lasted(uptime_s)} ago.{served}</p>"
+    return frame.page("Status", f"{began}{planned}{listed}", links)
 
 
 def _lasted(seconds: float) -> str:

@@ -132,6 +132,7 @@ def served_model(
         digest=installed.sha256,
         capabilities=capabilities,
         input_modalities=("text", "image") if reads_images else ("text",),
+        countries=tree.operator.locations,
         image_urls=tree.images.fetch != "off" or bool(tree.images.fetch_hosts),
         output_modalities=modalities,
         dimensions=(facts.dimensions if facts else installed.header.embedding_length) * ("embedding" in capabilities),

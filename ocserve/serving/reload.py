@@ -37,6 +37,11 @@ AT_START = frozenset(
         *(f"store.{name}" for name in ("directory", "hub_endpoint", "hub_token", "hub_timeout_s", "reserve_bytes")),
         *(f"ledger.{name}" for name in ("use", "directory", "retention_days")),
         *(f"log.{name}" for name in ("format", "file", "max_bytes", "backups")),
+        *(f"policy.{name}" for name in ("command", "url", "http_hosts", "token", "checks", "timeout_s", "on_failure")),
+        *(f"policy.{name}" for name in ("streams", "most_at_once", "text")),
+        *(f"operator.{name}" for name in ("name", "email", "locations", "certifications", "terms_url", "status_url")),
+        *(f"operator.{name}" for name in ("privacy_text", "payment_text", "sla_text", "incident_text")),
+        *(f"otel.{name}" for name in ("endpoint", "service_name", "sample_ratio")),
     }
 )
 

@@ -13,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Literal
 
 from ocserve.generation import GAP_BOUNDS_S, RequestRecord
+from ocserve.telemetry.readings import CheckCounts, EngineReading, Reading
 
 OTHER = "other"
 _MOST_CODES = 128  # of errors; they are ours and about fifty, an engine's included
@@ -29,67 +30,6 @@ _LIMITS = frozenset(
 )
 
 Labels = tuple[str, ...]
-
-
-class EngineCounts(Protocol):
-    """What is read of an engine's counters; they begin anew with every engine process, as counters may."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def prefill_tokens(self) -> int: ...
-    @property
-    def decode_tokens(self) -> int: ...
-    @property
-    def forced_tokens(self) -> int: ...
-    @property
-    def resident_tokens(self) -> int: ...
-    @property
-    def host_tokens(self) -> int: ...
-    @property
-    def disk_tokens(self) -> int: ...
-    @property
-    def invalid_objects(self) -> int: ...
-    @property
-    def preemptions(self) -> int: ...
-    @property
-    def evictions(self) -> int: ...
-    @property
-    def running(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def cells_used(self) -> int: ...
-    @property
-    def cells_kept(self) -> int: ...
-    @property
-    def cells_total(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class EngineReading:
-    """One model at the moment of a scrape. `owed` are answers being generated or waited for."""
-
-    model: str
-    loaded: bool
-    owed: int
-    restarts: int
-    resident_bytes: int | None
-    stats: EngineCounts
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The server at the moment of a scrape."""
-
-    version: str
-    started: float  # seconds since the epoch
-    ready: bool
-    active: int
-    resident_bytes: int | None
-    engines: tuple[EngineReading, ...]
-    ledger_healthy: bool = True
-    ledger_unwritten: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +77,12 @@ _DECODE = _seconds("ocserve_decode_seconds", "From the first piece of an answer 
 _DURATION = _seconds("ocserve_request_duration_seconds", "From arrival to end, of requests that used a model.")
 _GAPS = _seconds(
     "ocserve_inter_token_latency_seconds", "From one token of an answer to its next, as they are handed to the client."
+)
+_CHECKS = _counter(
+    "ocserve_policy_checks", "stage verdict", "Prompts and answers that were judged; `failed` is where no verdict came."
+)
+_CHECK_SECONDS = Definition(
+    "ocserve_policy_check_seconds", "histogram", ("stage",), "How long a verdict took, the wait for its turn included."
 )
 
 # How each pulled value is read: of the server, and of each model (with the value of a further label, if any).
@@ -233,6 +179,7 @@ DEFINITIONS: tuple[Definition, ...] = (
     *_OF_REQUESTS,
     *(definition for definition, _ in _OF_SERVER),
     _INFO,
+    *(_CHECKS, _CHECK_SECONDS),
     *dict.fromkeys(definition for definition, _, _ in _OF_ENGINE),
 )
 
@@ -413,6 +360,15 @@ class Meter:
             if found is not None:
                 pulled.setdefault(definition, []).append((labels, found))
         yield from (Family(definition, tuple(found)) for definition, found in pulled.items())
+        yield from _checks(now.checks)
+
+
+def _checks(stages: Sequence[CheckCounts]) -> Iterator[Family]:
+    """What a content policy has judged."""
+    counted = [((of.stage, verdict), float(count)) for of in stages for verdict, count in of.outcomes]
+    yield Family(_CHECKS, tuple(counted))
+    took = [((of.stage,), Buckets(of.bounds_s, tuple(accumulate(of.took)), of.took_s)) for of in stages]
+    yield Family(_CHECK_SECONDS, tuple(took))
 
 
 def _known(word: str | None, known: Container[str]) -> str:

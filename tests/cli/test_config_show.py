@@ -58,3 +58,10 @@ def test_wrong_settings_are_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(main, ["config", "show"])
     assert result.exit_code == 78
     assert "did you mean `OCSERVE_SERVER_PORT`?" in result.stderr
+
+
+def test_who_is_shown_content_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "The content of" not in CliRunner().invoke(main, ["config", "show"]).output
+    monkeypatch.setenv("OCSERVE_POLICY_COMMAND", "/usr/bin/judge,--strict")
+    output = CliRunner().invoke(main, ["config", "show"]).output
+    assert output.endswith("# The content of every prompt and answer is shown to /usr/bin/judge --strict\n")

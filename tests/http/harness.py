@@ -20,11 +20,16 @@ from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.keystore import KeyStore
 from ocserve.accounts.past import NO_PAST, Past
 from ocserve.errors import ModelNotFound
+from ocserve.generation import RequestRecord
 from ocserve.http.application import build
 from ocserve.http.edge.current import Edge
 from ocserve.http.server import Stop, serve
 from ocserve.modelcard import ModelCard, SamplingDefaults, ServedModel
+from ocserve.pages.publication import Publication, Texts
+from ocserve.policy.hooks import open_hook
+from ocserve.policy.judge import Judge
 from ocserve.service import Service
+from ocserve.telemetry import logs
 from tests.scripted import ScriptedEngine, alone
 
 KEY = "sk-test-0123456789abcdef"
@@ -49,6 +54,8 @@ MODEL = ServedModel(
     parallel=8,
     sampling=SamplingDefaults(temperature=0.2, top_k=40),
 )
+# An operator who has stated so much that there is every page.
+STATED = Publication(operator=config.Operator(email="help@acme.example"), texts=Texts(policy="No spam."))
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION: dict[str, Any] = {"model": "tiny", "prompt": "Hi"}
 
@@ -232,9 +239,12 @@ def serving(
     model: ServedModel = MODEL,
     billing: Billing | None = None,
     past: Past = NO_PAST,
+    policy: config.Policy | None = None,
+    publication: Publication = STATED,
+    trace: Callable[[RequestRecord], None] | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
-    """A server on a free port, in a thread with its own loop."""
+    """A server on a free port, in a thread with its own loop. `policy` is the settings of its content policy."""
     server = replace(config.Server(), port=0, **settings)
     keys = KeyRing(key, auth or config.Auth(), store=store)
     ready = threading.Event()
@@ -244,7 +254,9 @@ def serving(
         loop = asyncio.get_running_loop()
         engine = make_engine()
         branch = limits or config.Limits()
-        service = alone(engine, model, branch, billing, past)
+        hook = open_hook(policy) if policy else None
+        judge = Judge(policy, hook, logs.event) if policy and hook else None
+        service = alone(engine, model, branch, billing, past, judge)
         stop = Stop()
 
         def on_ready(url: str) -> None:
@@ -253,7 +265,12 @@ def serving(
             ready.set()
 
         edge = Edge(server)
-        await serve(build(service, keys, edge, Control(stop)), edge, on_ready, service.stop, stop=stop)
+        app = build(service, keys, edge, Control(stop), publication, trace)
+        try:
+            await serve(app, edge, on_ready, service.stop, stop=stop)
+        finally:
+            if judge:
+                await judge.close()
 
     failures: list[BaseException] = []
 

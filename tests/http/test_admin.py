@@ -24,6 +24,7 @@ from tests.scripted import Script, ScriptedEngine
 
 ADMIN = [(each.method, each.path) for each in OPERATIONS if each.path.startswith("/admin/")]
 MODEL = {"model": "tiny"}
+JSON = {"Accept": "application/json"}
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -187,7 +188,7 @@ def test_maintenance_is_announced_everywhere_and_refuses_honestly() -> None:
         for answer in (server.chat(), server.request("GET", "/nowhere"), server.request("GET", "/health")):
             assert answer.headers["x-maintenance"].count("Z/") == 1
         assert server.request("GET", "/health").json["maintenance"]["message"] == "<New> disks."
-        assert shaped(server.request("GET", "/status"), "Status")["maintenance"] == told
+        assert shaped(server.request("GET", "/status", headers=JSON), "Status")["maintenance"] == told
         page = server.request("GET", "/status", headers={"Accept": "text/html"})
         assert page.headers["content-type"].startswith("text/html")
         assert b"&lt;New&gt; disks." in page.body
@@ -211,14 +212,14 @@ def test_the_status_page_tells_strangers_no_models_and_everybody_the_availabilit
         auth=config.Auth(anonymous=False),
     ) as server:
         key = bearer("sk-test-0123456789abcdef")
-        assert server.request("GET", "/status").json["availability"] is None
+        assert server.request("GET", "/status", headers=JSON).json["availability"] is None
         for most in (4, 4, 4, 2):
             server.chat(headers=key, max_tokens=most)
         server.request("POST", "/v1/chat/completions", {**CHAT, "max_tokens": -1}, key)  # the client's own fault
         server.chat()  # a stranger's
-        status = server.request("GET", "/status").json
+        status = server.request("GET", "/status", headers=JSON).json
         assert (status["models"], status["availability"], status["ready"]) == ([], 0.75, True)
-        assert server.request("GET", "/status", headers=key).json["models"] == ["tiny"]
+        assert server.request("GET", "/status", headers=key | JSON).json["models"] == ["tiny"]
 
 
 def test_a_reload_says_what_has_changed(served: Served) -> None:

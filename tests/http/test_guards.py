@@ -17,8 +17,9 @@ from ocserve.http.routes import routes
 from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Control, Served, serving
 
 # Reviewed: nothing else answers without a caller. Of the reference, names of models are for callers only.
-PUBLIC = {
-    ("GET", path) for path in ("/health", "/ready", "/openapi.json", "/docs", "/limits", "/status", "/api/version")
+PUBLIC = {("GET", path) for path in ("/health", "/ready", "/openapi.json", "/docs", "/limits", "/status")} | {
+    ("GET", path)
+    for path in ("/api/version", "/pricing", "/privacy", "/policy", "/support")  # the last: what the operator publishes
 }
 MESSAGE = {**CHAT, "max_tokens": 5}
 RANKING = {"model": "tiny", "query": "Hi", "documents": ["Ho"]}

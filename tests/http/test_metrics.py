@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ocserve import config
 from ocserve.generation import GAP_BOUNDS_S, RequestRecord, Usage
 from ocserve.telemetry import metrics
-from ocserve.telemetry.metrics import Buckets, Meter, Reading
+from ocserve.telemetry.metrics import Buckets, Meter
+from ocserve.telemetry.readings import Reading
 from tests.http.harness import CHAT, KEY, Served, serving
 from tests.scripted import Script, ScriptedEngine
 

@@ -30,8 +30,11 @@ PROMTOOL = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def live() -> dict[str, dict[str, set[str]]]:
     """Of each exported name its labels and their values, from a server on which everything has happened once."""
+    judge = """echo '{"allow": true}'"""
     with serving(
-        lambda: ScriptedEngine(Script(tokens=("a", "b", "c"))), limits=config.Limits(requests_per_minute=2)
+        lambda: ScriptedEngine(Script(tokens=("a", "b", "c"))),
+        limits=config.Limits(requests_per_minute=2),
+        policy=config.Policy(command=("/bin/sh", "-c", judge), timeout_s=60.0),
     ) as server:
         server.chat(stream=True)
         server.chat(model="unknown")
@@ -163,6 +166,10 @@ FIRES = {
         ('ocserve_inter_token_latency_seconds_bucket{instance="a",model="m",le="1.0"}', "0+99x20"),
         ('ocserve_inter_token_latency_seconds_bucket{instance="a",model="m",le="+Inf"}', "0+99x20"),
     ],
+    "OcservePolicyFailing": [
+        ('ocserve_policy_checks_total{instance="a",stage="prompt",verdict="failed"}', "0+1x20"),
+        ('ocserve_policy_checks_total{instance="a",stage="prompt",verdict="allowed"}', "0+9x20"),
+    ],
     "OcserveLedgerFailing": [('ocserve_ledger_healthy{instance="a"}', "0x20")],
     "OcserveInvalidObjects": [('ocserve_invalid_objects_total{instance="a",model="m"}', "0x10 1x9")],
     "OcservePoolTooSmall": [('ocserve_engine_preemptions_total{instance="a",model="m"}', "0+1x20")],
@@ -173,6 +180,8 @@ CALM = [
     ('ocserve_requests_total{instance="a",status="2xx"}', "0+60x20"),
     ('ocserve_requests_total{instance="a",status="5xx"}', "0x20"),
     ('ocserve_limit_refusals_total{instance="a",limit="requests_per_minute"}', "0+30x20"),
+    ('ocserve_policy_checks_total{instance="a",stage="prompt",verdict="failed"}', "0x20"),
+    ('ocserve_policy_checks_total{instance="a",stage="prompt",verdict="refused"}', "0+30x20"),
     ('ocserve_engine_restarts_total{instance="a",model="m"}', "0x10 1x9"),
     ('ocserve_front_resident_memory_bytes{instance="a"}', "60000000x20"),
 ]

@@ -40,6 +40,8 @@ class Access:
         given = header_values(scope, b"x-request-id")
         request_id = logs.request_id(given[0].decode("latin-1") if len(given) == 1 else None)
         trace = Trace(request_id, match.route.path if match.route else "-")
+        parents = header_values(scope, b"traceparent")
+        trace.traceparent = parents[0].decode("latin-1") if len(parents) == 1 else None
         peer = peer_address(scope)  # no header has a say in it
         exchange = Exchange(
             trace,

@@ -172,7 +172,8 @@ class _Recorder:
     @property
     def whole(self) -> bool:
         """Whether this was an answer, to its end."""
-        return self._complete and self._fits and self._status == 200 and self._exchange.trace.error_code is None
+        trace = self._exchange.trace
+        return self._complete and self._fits and self._status == 200 and trace.error_code is None and trace.keepable
 
     def answer(self, expires_at: float) -> _Answer:
         told = tuple(each for each in self._exchange.headers if not each[0].startswith(_OF_THE_MOMENT))

@@ -1,0 +1,88 @@
+"""The published pages, each as JSON for whoever accepts only that: prices, privacy, content policy, support.
+
+All are public. Prices are those of the price list, for whoever has no prices of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from ocserve.api.openai_wire import dumps
+from ocserve.errors import NotFound
+from ocserve.http import answers
+from ocserve.http.exchange import header_values
+from ocserve.http.reference import CONTENT_SECURITY
+from ocserve.pages import conduct, pricing, privacy, support
+from ocserve.pages.publication import Publication
+from ocserve.service import Service
+
+HEADERS = (CONTENT_SECURITY, (b"vary", b"accept"))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page. Both ways to write it raise `NotFound` where there is nothing to say."""
+
+    html: Callable[[], bytes]
+    document: Callable[[], dict[str, object]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if wants_json(scope):
+            await answers.json(send, 200, dumps(self.document()), HEADERS)
+        else:
+            await answers.whole(send, 200, "text/html; charset=utf-8", self.html(), HEADERS)
+
+
+def wants_json(scope: Scope) -> bool:
+    """Browsers accept HTML, and most else accepts anything."""
+    accepted = b",".join(header_values(scope, b"accept")).lower()
+    return b"application/json" in accepted and b"text/html" not in accepted
+
+
+def prices(service: Service, publication: Publication) -> Page:
+    """`GET /pricing`."""
+
+    def models() -> pricing.Lists:
+        found = {model.id: service.billing.schedule(model.id) for model in service.models}
+        return {name: prices for name, prices in found.items() if prices}
+
+    def terms() -> pricing.Terms:
+        billing = service.billing
+        return pricing.Terms(billing.charges("cancelled"), billing.charges("failed"), billing.policy)
+
+    return Page(
+        lambda: pricing.html(models(), terms(), publication),
+        lambda: pricing.document(models(), terms(), publication),
+    )
+
+
+def data(publication: Publication) -> Page:
+    """`GET /privacy`."""
+    return Page(lambda: privacy.html(publication), lambda: privacy.document(publication))
+
+
+def content(publication: Publication) -> Page:
+    """`GET /policy`."""
+    if not publication.has_policy:
+        return _nothing("The operator of this server has published no content policy, and none is enforced.")
+    return Page(lambda: conduct.html(publication), lambda: conduct.document(publication))
+
+
+def contact(publication: Publication) -> Page:
+    """`GET /support`."""
+    if not publication.has_support:
+        return _nothing("The operator of this server has not stated how it is reached.")
+    return Page(lambda: support.html(publication), lambda: support.document(publication))
+
+
+def _nothing(why: str) -> Page:
+    def html() -> bytes:
+        raise NotFound(why)
+
+    def document() -> dict[str, object]:
+        raise NotFound(why)
+
+    return Page(html, document)

@@ -1,0 +1,147 @@
+"""What is published of how the server is run: facts from the settings that it obeys, and what the operator states.
+
+Whatever follows from a setting is said from the setting, so that the page cannot differ from the server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ocserve import config
+from ocserve.config import ConfigError
+from ocserve.pages.frame import LINKS, Link
+
+_MOST_BYTES = 256 * 1024  # of a text
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Something that is kept of requests. `content`: prompts or answers can be read or computed back from it.
+
+    How long is a number of days or of seconds, or only `until` says it.
+    """
+
+    what: str
+    content: bool
+    on_disk: bool
+    until: str
+    days: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The operator's texts, empty where there is none."""
+
+    policy: str = ""
+    privacy: str = ""
+    payment: str = ""
+    sla: str = ""
+    incident: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What pages say beside prices and limits. `collector`: traces are sent, `fetches`: images are fetched."""
+
+    operator: config.Operator = field(default_factory=config.Operator)
+    policy: config.Policy = field(default_factory=config.Policy)
+    kept: tuple[Kept, ...] = ()
+    texts: Texts = Texts()
+    ledger_days: int | None = None
+    collector: bool = False
+    fetches: bool = False
+
+    @staticmethod
+    def of(tree: config.Config) -> Publication:
+        """What follows from the settings. Raises `ConfigError` for a text that cannot be read."""
+        stated = tree.operator
+        return Publication(
+            operator=stated,
+            policy=tree.policy,
+            kept=_kept(tree),
+            texts=Texts(
+                policy=_text("policy.text", tree.policy.text),
+                privacy=_text("operator.privacy_text", stated.privacy_text),
+                payment=_text("operator.payment_text", stated.payment_text),
+                sla=_text("operator.sla_text", stated.sla_text),
+                incident=_text("operator.incident_text", stated.incident_text),
+            ),
+            ledger_days=None if tree.ledger.use == "off" else tree.ledger.retention_days,
+            collector=tree.otel.endpoint is not None,
+            fetches=tree.images.fetch != "off" or bool(tree.images.fetch_hosts),
+        )
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """What is put before a policy hook: `prompt`, `answer`."""
+        return self.policy.checks if self.policy.command or self.policy.url else ()
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether there is a content policy to speak of."""
+        return bool(self.texts.policy or self.judged)
+
+    @property
+    def has_support(self) -> bool:
+        """Whether the operator has said how it is reached or what it promises."""
+        stated = self.operator
+        return bool(stated.email or stated.status_url or stated.terms_url or self.texts.sla or self.texts.incident)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The pages that there are."""
+        policy = (("policy", "Content policy"),) if self.has_policy else ()
+        return (*LINKS, *policy, *((("support", "Support"),) if self.has_support else ()))
+
+
+NOTHING_STATED = Publication()
+
+
+def _kept(tree: config.Config) -> tuple[Kept, ...]:
+    server, found = tree.server, []
+    if tree.ledger.use != "off":
+        what = "the ledger: a row of ids, key, model, counts, prices and times for each request"
+        days = tree.ledger.retention_days
+        found.append(Kept(what, content=False, on_disk=True, until=f"{days} days", days=days))
+    log, where = tree.log, "as long as the operator keeps what the server writes to stderr"
+    if log.file is not None:
+        where = f"until {log.backups} files of {_size(log.max_bytes)} are full"
+    what = "the log: a line of ids, key, model, counts and times for each request"
+    found.append(Kept(what, content=False, on_disk=True, until=where))
+    if server.stored_responses and server.stored_response_bytes:
+        what = "responses that a client has stored with `/v1/responses` and `store`, for their key only"
+        found.append(_in_memory(what, server.stored_response_s))
+    what = "answers to requests with an `Idempotency-Key`, for repeats with the same key"
+    found.append(_in_memory(what, server.idempotent_answer_s))
+    if tree.engine.prefix_cache:
+        what = "what prompts computed (KV cache), for further requests of the same key"
+        found.append(Kept(what, content=True, on_disk=False, until="until its room is needed, or the server stops"))
+        if tree.cache.disk_bytes:
+            what = "the same in files that only the server's user may read"
+            found.append(Kept(what, content=True, on_disk=True, until=f"until {_size(tree.cache.disk_bytes)} are full"))
+    return tuple(found)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:g} GiB" if count >= 2**30 else f"{count / 2**20:g} MiB"
+
+
+def _in_memory(what: str, seconds: float) -> Kept:
+    until = f"{seconds:g} seconds, or until the server stops"
+    return Kept(what, content=True, on_disk=False, until=until, seconds=seconds)
+
+
+def _text(setting: str, file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        data = file.read_bytes()
+        if len(data) > _MOST_BYTES:
+            raise ConfigError(f"{setting}: {file} has more than {_MOST_BYTES} bytes")
+        return data.decode("utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{setting}: cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{setting}: {file} is not UTF-8 text") from None
