@@ -422,7 +422,14 @@ _SERVER: tuple[Operation, ...] = (
     _get("/metrics", "Server", "Metrics", "The server's figures, for Prometheus.", media_type="text/plain"),
     _get("/openapi.json", "Server", "OpenApi", "This reference as an OpenAPI document.", public=True),
     _get("/docs", "Server", "OpenApi", "This reference as a page.", media_type="text/html", public=True),
-    _get("/limits", "Server", "OpenApi", "The limits that hold, as a page.", media_type="text/html", public=True),
+    _get(
+        "/limits",
+        "Server",
+        "OpenApi",
+        "The limits that hold, as a page; JSON if `Accept` asks for it.",
+        media_type="text/html",
+        public=True,
+    ),
 )
 OPERATIONS: tuple[Operation, ...] = (
     *_OPENAI,

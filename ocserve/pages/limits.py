@@ -1,7 +1,8 @@
-"""The published limits as one page: the table is made from the settings that the limiter obeys, so it cannot differ."""
+"""The published limits as a page and as a document, made from the settings that the limiter obeys."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -20,12 +21,45 @@ _STYLE = """
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem; border-top: 1px solid #8884; }
 """
+_RAISED = (
+    "Ask the operator, who runs `ocserve keys limits NAME --rpm 600 --tpm 100000`; it holds from the next request on."
+)
+_METHOD = (
+    "A minute's or a day's worth may come at once; then the limit refills continuously. Tokens are held for a "
+    "request's prompt and the most that it may answer, and what it did not use comes back when it ends. A model's own "
+    "limits hold beside those of the key."
+)
 
 
-def page(limits: config.Limits, models: Sequence[ServedModel]) -> bytes:
-    """The page. `models` are those whose names may be told."""
-    own = {each.model: each for each in limits.models}
-    columns = [("Each key", limits), *((model.id, own[model.id]) for model in models if model.id in own)]
+def document(limits: config.Limits, own: config.Allowance | None, models: Sequence[ServedModel]) -> dict[str, object]:
+    """The limits for programs; null is unlimited. `own` are a caller's own, `models` those whose names may be told."""
+    of_models = {each.model: each for each in limits.models}
+    return {
+        "of": "each key" if own is None else "this key",
+        "limits": _allowed(own or limits),
+        "models": [
+            {
+                "id": model.id,
+                "parallel": model.parallel,
+                "queue": limits.queue,
+                "limits": _allowed(of_models[model.id]) if model.id in of_models else None,
+            }
+            for model in models
+        ],
+        "method": _METHOD,
+        "raise": _RAISED,
+    }
+
+
+def _allowed(limits: config.Allowance) -> dict[str, int | None]:
+    return {name: getattr(limits, name) for name, _ in _ROWS}
+
+
+def page(limits: config.Limits, own: config.Allowance | None, models: Sequence[ServedModel]) -> bytes:
+    """The same for readers."""
+    of_models = {each.model: each for each in limits.models}
+    columns = [("Each key", limits) if own is None else ("This key", own)]
+    columns += [(model.id, of_models[model.id]) for model in models if model.id in of_models]
     head = "".join(f"<th>{escape(name)}</th>" for name, _ in columns)
     rows = "".join(
         f"<tr><td>{title}</td>{''.join(f'<td>{_shown(found, name)}</td>' for _, found in columns)}</tr>"
@@ -39,15 +73,16 @@ def page(limits: config.Limits, models: Sequence[ServedModel]) -> bytes:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Limits</title><style>{_STYLE}</style></head><body><h1>Limits</h1>
 <table><tr><th>Limit</th>{head}</tr>{rows}</table>
-<p>A minute's or a day's worth may come at once; then the limit refills continuously. Tokens are held for a request's
-prompt and the most that it may answer, and what it did not use comes back when it ends. A model's own limits hold
-beside those of the key. A key may have limits of its own; the headers of every answer say which hold and what is left:
+<p>{_METHOD} A key may have limits of its own; the headers of every answer say which hold and what is left:
 <code>x-ratelimit-limit-requests</code>, <code>-remaining-requests</code>, <code>-reset-requests</code>, and the same of
 tokens. Beyond a limit, and where a model has no room, the answer is 429 at once, and <code>Retry-After</code> names a
 moment at which the same request is served.</p><ul>{queues}</ul>
-<h2>To have a limit raised</h2><p>Ask the operator, who runs
-<code>ocserve keys limits NAME --rpm 600 --tpm 100000</code>; it holds from the next request on.</p></body></html>
+<h2>To have a limit raised</h2><p>{_marked(_RAISED)}</p></body></html>
 """.encode()
+
+
+def _marked(text: str) -> str:
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", escape(text))
 
 
 def _shown(limits: config.Allowance, name: str) -> str:

@@ -61,8 +61,10 @@ The same as a document for machines: <a href="openapi.json"><code>/openapi.json<
 <nav>{"".join(_links(tag, operations) for tag in tags)}</nav>
 {_examples()}
 {sections}
-<footer>A key goes into <code>Authorization: Bearer</code>, <code>x-api-key</code> or
-<code>x-goog-api-key</code>.</footer>
+<footer>A key goes into <code>Authorization: Bearer &lt;key&gt;</code>, <code>x-api-key</code> or
+<code>x-goog-api-key</code>. The operator replaces a key with <code>ocserve keys rotate</code>, both being good for a
+time if that is wanted, and ends one with <code>ocserve keys revoke</code>; a revoked key is refused from the next
+request on.</footer>
 </body></html>
 """.encode()
 
