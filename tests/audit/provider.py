@@ -537,7 +537,8 @@ def packed(values: list[float]) -> str:
 @contextmanager
 def running(provider: Provider) -> Iterator[str]:
     """Serve on a free port; gives the base URL."""
-    with socket.socket() as listener:
+    # Named as TCP, or asyncio would let every answer wait for the acknowledgement of its headers.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(256)
         settings = uvicorn.Config(
