@@ -574,6 +574,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "says-cancelled": (body("/pricing", put("policy", value={})),),
     "says-failed": (body("/pricing", put("policy", value={})),),
     **{f"says-{each}": (body("/privacy", without("certifications")),) for each in ("gdpr", "soc2", "hipaa")},
+    "says-tokenizer": (text("/docs", lambda data: data.replace(b"tokenizer", b"")),),
+    "says-counting": (text("/docs", lambda data: data.replace(b"control", b"")), hidden("/docs")),
     "says-uptime": (hidden("/support"),),
     "says-incidents": (hidden("/support"),),
     **{

@@ -23,7 +23,7 @@ _PARAMETERS = {
     "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
 }
 _PAGE = """<html>POST /v1/chat/completions. curl -H 'Authorization: Bearer KEY' …; Python: …; JavaScript: …
-Keys are rotated with an overlap and revoked at once.</html>"""
+Keys are rotated with an overlap and revoked at once. A tokenizer counts the tokens, control tokens too.</html>"""
 _FINISHES = {"type": "string", "enum": ["stop", "length", "tool_calls", "content_filter"]}
 _METRICS = """# HELP toy_ttft_seconds From arrival to the first token.
 # TYPE toy_ttft_seconds histogram

@@ -45,8 +45,8 @@ SHORT = (
     "metrics", "health", "page-limits", "limits-published", "limits-raised", "limit-headers", "token-limit-headers",
     "token-limit-enforced", "concurrent-limit", "reference-errors", "reference-curl", "reference-sdks",
     "reference-auth", "reference-header", "reference-rotation", "reference-finish-reasons", "says-cancelled",
-    "says-failed", "states-uses", "states-strengths", "states-limitations", "price-images-made", "price-cache-read",
-    "price-cache-write",
+    "says-failed", "says-tokenizer", "says-counting", "states-uses", "states-strengths", "states-limitations",
+    "price-images-made", "price-cache-read", "price-cache-write",
 )  # fmt: skip
 # What this model, this machine or a server without a fault cannot show, whatever the server does.
 ELSEWHERE = {
