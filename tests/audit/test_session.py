@@ -17,7 +17,7 @@ from ocserve.audit.session import Order, Report
 from ocserve.audit.subject import Subject
 from ocserve.audit.verdict import Fault as Failed
 from ocserve.audit.verdict import Status, Unproven, Verdict
-from tests.audit.faults import chat, entry, hidden, put, status, without, words
+from tests.audit.faults import body, both, chat, entry, hidden, put, status, without, words
 from tests.audit.provider import KEY, MODEL, Fault, Provider, running
 
 
@@ -123,6 +123,23 @@ def test_pages_of_any_form_or_none_fail_probes_and_not_the_audit(provider: tuple
         wrong = {name: each.evidence for name, each in found.items() if "unexpected form" in each.evidence}
         assert wrong == {}
         assert all(each.evidence for each in found.values())
+
+
+def test_limits_that_are_all_absent_are_published_as_unlimited(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    open_to_all = {
+        "limits": dict.fromkeys(("requests_per_minute", "requests_per_day", "tokens_per_minute")),
+        "models": [],
+    }
+    served.fault = both(
+        body("/limits", lambda old: {**open_to_all, "raise": "Ask for a limit."}),
+        Fault(answer=lambda path, fields, given: (given[0], {}, given[2])),
+    )
+    statuses = {each.probe: each.status for each in report(url, "page-limits", "limits-published").probes}
+    assert (statuses["page-limits"], statuses["limits-published"]) == ("pass", "fail")
+    open_to_all["limits"] = {**open_to_all["limits"], "concurrent_requests": None}
+    [verdict] = [each for each in report(url, "limits-published").probes if each.probe == "limits-published"]
+    assert (verdict.status, verdict.evidence.count("unlimited")) == ("pass", 4)
 
 
 def _pages(content: object) -> Fault:

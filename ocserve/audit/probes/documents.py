@@ -28,7 +28,7 @@ _SUBJECTS = {
     "security": r"certif|gdpr|soc ?2|hipaa|iso 27001",
     "support": r"support|contact|[\w.+-]+@[\w-]+(\.[\w-]+)+",
     "policy": r"polic|filter|moderat",
-    "limits": r"per minute|per_minute|rate limit",
+    "limits": r"per.minute|\blimit",
 }
 
 

@@ -24,8 +24,10 @@ def _said(name: str, about: str, kinds: tuple[str, ...], *patterns: str) -> Prob
             for page in await subject.published(kind):
                 if (quote := page.quote(*patterns)) is not None:
                     return f"{page.address}: {clean(quote, 240)}"
-        looked = dict.fromkeys(subject.pages.get(kind, " or ".join(PATHS[kind])) for kind in kinds)
-        raise Unsaid(f"not said in {clean(', '.join(looked), 200)}")
+        looked = (
+            place for kind in kinds for place in ([subject.pages[kind]] if kind in subject.pages else PATHS[kind])
+        )
+        raise Unsaid(f"not said at {clean(', '.join(dict.fromkeys(looked)), 200)}")
 
     run.__doc__ = about
     return Probe(f"says-{name}", run)
