@@ -29,7 +29,7 @@ PATHS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "reference": ("/docs", "/reference"),
     }
 )
-ACCEPT: Mapping[str, str] = MappingProxyType({"accept": "application/json, text/html;q=0.9, */*;q=0.5"})
+ACCEPT: Mapping[str, str] = MappingProxyType({"accept": "application/json, */*;q=0.5"})
 _SHOWN = 160
 
 

@@ -49,7 +49,8 @@ class PublishedLimits:
         held = self._service.limits
         own = None if caller is None or caller.limits == AS_SETTINGS else caller.limits.over(held)
         vary = (b"vary", b"accept, authorization, x-api-key, x-goog-api-key")
-        if any(b"application/json" in value for value in header_values(scope, b"accept")):
+        accepted = b",".join(header_values(scope, b"accept")).lower()
+        if b"application/json" in accepted and b"text/html" not in accepted:
             await answers.json(send, 200, dumps(limits.document(held, own, models)), (vary,))
             return
         await answers.whole(send, 200, "text/html; charset=utf-8", limits.page(held, own, models), (_POLICY, vary))

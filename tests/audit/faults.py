@@ -596,25 +596,25 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         hidden("/pricing"),
         body("/pricing", put("currency", value="EUR")),
         body("/pricing", put("unit", value="per token")),
-        body("/pricing", put("models", 0, "id", value="other")),
-        body("/pricing", put("models", 0, "prices", "prompt", value=0.02)),
+        body("/pricing", put("models", 1, "id", value="other")),
+        body("/pricing", put("models", 1, "prices", "prompt", value=0.02)),
     ),
     "prices-equal": (
-        body("/pricing", put("models", 0, "prices", "completion", value="0.07")),
-        body("/pricing", put("models", 0, "prices", "cached_prompt", value="0.02")),
+        body("/pricing", put("models", 1, "prices", "completion", value="0.07")),
+        body("/pricing", put("models", 1, "prices", "cached_prompt", value="0.02")),
         body("/openrouter/models", put("data", 0, "input_modalities", 0, "pricing", 0, "cost_usd", value="0.00000003")),
         entry(put("pricing", "prompt", value="0.00000003")),
     ),
     "price-cache-read": (
         both(
             entry(at("pricing", change=without("input_cache_read"))),
-            body("/pricing", put("models", 0, "prices", "cached_prompt", value=None)),
+            body("/pricing", put("models", 1, "prices", "cached_prompt", value=None)),
         ),
     ),
     "price-cache-write": (
         both(
             entry(at("pricing", change=without("input_cache_write"))),
-            body("/pricing", at("models", 0, "prices", change=without("cache_write"))),
+            body("/pricing", at("models", 1, "prices", change=without("cache_write"))),
         ),
     ),
     "price-images-made": (entry(put("output_modalities", value=["text", "image"])),),

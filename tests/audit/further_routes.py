@@ -23,7 +23,7 @@ _PARAMETERS = {
     "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
 }
 _PAGE = """<html>POST /v1/chat/completions. curl -H 'Authorization: Bearer KEY' …; Python: …; JavaScript: …
-Keys are rotated with an overlap and revoked at once. A tokenizer counts the tokens, control tokens too.</html>"""
+Keys are rotated with an overlap and revoked at once. Tokens are counted by a tokenizer, control tokens too.</html>"""
 _FINISHES = {"type": "string", "enum": ["stop", "length", "tool_calls", "content_filter"]}
 _METRICS = """# HELP toy_ttft_seconds From arrival to the first token.
 # TYPE toy_ttft_seconds histogram
@@ -113,7 +113,10 @@ def _published(provider: Provider) -> dict[str, Any]:
         "/pricing": {
             "currency": "USD",
             "unit": "per million tokens",
-            "models": [{"id": MODEL, "prices": million, "tiers": []}],
+            "models": [
+                {"id": MODEL, "announced": True, "prices": {"prompt": "9", "completion": "9"}, "tiers": []},
+                {"id": MODEL, "announced": False, "prices": million, "tiers": []},
+            ],
             "policy": {"cancelled": "used", "failed": "free", "text": "Cancelled ones are charged, failed ones free."},
             "payment": "By credit card, with automatic top-up; invoices come monthly.",
         },

@@ -199,7 +199,7 @@ def test_drafts_quote_what_is_published_and_measured(provider: tuple[Provider, s
     assert "tokens cost 0.0000" in by_id["integration.price-parts"]
     assert "toy_ttft_seconds" in by_id["submission.dashboard"]
     assert "requests_per_minute 100000" in by_id["listing.rate-requests"] + by_id["submission.limits-enforced"]
-    assert "no tiers of 1 models" in by_id["integration.apart-discounts"] + by_id["integration.discount-details"]
+    assert "no tiers for 1 models" in by_id["integration.apart-discounts"] + by_id["integration.discount-details"]
 
 
 @pytest.mark.parametrize(("kind", "status"), [("request", "fail"), ("inspection", "operator")])

@@ -43,7 +43,8 @@ async def _published(subject: Subject) -> tuple[str, Mapping[str, Any]]:
     for page in await subject.published("pricing"):
         models = dig(page.json, "models")
         for each in models if isinstance(models, list) else []:
-            if dig(each, "id") == subject.model and isinstance(prices := dig(each, "prices"), dict):
+            holds = dig(each, "id") == subject.model and not dig(each, "announced")  # a price to come is none yet
+            if holds and isinstance(prices := dig(each, "prices"), dict):
                 expect(dig(page.json, "currency") == "USD", f"{page.address}: the currency is not USD")
                 unit = str(dig(page.json, "unit"))
                 expect("million" in unit and "token" in unit, f"{page.address}: the unit is not a million tokens")

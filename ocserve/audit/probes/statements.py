@@ -66,7 +66,8 @@ async def says_tiers(subject: Subject) -> str:
         models = dig(page.json, "models")
         if isinstance(models, list) and models and all(isinstance(dig(each, "tiers"), list) for each in models):
             count = sum(len(each["tiers"]) for each in models)
-            return f"{page.address}: {count or 'no'} tiers of {len(models)} models"
+            names = len({str(dig(each, "id")) for each in models})
+            return f"{page.address}: {count or 'no'} tiers for {names} models"
         if (quote := page.quote(r"volume|discount|commit")) is not None:
             return f"{page.address}: {clean(quote, 120)}"
     raise Unsaid("no page on prices says whether there are tiers")
@@ -90,7 +91,7 @@ PROBES = (
           ("pricing", "terms", "reference"), rf"\bfail{_COSTS}|charg.{{0,120}}\bfail"),
     _said("tokenizer", "The reference names the tokenizer.", ("reference",), r"tokeni[sz]er"),
     _said("counting", "The reference says how tokens are counted, control tokens among them.", ("reference",),
-          r"count.{0,80}token|token.{0,80}count", r"(control|special) tokens?"),
+          r"tokens (is|are) counted|counts? (each|every)|token (count|account)ing", r"(control|special) token"),
     _said("gdpr", "A statement on the GDPR is published.", ("security", "privacy"), r"gdpr|2016/679"),
     _said("soc2", "A SOC 2 report is published.", ("security", "privacy"), r"soc ?2"),
     _said("hipaa", "A statement on HIPAA is published.", ("security", "privacy"), r"hipaa"),
