@@ -5,7 +5,7 @@
     │   ├── ContextLengthExceeded 400  the prompt does not fit; both counts are in the message
     │   ├── InputTooLong          400  the same of a text that is to be embedded or compared
     │   ├── ContentFiltered       400  the operator's content policy refuses the prompt; `category` says which part
-    │   └── RequestQuarantined    400  this request was in flight at two engine crashes
+    │   └── RequestQuarantined    400  this request made the engine crash twice
     ├── AuthenticationFailed      401
     │   ├── KeyExpired            401  told to the key's holder only
     │   └── KeyRevoked            401  likewise
@@ -155,7 +155,7 @@ class ContentFiltered(InvalidRequest):
 
 
 class RequestQuarantined(InvalidRequest):
-    """The same request was in flight at two engine crashes; running it again would risk a third."""
+    """The same request made the engine crash twice; it is not tried a third time."""
 
     code = "request_quarantined"
 

@@ -228,7 +228,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     """Vectors for texts or token lists, of an embedding model. Texts are content: they never become control tokens.
 
-    `dimensions` keeps so many numbers of each vector; `normalise`: of length 1.
+    `dimensions` keeps so many numbers of each vector; `normalise`: of length 1. `salt` as in `GenerateRequest`.
     """
 
     request_id: str
@@ -237,6 +237,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     dimensions: int | None = None
     normalise: bool = True
     deadline_s: float = 600.0
+    salt: bytes = b""
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag="embedded", omit_defaults=True):
@@ -248,13 +249,14 @@ class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag="embedded", omit_d
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, tag="score"):
-    """How well each document answers the query, by a reranking model."""
+    """How well each document answers the query, by a reranking model. `salt` as in `GenerateRequest`."""
 
     request_id: str
     model: str
     query: str
     documents: tuple[str, ...]
     deadline_s: float = 600.0
+    salt: bytes = b""
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag="scored"):

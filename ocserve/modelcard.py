@@ -140,6 +140,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     `shortest_vector` is how many of an embedding's numbers may be kept at least, where the model was trained so that
     its first numbers are an embedding of their own (Matryoshka); None: all of them are needed.
+    `strengths`, `limitations` and `intended_use` are what the card's page says, in sentences.
     """
 
     name: str
@@ -150,6 +151,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     context_length: int
     variants: tuple[Variant, ...]
     summary: str = ""
+    strengths: str = ""
+    limitations: str = ""
+    intended_use: str = ""
     publisher: str = ""
     license_url: str | None = None
     hugging_face_id: str | None = None

@@ -5,10 +5,13 @@ Knows no endpoint and no vendor; `ocserve bench` and `ocserve check` share it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 CONNECT_TIMEOUT_S = 10.0
@@ -22,8 +25,17 @@ def connection(key: str | None, timeout_s: float) -> httpx2.AsyncClient:
         headers={"authorization": f"Bearer {key}"} if key else {},
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         timeout=httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+        verify=_trusted(),
         trust_env=False,
     )
+
+
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """Whose certificates are accepted; read once, since that takes longer than a request."""
+    import httpx2
+
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 class EventLines:

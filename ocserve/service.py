@@ -189,7 +189,11 @@ class Service:
         lease = self._admit(caller, desk, attempt)
         async with self._admitted(lease, caller, trace):
             # The engine's id is ours: clients choose theirs, and two of them may choose the same.
-            stamped = [replace(each, request_id=secrets.token_hex(12), salt=caller.salt) for each in (request, *more)]
+            name = secrets.token_hex(12)
+            stamped = [
+                replace(each, request_id=f"{name}.{index}", salt=caller.salt)
+                for index, each in enumerate((request, *more))
+            ]
             stamped = [await self._fetched(each, caller) for each in stamped]
             spare = self._spare(caller)
             lease.enter(Room(request.model, desk.most_owed, desk.returning, spare, choices), caller.key_id)
@@ -215,9 +219,10 @@ class Service:
         `generation`.
         """
         desk = self._desk(question.model, trace)
+        question = replace(question, salt=caller.salt)
         if isinstance(question, EncodeRequest):
             lease = self._admit(caller, desk, attempt)
-            return await self._asked(desk, replace(question, salt=caller.salt), caller, lease, trace)
+            return await self._asked(desk, question, caller, lease, trace)
         trace.bill = await self._bill(trace, caller)
         lease = self._admit(caller, desk, attempt)
         lease.enter(Room(question.model, desk.most_owed, desk.returning, self._spare(caller)), caller.key_id)

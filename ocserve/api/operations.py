@@ -372,7 +372,7 @@ _SERVER: tuple[Operation, ...] = (
     _get("/metrics", "Server", "Metrics", "The server's figures, for Prometheus.", media_type="text/plain"),
     _get("/openapi.json", "Server", "OpenApi", "This reference as an OpenAPI document.", public=True),
     _get("/docs", "Server", "OpenApi", "This reference as a page.", media_type="text/html", public=True),
-    _get("/limits", "Server", "OpenApi", "The limits that hold, as a page.", media_type="text/html", public=True),
+    _get("/limits", "Server", "OpenApi", "The limits that hold.", media_type="text/html", public=True),
     _get("/pricing", "Server", "Pricing", "The prices, as a page or JSON.", media_type="text/html", public=True),
     _get("/privacy", "Server", "Privacy", "What is kept and who sees it.", media_type="text/html", public=True),
     _get("/policy", "Server", "ContentPolicy", "The content policy.", media_type="text/html", public=True),

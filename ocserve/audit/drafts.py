@@ -33,7 +33,8 @@ def draft(subject: Subject, verdicts: Mapping[str, Verdict], settings: Config | 
         facts |= _from_settings(settings, images=subject.takes("image"))
     drafted = {}
     for name, versions in tomllib.loads(text).items():
-        candidates = [versions[kind] for kind in (("own", "any") if subject.is_ours else ("any",)) if kind in versions]
+        kinds = ("said", "own", "any") if subject.is_ours else ("said", "any")
+        candidates = [versions[kind] for kind in kinds if kind in versions]
         known = next((template for template in candidates if _fields(template) <= facts.keys()), None)
         if known is not None:
             drafted[name] = known.format_map(facts)
@@ -57,15 +58,15 @@ def _facts(subject: Subject, verdicts: Mapping[str, Verdict]) -> dict[str, str]:
         "languages": _joined(dig(subject.entry, "languages")),
         "outputs": _joined(dig(subject.entry, "output_modalities")),
         "quantization": dig(subject.entry, "gguf_quantization") or dig(subject.entry, "quantization"),
-        "description": dig(subject.entry, "description"),
+        "description": dig(subject.entry, "strengths") or dig(subject.entry, "description"),
+        "limitations": dig(subject.entry, "limitations"),
         "uses": _uses(subject),
         "source": _source(subject),
         "defaults": _defaults(subject),
         "prices": _prices(subject),
         "tiers": _tiers(subject),
         "images": _images(subject, verdicts),
-        "cancellation": _evidence(verdicts, "cancellation"),
-        "announced": _evidence(verdicts, "limit-headers"),
+        **{_named(name): verdict.evidence for name, verdict in verdicts.items() if verdict.status == "pass"},
         **_counts(verdicts),
     }
     for name, value in subject.figures.items():
@@ -107,11 +108,14 @@ def _joined(value: Any) -> str | None:
     return ", ".join(map(str, value)) if isinstance(value, list) else value if isinstance(value, str) else None
 
 
-def _evidence(verdicts: Mapping[str, Verdict], name: str) -> str | None:
-    return verdicts[name].evidence if verdicts[name].status == "pass" else None
+def _named(probe: str) -> str:
+    """The fact that is a probe's evidence, if it passed."""
+    return f"proof_{probe.replace('-', '_')}"
 
 
 def _uses(subject: Subject) -> str | None:
+    if isinstance(stated := dig(subject.entry, "intended_use"), str) and stated:
+        return stated
     capabilities = dig(subject.entry, "capabilities")
     if not isinstance(capabilities, list):
         return None
@@ -175,6 +179,7 @@ def _from_settings(settings: Config, *, images: bool) -> dict[str, str]:
 
     return {
         "rpm": limit(settings.limits.requests_per_minute),
+        "rpd": limit(settings.limits.requests_per_day),
         "tpm": limit(settings.limits.tokens_per_minute),
         "concurrent": limit(settings.limits.concurrent_requests),
         "queue": str(settings.limits.queue),

@@ -182,9 +182,12 @@ class Server:
         self.timeout_s = timeout_s
         self.exchanges: list[Exchange] = []
         self._http = peer.connection(key, timeout_s)
+        self._public: httpx2.AsyncClient | None = None  # made for the first page, since it takes a while
 
     async def aclose(self) -> None:
         await self._http.aclose()
+        if self._public is not None:
+            await self._public.aclose()
 
     async def send(
         self,
@@ -249,13 +252,13 @@ class Server:
         found.took_s = time.perf_counter() - began
         return found
 
-    async def page(self, address: str) -> str:
+    async def page(self, address: str, headers: Mapping[str, str] | None = None) -> str:
         """The text of a page anywhere, fetched without the server's key. Raises `Fault`."""
         import httpx2
 
+        self._public = self._public or peer.connection(None, self.timeout_s)
         try:
-            async with peer.connection(None, self.timeout_s) as http:
-                answer = await http.get(address, follow_redirects=True)
+            answer = await self._public.get(address, headers=headers, follow_redirects=True)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Fault(f"{clean(address, 120)} cannot be fetched ({type(error).__name__})") from None
         if answer.status_code != 200:

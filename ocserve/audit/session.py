@@ -15,11 +15,12 @@ from ocserve.audit.checklist import Item
 from ocserve.audit.probes import PROBES
 from ocserve.audit.server import Server, dig
 from ocserve.audit.subject import Probe, Subject
-from ocserve.audit.verdict import Fault, Status, Unproven, Verdict, clean
+from ocserve.audit.verdict import Fault, Status, Unproven, Unsaid, Verdict, clean
 
 _TIMEOUT_S = 300.0
 _REQUESTS_KEPT = 3
 _UNSTATED = "for the operator to state"
+_WORST_FIRST: tuple[Status, ...] = ("fail", "operator", "not_provable")
 
 
 class Unusable(Exception):
@@ -144,6 +145,8 @@ async def _ask(probe: Probe, subject: Subject) -> Verdict:
         status, evidence = "pass", await probe.run(subject)
     except Unproven as unproven:
         status, evidence = "not_provable", str(unproven)
+    except Unsaid as unsaid:
+        status, evidence = "operator", str(unsaid)
     except Fault as fault:
         status, evidence = "fail", str(fault)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -165,13 +168,18 @@ def _left_out(probe: Probe) -> Verdict:
 
 
 def _found(item: Item, verdicts: Mapping[str, Verdict], texts: Mapping[str, str]) -> Found:
-    """The item's status: as bad as the worst of its probes; without probes it is the operator's."""
+    """The item's status: as bad as the worst of its probes; without probes it is the operator's.
+
+    What is published nowhere is the operator's to state, unless a request has to prove it.
+    """
     draft = texts.get(item.draft) if item.draft else None
     if not item.probes:
         return Found(id=item.id, status="operator", evidence=draft or _UNSTATED)
     asked = [verdicts[name] for name in item.probes]
     statuses = {verdict.status for verdict in asked}
-    status: Status = "fail" if "fail" in statuses else "not_provable" if "not_provable" in statuses else "pass"
+    if item.kind == "request" and "operator" in statuses:
+        statuses.add("fail")
+    status: Status = next((each for each in _WORST_FIRST if each in statuses), "pass")
     telling = [verdict for verdict in asked if status == "pass" or verdict.status != "pass"]
     evidence = "; ".join(_line(verdict) for verdict in telling)
     return Found(id=item.id, status=status, evidence=f"{evidence}. {draft}" if draft else evidence)

@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ocserve import peer
+from ocserve.audit.published import ACCEPT, PATHS, Page
 from ocserve.audit.server import Reply, Server, Stream, dig
-from ocserve.audit.verdict import Fault, Refused, Unproven
+from ocserve.audit.verdict import Fault, Refused, Unproven, clean
 
 # Long enough to go on for a hundred tokens, short enough that caching does not move a quantised model's sums.
 STORY = "Tell a long story about a lighthouse keeper and his daughter."
@@ -47,6 +49,7 @@ class Subject:
     figures: dict[str, float] = field(default_factory=dict)
     is_ours: bool = False
     _documents: dict[str, Any] = field(default_factory=dict)
+    _published: dict[str, tuple[Page, ...]] = field(default_factory=dict)
 
     @property
     def context_length(self) -> int | None:
@@ -101,6 +104,33 @@ class Subject:
             self._documents[path] = reply.json if reply.status == 200 else None
         return self._documents[path]
 
+    async def published(self, kind: str) -> tuple[Page, ...]:
+        """The operator's page of a kind, or what is found at the usual paths; none there is no error.
+
+        Read once, and as anybody reads it; limits as the audit's key has them. Raises `Fault` for a named page that is
+        not there.
+        """
+        if kind not in self._published:
+            named = self.pages.get(kind)
+            places = [named] if named is not None else [self.server.root + path for path in PATHS[kind]]
+            found = []
+            for address in places:
+                try:
+                    text = await self._page(address, ours=kind == "limits" and named is None)
+                except Fault:
+                    if named is not None:
+                        raise
+                    continue
+                found.append(Page.of(clean(peer.without_userinfo(address), 120), text))
+            self._published[kind] = tuple(found)
+        return self._published[kind]
+
+    async def _page(self, address: str, *, ours: bool) -> str:
+        if not ours:
+            return await self.server.page(address, ACCEPT)
+        path = address.removeprefix(self.server.root)
+        return (await self.server.send("GET", path, at_root=True, headers=ACCEPT)).ok().body.decode(errors="replace")
+
     async def tokens(self, text: str, *, special: bool) -> list[int]:
         """The ids of `text` by the server's tokenizer; `special` adds the model's own first token.
 
@@ -135,7 +165,7 @@ async def supported(asked: Awaitable[Reply]) -> Reply:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One question to a server. `run` returns its evidence, or raises `Fault` or `Unproven`."""
+    """One question to a server. `run` returns its evidence, or raises `Fault`, `Unsaid` or `Unproven`."""
 
     id: str
     run: Callable[[Subject], Awaitable[str]]

@@ -3,6 +3,7 @@
 Exception
 ├── Fault        the server does not do what the item asks
 │   └── Refused  it answered with an error status
+├── Unsaid       nothing that is published says it, so the operator has to
 └── Unproven     this server, or this run, gives no way to find out
 """
 
@@ -19,6 +20,10 @@ _LONGEST = 400
 
 class Fault(Exception):
     """The server fails; the text says how."""
+
+
+class Unsaid(Exception):
+    """Nothing published says it; the text says what was looked for. An item that a request has to prove fails."""
 
 
 class Unproven(Exception):

@@ -1,4 +1,4 @@
-"""The catalogue: the cards in `models/*.toml`, and how a name typed by a user finds one of them."""
+"""The catalogue: the cards in `models/*.toml` with their pages, and how a name typed by a user finds one of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from ocserve.catalog.errors import ModelUnknown, StoreDamaged
 from ocserve.catalog.gguf_header import GgufHeader
@@ -16,6 +17,8 @@ from ocserve.modelcard import Capability, Modality, ModelCard, Variant
 
 # What this version serves; whatever else a card names, the model could do and this version does not offer.
 SERVED: tuple[Capability, ...] = ("chat", "completion", "tools", "reasoning", "embedding", "rerank")
+# Headings of a card's page, and the fields that they fill.
+_QUOTED = {"Strengths": "strengths", "Limits": "limitations", "Intended use": "intended_use"}
 DEFAULT_NAME = "smollm2:135m"  # small enough for any machine, and on the package index beside the hub
 
 
@@ -32,10 +35,18 @@ def load_cards() -> tuple[ModelCard, ...]:
     cards = []
     for path in sorted(models_directory().glob("*.toml")):
         try:
-            cards.append(msgspec.toml.decode(path.read_bytes(), type=ModelCard))
+            card = msgspec.toml.decode(path.read_bytes(), type=ModelCard)
         except msgspec.DecodeError as error:
             raise StoreDamaged(f"the card {path.name} is not valid: {error}") from error
+        page = path.with_suffix(".md")
+        cards.append(replace(card, **_told(page.read_text(encoding="utf-8"))) if page.is_file() else card)
     return tuple(sorted(cards, key=lambda card: (card.family, card.parameters, card.name)))
+
+
+def _told(page: str) -> dict[str, str]:
+    """What a card's page says under the headings that listings quote."""
+    sections = (section.partition("\n\n") for section in page.split("\n## ")[1:])
+    return {_QUOTED[title]: " ".join(text.split()) for title, _, text in sections if title in _QUOTED}
 
 
 def served(card: ModelCard) -> tuple[Capability, ...]:

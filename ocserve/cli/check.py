@@ -75,8 +75,9 @@ def command(**options: Any) -> None:
     """Audit the server at URL, which ends in /v1 (default: ocserve on this machine).
 
     Every item of the checklists is proven by requests, found not provable, or left to the operator with a draft. The
-    exit status is 1 if anything fails. KIND of --page is privacy, retention, pricing, status, terms, security or
-    support. The audit sends some hundreds of requests and, last, more at once than a server should take.
+    exit status is 1 if anything fails. Published pages are looked for where ocserve has them, or at --page KIND=URL,
+    where KIND is privacy, retention, pricing, status, terms, security, support, policy or limits. The audit sends some
+    hundreds of requests and, last, more at once than a server should take.
     """
     _check(Options(**options))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from ocserve.engine import wire
+from ocserve.engine.quarantine import Mark
 from ocserve.generation import Failed, Finished, GenerateEvent, Started
 
 
@@ -15,7 +16,7 @@ from ocserve.generation import Failed, Finished, GenerateEvent, Started
 class Flight:
     """One request in the engine: waiting to be prepared, prepared, or started; or a question, which has no choices."""
 
-    digest: bytes
+    mark: Mark
     reply: asyncio.Future[wire.Prepared | wire.Told]
     choices: int
     unfinished: int  # choices whose `Finished` has not arrived

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,17 +18,16 @@ from msgspec.structs import replace
 
 from ocserve.config import Images
 from ocserve.engine import wire
+from ocserve.engine.connection import Connection
 from ocserve.engine.flights import Events, Flight, unfinished
 from ocserve.engine.process import WORKER, Spare, spawn
-from ocserve.engine.quarantine import Quarantine
+from ocserve.engine.quarantine import Mark, Quarantine
 from ocserve.errors import ApiError, EngineCrashed, EngineUnavailable, PayloadTooLarge
 from ocserve.generation import Answer, Failed, Finished, GenerateEvent, GenerateRequest, Question
 
 _LONGEST_STEP_S = 120.0  # a single step that takes longer is a hang, even on a slow machine
 _LONGEST_PREPARATION_S = 30.0  # rendering and tokenising one request, not the time behind others
 _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.25, 30.0
-_EXIT_WAIT_S = 2.0
-_STDERR_TAIL_BYTES = 4096
 
 
 class Engine(Protocol):
@@ -56,7 +54,10 @@ class Engine(Protocol):
         """The engine's process id while there is one."""
 
     async def prepare(self, request: GenerateRequest) -> wire.Prepared:
-        """Render and tokenise; raises `ApiError` for a request that can't run. Waits for a restarting engine."""
+        """Render and tokenise; raises `ApiError` for a request that can't run. Waits for a restarting engine.
+
+        The prompts of one request have ids that differ after a dot only.
+        """
 
     async def ask(self, question: Question) -> Answer:
         """Answer a question; raises `ApiError` for one that has no answer. Waits for a restarting engine."""
@@ -85,59 +86,6 @@ class Supervision:
     on_event: Callable[..., None] = lambda name, **facts: None
 
 
-class _Connection:
-    """One engine process from spawn to death."""
-
-    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.process = process
-        self.reader = reader
-        self.writer = writer
-        self.last_heard = time.monotonic()
-        self.completed = 0  # generations and answers that ended well; one is enough to call the engine healthy
-        self.stderr = b""
-        self.messages = self._messages()  # one iterator for the whole life: it holds the bytes of half a frame
-
-    def send(self, message: wire.FrontMessage) -> None:
-        self.writer.write(wire.encode(message))
-
-    async def _messages(self) -> AsyncIterator[wire.EngineMessage]:
-        """Messages until end-of-file, which is the engine's death."""
-        frames = wire.Frames()
-        while data := await self._read():
-            self.last_heard = time.monotonic()
-            for body in frames.feed(data):
-                yield wire.decode_engine(body)
-
-    async def _read(self) -> bytes:
-        try:
-            return await self.reader.read(1 << 16)
-        except ConnectionError:
-            return b""
-
-    async def keep_stderr_tail(self) -> None:
-        """Drain standard error so that the engine never blocks on it, keeping its last words."""
-        assert self.process.stderr is not None
-        while data := await self.process.stderr.read(1024):
-            self.stderr = (self.stderr + data)[-_STDERR_TAIL_BYTES:]
-
-    def last_words(self) -> str:
-        """The line in which native code said why it aborted; other output is not repeated."""
-        lines = self.stderr.decode(errors="replace").splitlines()
-        return next((line for line in reversed(lines) if "GGML_ASSERT" in line or "ocserve-engine:" in line), "")[:300]
-
-    async def end(self) -> int:
-        """Close the socket, give the process a moment, then kill it. Returns its exit status."""
-        self.writer.close()
-        with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self.process.wait(), _EXIT_WAIT_S)
-        return await self.kill()
-
-    async def kill(self) -> int:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        return await self.process.wait()
-
-
 class EngineHandle:
     """Keeps one engine process running and speaks to it."""
 
@@ -155,12 +103,13 @@ class EngineHandle:
         self._limits = supervision or Supervision()
         self._argv = argv
         self._spare = spare
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._facts: wire.EngineFacts | None = None
         self._stats = wire.EngineStats()
         self._flights: dict[str, Flight] = {}
         self._quarantine = Quarantine()
         self._ready = asyncio.Event()
+        self._landed = asyncio.Event()  # set for a moment whenever a request is in flight no more
         self._restarts = 0
         self._victims = False  # whether those in flight at the coming crash are known not to be its cause
         self._supervisor: asyncio.Task[None] | None = None
@@ -214,11 +163,11 @@ class EngineHandle:
         if self.ready and self._connection is not None and not self._connection.writer.is_closing():
             self._connection.send(wire.Obey(images=images))
 
-    async def _launch(self) -> tuple[_Connection, wire.EngineFacts]:
+    async def _launch(self) -> tuple[Connection, wire.EngineFacts]:
         spare = self._spare.take() if self._spare is not None else None
         process, ours = spare or await spawn(self._argv, self._environment)
         reader, writer = await asyncio.open_connection(sock=ours)
-        connection = _Connection(process, reader, writer)
+        connection = Connection(process, reader, writer)
         tail = asyncio.create_task(connection.keep_stderr_tail(), name="engine-stderr")
         tail.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._connection = connection
@@ -243,7 +192,7 @@ class EngineHandle:
                 status = await connection.kill()
                 raise LoadError(f"the engine process ended while loading (status {status}) {connection.last_words()}")
 
-    async def _supervise(self, connection: _Connection) -> None:
+    async def _supervise(self, connection: Connection) -> None:
         """Run engines one after another for ever."""
         backoff_s = 0.0
         while True:
@@ -259,7 +208,7 @@ class EngineHandle:
             backoff_s = 0.0 if connection.completed else min(_BACKOFF_LAST_S, max(_BACKOFF_FIRST_S, 2 * backoff_s))
             connection, backoff_s = await self._relaunch(backoff_s)
 
-    async def _relaunch(self, backoff_s: float) -> tuple[_Connection, float]:
+    async def _relaunch(self, backoff_s: float) -> tuple[Connection, float]:
         """Start engines until one becomes ready."""
         while True:
             await asyncio.sleep(backoff_s)
@@ -273,7 +222,7 @@ class EngineHandle:
             self._limits.on_event("engine_restarted", load_s=round(facts.load_s, 2))
             return connection, backoff_s
 
-    async def _run(self, connection: _Connection) -> str:
+    async def _run(self, connection: Connection) -> str:
         """Serve until the engine dies or hangs; returns which."""
         dispatch = asyncio.create_task(self._dispatch(connection), name="engine-dispatch")
         watch = asyncio.create_task(self._watch(connection), name="engine-watch")
@@ -284,7 +233,7 @@ class EngineHandle:
             dispatch.cancel()
             watch.cancel()
 
-    async def _watch(self, connection: _Connection) -> str:
+    async def _watch(self, connection: Connection) -> str:
         """Returns when the engine has not been heard for too long."""
         limit = self._limits.heartbeat_timeout_s
         while True:
@@ -297,7 +246,7 @@ class EngineHandle:
                 # It was this process that stood still (suspended, stopped): the heartbeats are waiting to be read.
                 connection.last_heard = time.monotonic()
 
-    async def _dispatch(self, connection: _Connection) -> str:
+    async def _dispatch(self, connection: Connection) -> str:
         try:
             async for message in connection.messages:
                 match message:
@@ -334,10 +283,9 @@ class EngineHandle:
     async def _reply(
         self, message: wire.Prepare | wire.Ask, work: GenerateRequest | Question, choices: int
     ) -> wire.Prepared | wire.Told:
-        digest = self._quarantine.digest(work)
-        self._quarantine.check(digest)
-        connection = await self._available()
-        flight = Flight(digest, asyncio.get_running_loop().create_future(), choices=choices, unfinished=choices)
+        mark = self._quarantine.mark(work)
+        connection = await self._turn(mark, work.request_id)
+        flight = Flight(mark, asyncio.get_running_loop().create_future(), choices=choices, unfinished=choices)
         self._flights[work.request_id] = flight
         try:
             _tell(connection, message)
@@ -346,20 +294,38 @@ class EngineHandle:
             self.cancel(work.request_id)
             raise
 
-    async def _available(self) -> _Connection:
+    async def _turn(self, mark: Mark, request_id: str) -> Connection:
+        """The engine, once it is ready and, for a suspect, no other request's suspect is in it."""
         try:
-            await asyncio.wait_for(self._ready.wait(), self._limits.restart_wait_s)
+            async with asyncio.timeout(self._limits.restart_wait_s):
+                while True:
+                    self._quarantine.check(mark)
+                    if not self._ready.is_set():
+                        await self._ready.wait()
+                    elif self._quarantine.suspects(mark) and self._on_trial(request_id):
+                        await self._landed.wait()
+                    else:
+                        break
         except TimeoutError:
             raise EngineUnavailable(
-                "The engine is restarting and was not ready in time.", retry_after_s=self._limits.restart_wait_s
+                "The engine is restarting and was not ready in time, or runs requests one after another to find out "
+                "which of them stopped it.",
+                retry_after_s=self._limits.restart_wait_s,
             ) from None
         assert self._connection is not None
         return self._connection
 
+    def _on_trial(self, request_id: str) -> bool:
+        """Whether a suspect of another request than this one is in the engine."""
+        return any(
+            self._quarantine.suspects(flight.mark) and _request(other) != _request(request_id)
+            for other, flight in self._flights.items()
+        )
+
     def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
         flight = self._flights.get(request_id)
         if flight is None or self._connection is None:
-            flight = Flight(b"", asyncio.get_running_loop().create_future(), choices=1, unfinished=1)
+            flight = Flight(Mark(b"", b""), asyncio.get_running_loop().create_future(), choices=1, unfinished=1)
             flight.events.put_nowait(Failed(error=_crash_error().info))
         else:
             flight.started = True
@@ -371,28 +337,35 @@ class EngineHandle:
         if flight is None:
             return
         if not flight.started:
-            del self._flights[request_id]
+            self._land(request_id)
         if self._connection is not None and not self._connection.writer.is_closing():
             self._connection.send(wire.Cancel(request_id=request_id))
 
     def fail_all(self, error: ApiError) -> None:
         for request_id, flight in list(self._flights.items()):
             self.cancel(request_id)
-            self._flights.pop(request_id, None)
+            self._land(request_id)
             self._fail(flight, error)
 
-    def _deliver(self, connection: _Connection, request_id: str, event: GenerateEvent) -> None:
+    def _land(self, *request_ids: str) -> list[Flight]:
+        """Those of these that were in flight, and are no more; whoever waits for a turn looks again."""
+        landed = [self._flights.pop(request_id) for request_id in request_ids if request_id in self._flights]
+        self._landed.set()
+        self._landed.clear()
+        return landed
+
+    def _deliver(self, connection: Connection, request_id: str, event: GenerateEvent) -> None:
         flight = self._flights.get(request_id)
         if flight is None:
             return
         flight.events.put_nowait(event)
         flight.unfinished = unfinished(flight.unfinished, event)
         if not flight.unfinished:
-            del self._flights[request_id]
+            self._land(request_id)
             if isinstance(event, Finished) and event.reason != "cancelled":
                 self._completed(connection, flight)
 
-    def _answer(self, connection: _Connection, message: wire.Prepared | wire.Told | wire.Refused) -> None:
+    def _answer(self, connection: Connection, message: wire.Prepared | wire.Told | wire.Refused) -> None:
         flight = self._flights.get(message.request_id)
         if flight is None or flight.reply.done():
             return
@@ -400,33 +373,32 @@ class EngineHandle:
             case wire.Prepared():
                 flight.reply.set_result(message)
             case wire.Told():
-                del self._flights[message.request_id]
+                self._land(message.request_id)
                 flight.reply.set_result(message)
                 self._completed(connection, flight)
             case wire.Refused(error=error):
-                del self._flights[message.request_id]
+                self._land(message.request_id)
                 flight.reply.set_exception(ApiError.from_info(error))
 
-    def _completed(self, connection: _Connection, flight: Flight) -> None:
+    def _completed(self, connection: Connection, flight: Flight) -> None:
         """Its work ran to its end: neither the engine nor the work is suspect."""
         connection.completed += 1
-        self._quarantine.completed(flight.digest)
+        self._quarantine.completed(flight.mark)
 
     def _blame(self, request_id: str | None) -> None:
         """One request is known to be the cause: it fails and is remembered, the others are only victims."""
-        flight = self._flights.pop(request_id, None) if request_id is not None else None
-        if flight is not None:
-            self._quarantine.crashed([flight.digest])
+        for flight in self._land(*([] if request_id is None else [request_id])):
+            self._quarantine.crashed([flight.mark])
             self._fail(flight, EngineCrashed("The prompt could not be prepared in time."))
         self._victims = True
 
     def _crashed(self) -> None:
         """Answer everything that was in flight, and remember it unless the cause is known."""
-        flights, self._flights = self._flights, {}
+        flights = self._land(*self._flights)
         if not self._victims:
-            self._quarantine.crashed({flight.digest for flight in flights.values()})
+            self._quarantine.crashed({flight.mark for flight in flights})
         self._victims = False
-        for flight in flights.values():
+        for flight in flights:
             self._fail(flight, _crash_error())
 
     @staticmethod
@@ -437,7 +409,7 @@ class EngineHandle:
             flight.events.put_nowait(Failed(error=error.info))
 
 
-def _tell(connection: _Connection, message: wire.FrontMessage) -> None:
+def _tell(connection: Connection, message: wire.FrontMessage) -> None:
     try:
         connection.send(message)
     except wire.FrameError:
@@ -448,3 +420,8 @@ def _tell(connection: _Connection, message: wire.FrontMessage) -> None:
 
 def _crash_error() -> EngineCrashed:
     return EngineCrashed("The engine stopped while it worked on this request. It is being restarted; please retry.")
+
+
+def _request(prompt_id: str) -> str:
+    """The request that a prompt is of: what stands before the dot in its id, if it is one of several."""
+    return prompt_id.partition(".")[0]

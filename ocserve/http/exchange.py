@@ -112,6 +112,12 @@ def header_values(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
 
 
+def wants_json(scope: Scope) -> bool:
+    """Browsers accept HTML, and most else accepts anything."""
+    accepted = b",".join(header_values(scope, b"accept")).lower()
+    return b"application/json" in accepted and b"text/html" not in accepted
+
+
 def has_body(scope: Scope) -> bool:
     """Whether a body follows the headers."""
     return bool(header_values(scope, b"transfer-encoding")) or any(

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ocserve.api.openai_wire import dumps
 from ocserve.errors import NotFound
 from ocserve.http import answers
-from ocserve.http.exchange import header_values
+from ocserve.http.exchange import wants_json
 from ocserve.http.reference import CONTENT_SECURITY
 from ocserve.pages import conduct, pricing, privacy, support
 from ocserve.pages.publication import Publication
@@ -34,12 +34,6 @@ class Page:
             await answers.json(send, 200, dumps(self.document()), HEADERS)
         else:
             await answers.whole(send, 200, "text/html; charset=utf-8", self.html(), HEADERS)
-
-
-def wants_json(scope: Scope) -> bool:
-    """Browsers accept HTML, and most else accepts anything."""
-    accepted = b",".join(header_values(scope, b"accept")).lower()
-    return b"application/json" in accepted and b"text/html" not in accepted
 
 
 def prices(service: Service, publication: Publication) -> Page:

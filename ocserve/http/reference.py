@@ -7,10 +7,11 @@ from collections.abc import Callable
 from starlette.types import Receive, Scope, Send
 
 from ocserve import __version__
+from ocserve.accounts.keystore import AS_SETTINGS
 from ocserve.api import openapi
 from ocserve.api.openai_wire import dumps
 from ocserve.http import answers
-from ocserve.http.exchange import Exchange
+from ocserve.http.exchange import Exchange, wants_json
 from ocserve.modelcard import ServedModel
 from ocserve.pages import limits, reference
 from ocserve.pages.publication import Publication
@@ -42,7 +43,7 @@ class Reference:
 
 
 class PublishedLimits:
-    """`GET /limits`."""
+    """`GET /limits`: a page, or JSON for who asks for that; with a key, the limits of that key."""
 
     def __init__(self, service: Service, publication: Publication) -> None:
         self._service = service
@@ -51,8 +52,14 @@ class PublishedLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = Exchange.of(scope).caller
         models = self._service.open_to(caller).models if caller is not None else ()
-        body = limits.page(self._service.limits, models, self._links)
-        await answers.whole(send, 200, "text/html; charset=utf-8", body, (CONTENT_SECURITY,))
+        held = self._service.limits
+        own = None if caller is None or caller.limits == AS_SETTINGS else caller.limits.over(held)
+        vary = (b"vary", b"accept, authorization, x-api-key, x-goog-api-key")
+        if wants_json(scope):
+            await answers.json(send, 200, dumps(limits.document(held, own, models)), (vary,))
+            return
+        page = limits.page(held, own, models, self._links)
+        await answers.whole(send, 200, "text/html; charset=utf-8", page, (CONTENT_SECURITY, vary))
 
 
 def document(service: Service) -> Reference:

@@ -10,8 +10,8 @@ from starlette.types import Receive, Scope, Send
 from ocserve.api import admin, openai_wire
 from ocserve.http import answers
 from ocserve.http.admin import announcement
-from ocserve.http.exchange import Exchange
-from ocserve.http.published import HEADERS, wants_json
+from ocserve.http.exchange import Exchange, wants_json
+from ocserve.http.published import HEADERS
 from ocserve.pages import status
 from ocserve.pages.publication import Publication
 from ocserve.service import Service

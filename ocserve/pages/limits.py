@@ -1,4 +1,4 @@
-"""The published limits as one page: the table is made from the settings that the limiter obeys, so it cannot differ."""
+"""The published limits as a page and as a document, made from the settings that the limiter obeys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 from ocserve import config
 from ocserve.modelcard import ServedModel
-from ocserve.pages.frame import LINKS, Link
+from ocserve.pages.frame import LINKS, Link, prose
 from ocserve.pages.frame import page as framed
 
 _ROWS = (
@@ -17,12 +17,47 @@ _ROWS = (
     ("tokens_per_day", "Tokens per day (prompt and answer)"),
     ("concurrent_requests", "Requests at the same time"),
 )
+_RAISED = (
+    "Ask the operator, who runs `ocserve keys limits NAME --rpm 600 --tpm 100000`; it holds from the next request on."
+)
+_METHOD = (
+    "A minute's or a day's worth may come at once; then the limit refills continuously. Tokens are held for a "
+    "request's prompt and the most that it may answer, and what it did not use comes back when it ends. A model's own "
+    "limits hold beside those of the key."
+)
 
 
-def page(limits: config.Limits, models: Sequence[ServedModel], links: Sequence[Link] = LINKS) -> bytes:
-    """The page. `models` are those whose names may be told."""
-    own = {each.model: each for each in limits.models}
-    columns = [("Each key", limits), *((model.id, own[model.id]) for model in models if model.id in own)]
+def document(limits: config.Limits, own: config.Allowance | None, models: Sequence[ServedModel]) -> dict[str, object]:
+    """The limits for programs; null is unlimited. `own` are a caller's own, `models` those whose names may be told."""
+    of_models = {each.model: each for each in limits.models}
+    return {
+        "of": "each key" if own is None else "this key",
+        "limits": _allowed(own or limits),
+        "models": [
+            {
+                "id": model.id,
+                "parallel": model.parallel,
+                "queue": limits.queue,
+                "limits": _allowed(of_models[model.id]) if model.id in of_models else None,
+            }
+            for model in models
+        ],
+        "method": _METHOD,
+        "raise": _RAISED,
+    }
+
+
+def _allowed(limits: config.Allowance) -> dict[str, int | None]:
+    return {name: getattr(limits, name) for name, _ in _ROWS}
+
+
+def page(
+    limits: config.Limits, own: config.Allowance | None, models: Sequence[ServedModel], links: Sequence[Link] = LINKS
+) -> bytes:
+    """The same for readers."""
+    of_models = {each.model: each for each in limits.models}
+    columns = [("Each key", limits) if own is None else ("This key", own)]
+    columns += [(model.id, of_models[model.id]) for model in models if model.id in of_models]
     head = "".join(f"<th>{escape(name)}</th>" for name, _ in columns)
     rows = "".join(
         f"<tr><td>{title}</td>{''.join(f'<td>{_shown(found, name)}</td>' for _, found in columns)}</tr>"
@@ -33,14 +68,11 @@ def page(limits: config.Limits, models: Sequence[ServedModel], links: Sequence[L
         for model in models
     )
     body = f"""<table><tr><th>Limit</th>{head}</tr>{rows}</table>
-<p>A minute's or a day's worth may come at once; then the limit refills continuously. Tokens are held for a request's
-prompt and the most that it may answer, and what it did not use comes back when it ends. A model's own limits hold
-beside those of the key. A key may have limits of its own; the headers of every answer say which hold and what is left:
+<p>{_METHOD} A key may have limits of its own; the headers of every answer say which hold and what is left:
 <code>x-ratelimit-limit-requests</code>, <code>-remaining-requests</code>, <code>-reset-requests</code>, and the same of
 tokens. Beyond a limit, and where a model has no room, the answer is 429 at once, and <code>Retry-After</code> names a
 moment at which the same request is served.</p><ul>{queues}</ul>
-<h2>To have a limit raised</h2><p>Ask the operator, who runs
-<code>ocserve keys limits NAME --rpm 600 --tpm 100000</code>; it holds from the next request on.</p>"""
+<h2>To have a limit raised</h2><p>{prose(_RAISED)}</p>"""
     return framed("Limits", body, links)
 
 

@@ -48,6 +48,14 @@ const answer = await client.chat.completions.create({
 console.log(answer.choices[0].message.content);""",
 }
 
+_COUNTING = """\
+<h2>How tokens are counted</h2>
+<p>By the tokenizer in the model's own file, whose ids <code>POST /tokenize</code> gives. <code>prompt_tokens</code> are
+those of the conversation as the model's chat template renders it, its control tokens included; what a message says is
+always text, so a control token's name in it counts as text. <code>completion_tokens</code> counts every sampled token,
+the one that ends the turn included. <code>prompt_tokens_details.cached_tokens</code> is the part of the prompt that was
+not computed for this request. With <code>n</code> the prompt counts once and the answers are summed.</p>"""
+
 
 def page(document: Json, links: Sequence[Link] = LINKS) -> bytes:
     """The page. `links` are the other pages."""
@@ -64,9 +72,12 @@ def page(document: Json, links: Sequence[Link] = LINKS) -> bytes:
 The same as a document for machines: <a href="openapi.json"><code>/openapi.json</code></a>.</p>
 <nav>{"".join(_links(tag, operations) for tag in tags)}</nav>
 {_examples()}
+{_COUNTING}
 {sections}
-<footer>A key goes into <code>Authorization: Bearer</code>, <code>x-api-key</code> or
-<code>x-goog-api-key</code>.</footer>
+<footer>A key goes into <code>Authorization: Bearer &lt;key&gt;</code>, <code>x-api-key</code> or
+<code>x-goog-api-key</code>. The operator replaces a key with <code>ocserve keys rotate</code>, both being good for a
+time if that is wanted, and ends one with <code>ocserve keys revoke</code>; a revoked key is refused from the next
+request on.</footer>
 </body></html>
 """.encode()
 

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from msgspec.structs import replace
 
 from ocserve.api import openai_chat, openai_models
 from ocserve.modelcard import ServedModel
@@ -26,6 +27,16 @@ def test_an_entry_has_everything_that_listings_read(model: ServedModel) -> None:
     assert set(found["supported_sampling_parameters"]) <= set(found["supported_parameters"])
     # Another format's mark: with it the entry would be read as that.
     assert "schema_version" not in found
+
+
+def test_an_entry_says_what_the_card_says_of_the_model() -> None:
+    card = replace(MODEL.card, strengths="Quick.", limitations="English only.", intended_use="Tests.")
+    found = json.loads(openai_models.one(replace(MODEL, card=card)))
+    assert [found[name] for name in ("strengths", "limitations", "intended_use")] == [
+        "Quick.",
+        "English only.",
+        "Tests.",
+    ]
 
 
 def test_supported_parameters_are_the_effective_ones() -> None:

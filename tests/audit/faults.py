@@ -144,6 +144,31 @@ def usage(name: str, value: Any, end: str = "/completions") -> Fault:
     return body(end, put("usage", name, value=value))
 
 
+def hidden(*ends: str) -> Fault:
+    """These addresses are not there."""
+    return Fault(
+        answer=lambda path, fields, given: (
+            (404, {}, {"error": {"message": "no", "type": "x"}}) if path.endswith(ends) else given
+        )
+    )
+
+
+def both(*faults: Fault) -> Fault:
+    """Answers are changed by one after the other."""
+
+    def answer(path: str, fields: dict[str, Any], given: Answer) -> Answer:
+        for each in faults:
+            given = each.answer(path, fields, given)
+        return given
+
+    return Fault(answer=answer)
+
+
+def _answered_anew() -> Fault:
+    numbers = iter(range(10**6))
+    return chat(put("id", value=lambda old: f"{old}-{next(numbers)}"))
+
+
 DONE = b"[DONE]"
 NO_DONE = chunk(lambda given: [] if given == DONE else [given])
 NO_USAGE = chunk(lambda given: [] if isinstance(given, dict) and not given["choices"] else [given])
@@ -339,6 +364,12 @@ def _headless(given: Any) -> list[Any]:
     return [given]
 
 
+def _dearer(given: Any) -> Any:
+    if isinstance(given, dict) and "usage" in given:
+        given["usage"]["cost"] *= 2
+    return given
+
+
 def _cut_at(limit: int) -> Callable[[Any], list[Any]]:
     seen: list[Any] = []
 
@@ -523,7 +554,94 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "reference-curl": (text("/docs", lambda data: data.replace(b"curl", b"")),),
     "reference-sdks": (text("/docs", lambda data: data.replace(b"Python", b"")),),
     "reference-auth": (body("/openapi.json", at("components", change=without("securitySchemes"))),),
+    "reference-header": (text("/docs", lambda data: data.replace(b"Authorization: Bearer", b"")),),
+    "reference-rotation": (text("/docs", lambda data: data.replace(b"rotated", b"").replace(b"revoked", b"")),),
+    "reference-finish-reasons": (
+        body("/openapi.json", at("components", "schemas", change=without("Finish"))),
+        body("/openapi.json", put("components", "schemas", "Finish", "enum", value=["stop", "length"])),
+    ),
+    "states-cutoff": (entry(without("knowledge_cutoff")),),
+    "states-uses": (entry(without("intended_use")),),
+    "states-strengths": (entry(put("strengths", value="")),),
+    "states-limitations": (entry(without("limitations")),),
     "health": (status(200, 404, "/health"),),
+    "says-training": (hidden("/privacy"), body("/privacy", without("training_on_completions"))),
+    "says-logging": (body("/privacy", put("retention", value=[])),),
+    "says-deletion": (body("/privacy", put("deletion", value=None)),),
+    "says-locations": (body("/privacy", put("operator", "locations", value=[])),),
+    "says-company": (body("/privacy", put("operator", "name", value="")),),
+    "says-email": (hidden("/support", "/privacy"),),
+    "says-cancelled": (body("/pricing", put("policy", value={})),),
+    "says-failed": (body("/pricing", put("policy", value={})),),
+    **{f"says-{each}": (body("/privacy", without("certifications")),) for each in ("gdpr", "soc2", "hipaa")},
+    "says-tokenizer": (text("/docs", lambda data: data.replace(b"tokenizer", b"")),),
+    "says-counting": (text("/docs", lambda data: data.replace(b"control", b"")), hidden("/docs")),
+    "says-uptime": (hidden("/support"),),
+    "says-incidents": (hidden("/support"),),
+    **{
+        f"says-{each}": (body("/pricing", without("payment")), hidden("/pricing"))
+        for each in ("cards", "automatic", "invoices", "payment-period")
+    },
+    "says-maintenance": (body("/status", without("maintenance")), hidden("/status")),
+    "says-tiers": (body("/pricing", at("models", 0, change=without("tiers"))),),
+    "trains-on-prompts": (Fault(),),
+    "spares-prompts": (body("/privacy", put("training_on_prompts", value=True)),),
+    "trains-on-answers": (Fault(), hidden("/privacy")),
+    "spares-answers": (body("/privacy", put("training_on_completions", value=True)),),
+    "charges-cancelled": (body("/pricing", put("policy", "cancelled", value="free")),),
+    "spares-cancelled": (Fault(),),
+    "charges-failed": (Fault(),),
+    "spares-failed": (body("/pricing", put("policy", "failed", value="used")), hidden("/pricing")),
+    "prices-published": (
+        hidden("/pricing"),
+        body("/pricing", put("currency", value="EUR")),
+        body("/pricing", put("unit", value="per token")),
+        body("/pricing", put("models", 1, "id", value="other")),
+        body("/pricing", put("models", 1, "prices", "prompt", value=0.02)),
+    ),
+    "prices-equal": (
+        body("/pricing", put("models", 1, "prices", "completion", value="0.07")),
+        body("/pricing", put("models", 1, "prices", "cached_prompt", value="0.02")),
+        body("/openrouter/models", put("data", 0, "input_modalities", 0, "pricing", 0, "cost_usd", value="0.00000003")),
+        entry(put("pricing", "prompt", value="0.00000003")),
+    ),
+    "price-cache-read": (
+        both(
+            entry(at("pricing", change=without("input_cache_read"))),
+            body("/pricing", put("models", 1, "prices", "cached_prompt", value=None)),
+        ),
+    ),
+    "price-cache-write": (
+        both(
+            entry(at("pricing", change=without("input_cache_write"))),
+            body("/pricing", at("models", 1, "prices", change=without("cache_write"))),
+        ),
+    ),
+    "price-images-made": (entry(put("output_modalities", value=["text", "image"])),),
+    "cost-exact": (
+        usage("cost", lambda value: value + 1e-8),
+        usage("prompt_tokens_details", {"cached_tokens": 0}),
+        entry(put("pricing", "completion", value="0.00000007")),
+        chunk(lambda given: [_dearer(given)]),
+    ),
+    "metrics": (
+        text("/metrics", lambda data: data.replace(b"toy_queue", b"toy_wait")),
+        text("/metrics", lambda data: data.replace(b"toy_errors_total counter", b"toy_errors_total gauge")),
+        text("/metrics", lambda data: data.replace(b'"+Inf"} 3', b'"+Inf"} 2')),
+        text("/metrics", lambda data: data.replace(b'"0.1"} 1', b'"0.1"} 9')),
+        text("/metrics", lambda data: data + b"not a sample\n"),
+    ),
+    "idempotency": (_answered_anew(),),
+    "limits-published": (
+        hidden("/limits"),
+        body("/limits", at("limits", change=without("requests_per_day"))),
+        body("/limits", put("limits", "requests_per_minute", value=7)),
+        header("x-ratelimit-limit-tokens", "5"),
+    ),
+    "limits-raised": (body("/limits", without("raise")),),
+    "token-limit-enforced": (
+        both(header("x-ratelimit-remaining-tokens", "600"), header("x-ratelimit-limit-tokens", "600")),
+    ),
     "latency": (deltas(lambda choice: choice["delta"].pop("content", None)),),
     "concurrent": (words("mixes"),),
     "sustained": (words("breaks under load"),),
@@ -537,14 +655,14 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "context-near": (_messages(_shortened), status(200, 500, "/chat/completions")),
     "context-over": (words("cuts prompts"), status(400, 500)),
     "long-stream": (NO_DONE,),
-    "overload": (status(429, 503), Fault(answer=_no_retry)),
+    "overload": (status(429, 503), Fault(answer=_no_retry), words("never again")),
     "limit-headers": (header("x-ratelimit-remaining-requests", ""), header("x-ratelimit-limit-requests", "many")),
     "token-limit-headers": (header("x-ratelimit-remaining-tokens", "some"),),
     "error-none-of-ours": (status(400, 500),),
     "error-server": (body("", lambda content: {"detail": "no"}, status=500),),
     **{
         f"page-{kind}": (text("/page", lambda data: b"-"), status(200, 404, "/page"))
-        for kind in ("privacy", "retention", "pricing", "status", "terms", "security", "support")
+        for kind in ("privacy", "retention", "pricing", "status", "terms", "security", "support", "policy", "limits")
     },
 }
 # Of a provider that takes images.

@@ -22,7 +22,27 @@ _PARAMETERS = {
     "max_tokens": {"type": "integer", "minimum": 1, "maximum": MOST},
     "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
 }
-_PAGE = "<html>POST /v1/chat/completions. curl …; Python: …; JavaScript: …</html>"
+_PAGE = """<html>POST /v1/chat/completions. curl -H 'Authorization: Bearer KEY' …; Python: …; JavaScript: …
+Keys are rotated with an overlap and revoked at once. Tokens are counted by a tokenizer, control tokens too.</html>"""
+_FINISHES = {"type": "string", "enum": ["stop", "length", "tool_calls", "content_filter"]}
+_METRICS = """# HELP toy_ttft_seconds From arrival to the first token.
+# TYPE toy_ttft_seconds histogram
+toy_ttft_seconds_bucket{model="a\\"b",le="0.1"} 1
+toy_ttft_seconds_bucket{model="a\\"b",le="+Inf"} 3
+toy_ttft_seconds_count{model="a\\"b"} 3
+toy_ttft_seconds_sum{model="a\\"b"} 0.5
+# TYPE toy_inter_token_seconds histogram
+toy_inter_token_seconds_bucket{le="+Inf"} 0
+toy_inter_token_seconds_count 0
+# TYPE toy_queue_seconds histogram
+toy_queue_seconds_bucket{le="+Inf"} 0
+toy_queue_seconds_count 0
+# TYPE toy_errors_total counter
+toy_errors_total 4
+# TYPE toy_tokens_total counter
+toy_tokens_total{kind="prompt"} 1e+03 1790000000000
+"""
+_CONTACT = "operator@example.com"
 
 
 def entry(provider: Provider) -> dict[str, Any]:
@@ -41,6 +61,10 @@ def entry(provider: Provider) -> dict[str, Any]:
         "capabilities": ["chat", "completion", "tools"],
         "supported_parameters": ["temperature", "response_format", "structured_outputs"],
         "family": "toy",
+        "knowledge_cutoff": "2025-01",
+        "intended_use": "Tests.",
+        "strengths": "Says words.",
+        "limitations": "Says nothing but words.",
         "languages": ["en"],
         "released": "2026-11",
         "quantization": "fp32",
@@ -68,7 +92,49 @@ def _openapi() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "paths": {"/v1/chat/completions": post, "/v1/completions": post, "/v1/models": {"get": {}}},
-        "components": {"schemas": {"Chat": schema}, "securitySchemes": {"bearer": {"type": "http"}}},
+        "components": {
+            "schemas": {"Chat": schema, "Finish": _FINISHES},
+            "securitySchemes": {"bearer": {"type": "http"}},
+        },
+    }
+
+
+def _published(provider: Provider) -> dict[str, Any]:
+    """What is published of the provider, by path."""
+    million = {"prompt": "0.02", "completion": "0.06", "cached_prompt": "0.01", "cache_write": "0.03", "request": None}
+    limits = {
+        "requests_per_minute": provider.limit,
+        "requests_per_day": None,
+        "tokens_per_minute": provider.tokens,
+        "tokens_per_day": None,
+        "concurrent_requests": provider.concurrent,
+    }
+    return {
+        "/pricing": {
+            "currency": "USD",
+            "unit": "per million tokens",
+            "models": [
+                {"id": MODEL, "announced": True, "prices": {"prompt": "9", "completion": "9"}, "tiers": []},
+                {"id": MODEL, "announced": False, "prices": million, "tiers": []},
+            ],
+            "policy": {"cancelled": "used", "failed": "free", "text": "Cancelled ones are charged, failed ones free."},
+            "payment": "By credit card, with automatic top-up; invoices come monthly.",
+        },
+        "/privacy": {
+            "training_on_prompts": False,
+            "training_on_completions": False,
+            "retention": [{"what": "log lines", "days": 30, "content": False}],
+            "deletion": "Ask for it.",
+            "operator": {"name": "Toys", "email": _CONTACT, "locations": ["DE", "FR"]},
+            "certifications": ["GDPR", "SOC 2", "HIPAA"],
+        },
+        "/policy": {"text": "Nothing bad is filtered in.", "finish_reason": "content_filter"},
+        "/status": {"ready": True, "uptime_s": 5, "maintenance": None},
+        "/support": (
+            f"<html><style>p {{}}</style><p>Support: {_CONTACT}. Availability: 99.9 %. Incidents are told.</p></html>"
+        ).encode(),
+        "/limits": {"limits": limits, "models": [], "raise": "Ask, and they are raised."},
+        "/metrics": _METRICS.encode(),
     }
 
 
@@ -95,7 +161,9 @@ def get(provider: Provider, path: str) -> Answer | None:
         "/openapi.json": _openapi(),
         "/openrouter/models": _feed(),
         "/v1/models": {"object": "list", "data": [_embedder(), entry(provider)]},
-        "/page": b"Privacy: personal data. Retention: deleted. Price: $1. Status: operational. Terms. GDPR. Support.",
+        "/page": b"Privacy: personal data. Retention: deleted. Price: $1. Status: operational. Terms. GDPR. Support. "
+        b"Policy. Requests per minute.",
+        **_published(provider),
     }
     if unquote(path) == f"/v1/models/{MODEL}":
         return 200, {}, entry(provider)

@@ -39,7 +39,22 @@ _TAKEN = {
     "model", "messages", "prompt", "stream", "stream_options", "stop", "logit_bias", "logprobs", "response_format",
     "tools", "tool_choice", "parallel_tool_calls", "echo", "structured_outputs", *_RANGES, *_INTEGERS,
 }  # fmt: skip
-PRICES = {"prompt": "0.00000002", "completion": "0.00000006", "image": "0"}
+PRICES = {
+    "prompt": "0.00000002", "completion": "0.00000006", "image": "0", "request": "0.000001",
+    "input_cache_read": "0.00000001", "input_cache_write": "0.00000003",
+}  # fmt: skip
+PUBLIC = {
+    "/health",
+    "/docs",
+    "/openapi.json",
+    "/page",
+    "/pricing",
+    "/privacy",
+    "/policy",
+    "/status",
+    "/support",
+    "/limits",
+}
 
 Headers = dict[str, str]
 Answer = tuple[int, Headers, Any]
@@ -72,9 +87,14 @@ class Provider:
     vision: bool = False
     remaining: int = 100_000
     limit: int = 100_000
+    tokens: int = 1_000_000
+    used: int = 0
+    concurrent: int | None = None
+    refused: bool = False
     waiting: int = 0
     made: int = 0
     cached: set[tuple[int, ...]] = field(default_factory=set)
+    kept: dict[str, Any] = field(default_factory=dict)
     slots: asyncio.Semaphore | None = None
 
     def has(self, word: str) -> bool:
@@ -94,7 +114,7 @@ class Provider:
         path, headers = scope["path"], {name.decode(): value.decode() for name, value in scope["headers"]}
         fields: dict[str, Any] = {}
         try:
-            public = path in ("/health", "/docs", "/openapi.json", "/page") or self.has("open")
+            public = path in PUBLIC or self.has("open")
             given = headers.get("authorization", "").removeprefix("Bearer ") or headers.get("x-api-key")
             if given != KEY and not public:
                 raise Refusal(401, "The key is not known here.", code="invalid_api_key")
@@ -137,12 +157,11 @@ class Provider:
         chat = scope["path"].endswith("/chat/completions")
         fields = self.fault.fields(dict(fields))
         self._check(fields, chat)
-        if not self.has("no limit"):
-            if self.remaining <= 0:
-                raise Refusal(429, "The limit of this key is reached.", code="rate_limit_exceeded")
-            self.remaining -= 1
-        if self.waiting >= QUEUE and not self.has("no queue limit"):
-            raise Refusal(429, "Too many answers are waiting here.", code="overloaded")
+        self._admit(fields)
+        kept = self.kept.get(named := dict(scope["headers"]).get(b"idempotency-key", b"").decode())
+        if kept is not None:
+            await self._send(scope["path"], fields, (200, {"idempotent-replayed": "true"}, kept), send)
+            return
         self.waiting += 1
         if self.has("mixes") and self.waiting > 2:
             fields["logit_bias"] = {"1000": 100}
@@ -156,13 +175,32 @@ class Provider:
                 body = await job.whole()
         finally:
             self.waiting -= 1
+        self.used += job.prompt_count + job.completion
+        if named:
+            self.kept[named] = body
         await self._send(scope["path"], fields, (200, self._limits(), body), send)
+
+    def _admit(self, fields: dict[str, Any]) -> None:
+        """Refuse what exceeds a limit, with a Retry-After that is true."""
+        if not self.has("no limit") and self.remaining <= 0:
+            self.remaining = 1  # until then there is one again
+            self.refused = True
+            raise Refusal(429, "The limit of this key is reached.", code="rate_limit_exceeded")
+        self.remaining -= not self.has("no limit")
+        most = QUEUE if self.concurrent is None else self.concurrent
+        if (self.waiting >= most and not self.has("no queue limit")) or (self.refused and self.has("never again")):
+            self.refused = True
+            raise Refusal(429, "Too many answers are waiting here.", code="overloaded")
+        if fields.get("max_tokens", 0) >= self.tokens and not self.has("no limit"):
+            raise Refusal(400, "That is more than the limit on tokens.", "max_tokens", "rate_limit_exceeded")
 
     def _limits(self) -> Headers:
         return {
             **({"x-ocserve-ignored": "user"} if self.has("ours") else {}),
-            **{f"x-ratelimit-limit-{unit}": str(self.limit) for unit in ("requests", "tokens")},
-            **{f"x-ratelimit-remaining-{unit}": str(self.remaining) for unit in ("requests", "tokens")},
+            "x-ratelimit-limit-requests": str(self.limit),
+            "x-ratelimit-limit-tokens": str(self.tokens),
+            "x-ratelimit-remaining-requests": str(self.remaining),
+            "x-ratelimit-remaining-tokens": str(max(0, self.tokens - self.used)),
             **{f"x-ratelimit-reset-{unit}": "60s" for unit in ("requests", "tokens")},
         }
 
@@ -322,7 +360,13 @@ class Job:
             "completion_tokens": self.completion,
             "total_tokens": self.prompt_count + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
+            "cost": self._cost(),
         }
+
+    def _cost(self) -> float:
+        """In dollars; computed in whole parts of 1e-8 of them, which every price is a multiple of."""
+        parts = 100 + 3 * (self.prompt_count - self.cached) + self.cached + 6 * self.completion
+        return parts / 10**8
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": f"cmpl-{self.provider.made}", "object": kind, "created": 1_790_000_000, "model": MODEL}
@@ -493,7 +537,8 @@ def packed(values: list[float]) -> str:
 @contextmanager
 def running(provider: Provider) -> Iterator[str]:
     """Serve on a free port; gives the base URL."""
-    with socket.socket() as listener:
+    # Named as TCP, or asyncio would let every answer wait for the acknowledgement of its headers.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(256)
         settings = uvicorn.Config(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
@@ -15,8 +16,8 @@ from ocserve.audit.server import Server
 from ocserve.audit.session import Order, Report
 from ocserve.audit.subject import Subject
 from ocserve.audit.verdict import Fault as Failed
-from ocserve.audit.verdict import Unproven
-from tests.audit.faults import chat, entry, put, status, without, words
+from ocserve.audit.verdict import Status, Unproven, Verdict
+from tests.audit.faults import body, both, chat, entry, hidden, put, status, without, words
 from tests.audit.provider import KEY, MODEL, Fault, Provider, running
 
 
@@ -44,7 +45,7 @@ def test_every_item_has_a_status_and_evidence(provider: tuple[Provider, str]) ->
     statuses = {item.id: item.status for item in found.items}
     assert statuses["integration.chat-whole"] == "pass"
     assert statuses["integration.chat-format"] == "not_provable"  # two of its probes were left out
-    assert statuses["integration.company-name"] == "operator"
+    assert statuses["integration.apart-models"] == "operator"
     assert found.passed
 
 
@@ -94,6 +95,62 @@ def test_an_answer_of_any_form_fails_a_probe_and_not_the_audit(provider: tuple[P
         }
 
 
+PUBLISHED = (
+    "/pricing",
+    "/privacy",
+    "/policy",
+    "/status",
+    "/support",
+    "/limits",
+    "/metrics",
+    "/docs",
+    "/openrouter/models",
+)
+
+
+def test_pages_of_any_form_or_none_fail_probes_and_not_the_audit(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    probes = [
+        name
+        for name in PROBES
+        if name.startswith(("says-", "page-", "price", "limits-", "spares-", "charges-", "trains-", "metrics"))
+        or name in ("cost-exact", "concurrent-limit", "token-limit-enforced")
+    ]
+    contents = (5, [5], {"models": 5, "policy": 5, "limits": 5}, {"models": [5, {"id": MODEL}]})
+    for fault in (hidden(*PUBLISHED), *(_pages(each) for each in contents)):
+        served.fault = fault
+        found = {each.probe: each for each in report(url, *probes).probes if each.probe in probes}
+        wrong = {name: each.evidence for name, each in found.items() if "unexpected form" in each.evidence}
+        assert wrong == {}
+        assert all(each.evidence for each in found.values())
+
+
+def test_limits_that_are_all_absent_are_published_as_unlimited(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    open_to_all = {
+        "limits": dict.fromkeys(("requests_per_minute", "requests_per_day", "tokens_per_minute")),
+        "models": [],
+    }
+    served.fault = both(
+        body("/limits", lambda old: {**open_to_all, "raise": "Ask for a limit."}),
+        Fault(answer=lambda path, fields, given: (given[0], {}, given[2])),
+    )
+    statuses = {each.probe: each.status for each in report(url, "page-limits", "limits-published").probes}
+    assert (statuses["page-limits"], statuses["limits-published"]) == ("pass", "fail")
+    open_to_all["limits"] = {**open_to_all["limits"], "concurrent_requests": None}
+    [verdict] = [each for each in report(url, "limits-published").probes if each.probe == "limits-published"]
+    assert (verdict.status, verdict.evidence.count("unlimited")) == ("pass", 4)
+
+
+def _pages(content: object) -> Fault:
+    """Every published page is this."""
+    return Fault(
+        answer=lambda path, fields, given: (
+            (200, {}, content) if path.endswith(PUBLISHED) and path != "/metrics" else given
+        )
+    )
+
+
 def test_what_a_server_says_cannot_change_the_page_or_the_terminal(provider: tuple[Provider, str]) -> None:
     served, url = provider
     served.fault = entry(put("name", value="\x1b[31m<script>alert(1)</script> [x](http://x)"))
@@ -120,7 +177,7 @@ def test_a_foreign_server_gets_no_drafts_from_our_settings(provider: tuple[Provi
     served, url = provider
     served.fault = Fault()
     by_id = {item.id: item for item in report(url, "chat-whole").items}
-    assert by_id["integration.limits-tokens-minute"].evidence == "for the operator to state"
+    assert by_id["integration.apart-architecture"].evidence == "for the operator to state"
     assert "llama.cpp" not in by_id["integration.apart-infrastructure"].evidence
 
 
@@ -129,7 +186,35 @@ def test_what_is_known_of_our_servers_is_drafted_without_settings(provider: tupl
     served.fault = words("ours")
     by_id = {item.id: item for item in report(url, "chat-whole").items}
     assert "no finish reasons of our own" in by_id["integration.errors-special"].evidence
-    assert by_id["integration.limits-tokens-minute"].evidence == "for the operator to state"
+    assert by_id["integration.apart-architecture"].evidence == "for the operator to state"
+
+
+def test_drafts_quote_what_is_published_and_measured(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    served.fault = words("ours")
+    probes = ("says-training", "prices-published", "cost-exact", "metrics", "limits-published", "says-tiers")
+    by_id = {item.id: item.evidence for item in report(url, *probes).items}
+    assert "training_on_prompts: False" in by_id["integration.training-prompts-yes"]
+    assert "completion 0.06" in by_id["integration.price-parts"]
+    assert "tokens cost 0.0000" in by_id["integration.price-parts"]
+    assert "toy_ttft_seconds" in by_id["submission.dashboard"]
+    assert "requests_per_minute 100000" in by_id["listing.rate-requests"] + by_id["submission.limits-enforced"]
+    assert "no tiers for 1 models" in by_id["integration.apart-discounts"] + by_id["integration.discount-details"]
+
+
+@pytest.mark.parametrize(("kind", "status"), [("request", "fail"), ("inspection", "operator")])
+def test_what_is_published_nowhere_is_the_operators_unless_a_request_has_to_prove_it(
+    kind: Literal["request", "inspection"], status: str
+) -> None:
+    item = checklist.Item(id="x.y", kind=kind, says="It is said.", probes=("one", "two"))
+    statuses: dict[str, Status] = {"one": "operator", "two": "not_provable"}
+    verdicts = {
+        name: Verdict(probe=name, status=found, evidence=f"{name} told", at="now", took_s=0.0)
+        for name, found in statuses.items()
+    }
+    found = session._found(item, verdicts, {})
+    assert found.status == status
+    assert "one told" in found.evidence
 
 
 def test_a_text_of_which_a_fact_is_missing_is_not_drafted(provider: tuple[Provider, str]) -> None:

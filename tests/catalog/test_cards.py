@@ -75,6 +75,16 @@ def test_a_card_has_its_page_with_every_part(path: Path) -> None:
     assert ("was run through this project's tests" in page) == any(variant.verified for variant in card.variants)
 
 
+def test_listings_quote_what_a_cards_page_says() -> None:
+    [card] = [card for card in cards.load_cards() if card.name == "smollm2:135m"]
+    page = (DIRECTORY / "smollm2-135m.md").read_text(encoding="utf-8")
+    for text in (card.strengths, card.limitations, card.intended_use):
+        assert text in " ".join(page.split())
+    assert card.limitations.startswith("Knows little and invents the rest")
+    assert card.intended_use.endswith("for facts.")
+    assert all(each.strengths and each.limitations and each.intended_use for each in cards.load_cards())
+
+
 def test_every_page_has_its_card() -> None:
     assert {path.stem for path in DIRECTORY.glob("*.md")} == {path.stem for path in FILES}
 

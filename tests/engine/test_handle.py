@@ -20,7 +20,14 @@ from ocserve.engine import wire
 from ocserve.engine.handle import EngineHandle, LoadError, Supervision
 from ocserve.engine.process import Spare
 from ocserve.engine.wire import EngineSpec
-from ocserve.errors import ApiError, EngineCrashed, InvalidRequest, PayloadTooLarge, RequestQuarantined
+from ocserve.errors import (
+    ApiError,
+    EngineCrashed,
+    EngineUnavailable,
+    InvalidRequest,
+    PayloadTooLarge,
+    RequestQuarantined,
+)
 from ocserve.generation import (
     Encoded,
     EncodeRequest,
@@ -38,7 +45,10 @@ from tests.scripted import SCRIPT, SPEC
 
 @asynccontextmanager
 async def handle(
-    heartbeat_timeout_s: float = 5.0, told: list[str] | None = None, path: str = "scripted"
+    heartbeat_timeout_s: float = 5.0,
+    told: list[str] | None = None,
+    path: str = "scripted",
+    restart_wait_s: float = 20.0,
 ) -> AsyncIterator[EngineHandle]:
     events = told if told is not None else []
     engine = EngineHandle(
@@ -46,7 +56,7 @@ async def handle(
         dict(os.environ),
         Supervision(
             heartbeat_timeout_s=heartbeat_timeout_s,
-            restart_wait_s=20,
+            restart_wait_s=restart_wait_s,
             on_event=lambda name, **facts: events.append(name),
         ),
         argv=SCRIPT,
@@ -228,6 +238,86 @@ async def test_a_bystander_of_two_crashes_that_completes_in_between_is_not_refus
             os.kill(engine.pid, signal.SIGSEGV)
             assert isinstance((await bystander)[-1], Failed)
             assert isinstance((await run(engine, request("emit 300")))[-1], Finished)
+
+
+async def persistent(engine: EngineHandle, text: str, salt: bytes = b"one") -> int:
+    """Ask as a client that tries again after a crash; the number of attempts."""
+    for attempt in range(1, 10):
+        if isinstance((await run(engine, replace(request(text), salt=salt)))[-1], Finished):
+            return attempt
+        await asyncio.sleep(0.05)
+    raise AssertionError("it never succeeded")
+
+
+async def test_a_poison_is_named_at_its_second_crash_and_its_bystanders_all_succeed() -> None:
+    """All of them come again together: whoever was there at the first crash would be there at the second."""
+    async with handle() as engine:
+        others = [
+            asyncio.create_task(persistent(engine, f"emit 150 {number}", salt))
+            for salt in (b"one", b"two")
+            for number in range(4)
+        ]
+        await asyncio.sleep(0.05)
+        with pytest.raises(RequestQuarantined):
+            await persistent(engine, "emit 50 crash")
+        attempts = await asyncio.gather(*others)
+        assert max(attempts) > 1
+        assert engine.restarts == 2
+        other = replace(request("emit 50 crash"), salt=b"two")  # the same, of a key that has not sent it yet
+        assert isinstance((await run(engine, other))[-1], Failed)
+
+
+def suspect(engine: EngineHandle, *texts: str) -> None:
+    """As a crash under all of these would leave them."""
+    engine._quarantine.crashed([engine._quarantine.mark(request(text)) for text in texts])
+
+
+async def in_flight(engine: EngineHandle) -> str:
+    """The id of what is in the engine, once something is."""
+    while not engine._flights:
+        await asyncio.sleep(0.01)
+    return next(iter(engine._flights))
+
+
+async def test_a_suspect_waits_for_another_one_and_work_that_is_none_does_not() -> None:
+    async with handle() as engine:
+        suspect(engine, "emit 100000", "emit 10", "emit 11")
+        trial = asyncio.create_task(run(engine, request("emit 100000")))
+        name = await in_flight(engine)
+        waiting = [asyncio.create_task(run(engine, request(text))) for text in ("emit 10", "emit 11", "emit 11")]
+        assert isinstance((await run(engine, request("emit 50")))[-1], Finished)
+        assert not any(task.done() for task in waiting)
+        engine.cancel(name)
+        assert [isinstance((await task)[-1], Finished) for task in waiting] == [True] * 3
+        await trial
+
+
+async def test_the_prompts_of_one_request_do_not_wait_for_each_other() -> None:
+    async with handle() as engine:
+
+        async def both(name: str) -> list[list[GenerateEvent]]:
+            parts = [replace(request(f"emit 100 {index}"), request_id=f"{name}.{index}") for index in range(2)]
+            for part in parts:
+                await engine.prepare(part)
+            return [[event async for event in engine.start(part.request_id)] for part in parts]
+
+        first = asyncio.create_task(both("a"))
+        await asyncio.sleep(0.05)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        assert all(isinstance(events[-1], Failed) for events in await first)
+        assert all(isinstance(events[-1], Finished) for events in await asyncio.wait_for(both("b"), 10))
+
+
+async def test_a_suspect_whose_turn_does_not_come_is_told_when_to_come_again() -> None:
+    async with handle(restart_wait_s=1.0) as engine:
+        suspect(engine, "emit 100000", "emit 50000")
+        long = asyncio.create_task(run(engine, request("emit 100000")))
+        await in_flight(engine)
+        with pytest.raises(EngineUnavailable, match="one after another"):
+            await engine.prepare(request("emit 50000"))
+        engine.fail_all(InvalidRequest("enough"))
+        await long
 
 
 async def test_cancel_ends_a_stream_and_forgets_a_prepared_request() -> None:

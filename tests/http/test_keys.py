@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from ocserve import config
-from ocserve.accounts.keystore import KeyStore, new_text
+from ocserve.accounts.keystore import KeyStore, OwnLimits, new_text
 from tests.http.harness import CHAT, MODEL, Answer, Served, serving
 from tests.http.test_guards import BODIES, MESSAGE, walk
 from tests.http.test_websocket import create, events, opened
@@ -167,9 +167,33 @@ def test_the_published_limits_are_those_that_hold() -> None:
         page = served.request("GET", "/limits", None, {"x-api-key": "a-key-of-sixteen"}).body.decode()
         assert "<td>Requests per minute</td><td>60</td><td>2</td></tr>" in page
         assert "8 answers at a time, 7 more may wait" in page
+        asked = {"accept": "application/json"}
+        told = served.request("GET", "/limits", None, asked).json
+        assert (told["of"], told["models"]) == ("each key", [])
+        assert told["limits"] == {
+            **dict.fromkeys(told["limits"]),
+            "requests_per_minute": 60,
+            "tokens_per_day": 1_000_000,
+        }
+        assert set(told["limits"]) == {field.name for field in fields(config.Allowance)}
+        told = served.request("GET", "/limits", None, {**asked, "x-api-key": "a-key-of-sixteen"}).json
+        [model] = told["models"]
+        assert (model["id"], model["parallel"], model["queue"]) == ("tiny", 8, 7)
+        assert model["limits"]["requests_per_minute"] == 2
         answers = [ask(served, "a-key-of-sixteen") for _ in range(3)]
         assert [each.status for each in answers] == [200, 200, 429]
         assert answers[0].headers["x-ratelimit-limit-requests"] == "2"
+
+
+def test_a_key_finds_its_own_limits_published(served: Served, store: KeyStore) -> None:
+    _, text = store.create("bounded", limits=OwnLimits(requests_per_minute=3, tokens_per_minute=0))
+    asked = {"accept": "application/json", "x-api-key": text}
+    told = served.request("GET", "/limits", None, asked).json
+    assert (told["of"], told["limits"]["requests_per_minute"]) == ("this key", 3)
+    assert told["limits"]["tokens_per_minute"] is None
+    page = served.request("GET", "/limits", None, {"x-api-key": text}).body.decode()
+    assert "<th>This key</th>" in page
+    assert "<td>Requests per minute</td><td>3</td>" in page
 
 
 def test_a_connection_that_lasts_ends_its_service_with_its_key(served: Served, store: KeyStore) -> None:

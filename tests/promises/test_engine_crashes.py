@@ -13,6 +13,7 @@ import openai
 import psutil
 import pytest
 
+from ocserve.accounts.keystore import KeyStore
 from ocserve.accounts.ledger import Row
 from tests.accounts.books import COMPLETION, PROMPT, REQUEST, rows
 from tests.promises.servers import Server, server
@@ -114,5 +115,41 @@ def test_p16_a_poison_request_crashes_the_engine_at_most_twice() -> None:
         engines.add(served.engine().pid)
         assert len(engines) == 1, "it crashed no more"
         health = openai.OpenAI(base_url=url.removesuffix("/v1"), api_key="x").get("/health", cast_to=object)
+        assert isinstance(health, dict)
+        assert health["restarts"] == 2
+
+
+def test_p16_whoever_runs_beside_a_poison_is_served_and_never_refused(tmp_path: Path) -> None:
+    """A key's client tries a poison again and again, beside its own other requests and another key's."""
+    store = KeyStore(tmp_path / "keys.json")
+    one, two = (store.create(name)[1] for name in ("one", "two"))
+    with server(worker=HEARTBEAT_S, keys_file=str(store.path)) as served:
+        url = f"http://127.0.0.1:{served.port}/v1"
+
+        async def asked(client: openai.AsyncOpenAI, number: int) -> list[str]:
+            """Two answers, one after the other; each takes longer than the poison, so that crashes meet them."""
+            answers = []
+            for turn in range(2):
+                answer = await client.completions.create(model="tiny", prompt=f"emit 40 every 0.01 {number}-{turn}")
+                answers.append(answer.choices[0].text)
+            return answers
+
+        async def all_at_once() -> list[list[str]]:
+            async with (
+                openai.AsyncOpenAI(base_url=url, api_key=one, max_retries=5) as attacker,
+                openai.AsyncOpenAI(base_url=url, api_key=two, max_retries=5) as other,
+            ):
+                others = [
+                    asyncio.create_task(asked(client, number)) for client in (attacker, other) for number in (1, 2)
+                ]
+                await asyncio.sleep(0.2)
+                with pytest.raises(openai.BadRequestError) as refusal:
+                    await attacker.completions.create(model="tiny", prompt="emit 10 every 0.01 crash")
+                assert refusal.value.code == "request_quarantined"
+                return await asyncio.gather(*others)
+
+        answers = asyncio.run(all_at_once())
+        assert answers == [["word " * 40] * 2] * 4
+        health = openai.OpenAI(base_url=url.removesuffix("/v1"), api_key=one).get("/health", cast_to=object)
         assert isinstance(health, dict)
         assert health["restarts"] == 2

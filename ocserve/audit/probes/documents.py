@@ -6,25 +6,29 @@ They find that a page is there and speaks of its subject; whether what it says i
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from ocserve.audit.published import PATHS
 from ocserve.audit.server import dig
 from ocserve.audit.subject import Probe, Subject, named
-from ocserve.audit.verdict import Fault, Unproven, clean, expect
+from ocserve.audit.verdict import Fault, Unproven, Unsaid, clean, expect
 
 _DOCUMENT = "/openapi.json"
 _READABLE = ("/docs", "/reference")
 _USED = ("/chat/completions", "/completions", "/models")
 # What a page of each kind has to speak of.
 _SUBJECTS = {
-    "privacy": r"privacy|personal data",
+    "privacy": r"privacy|personal data|training",
     "retention": r"retention|retain|delet",
     "pricing": r"\$|usd|price|pricing",
-    "status": r"status|uptime|operational|incident",
-    "terms": r"terms|agreement|sla\b|uptime",
+    "status": r"status|uptime|operational|incident|ready",
+    "terms": r"terms|agreement|sla\b|uptime|availab",
     "security": r"certif|gdpr|soc ?2|hipaa|iso 27001",
-    "support": r"support|contact|@",
+    "support": r"support|contact|[\w.+-]+@[\w-]+(\.[\w-]+)+",
+    "policy": r"polic|filter|moderat",
+    "limits": r"per.minute|\blimit",
 }
 
 
@@ -102,12 +106,47 @@ async def reference_sdks(subject: Subject) -> str:
     return "examples for Python and JavaScript"
 
 
+async def reference_header(subject: Subject) -> str:
+    """The page shows the header that carries a key."""
+    expect("authorization: bearer" in await _readable(subject), "the page shows no `Authorization: Bearer`")
+    return "`Authorization: Bearer`"
+
+
+async def reference_rotation(subject: Subject) -> str:
+    """The page says how keys are replaced and revoked."""
+    page = await _readable(subject)
+    if not re.search(r"rotat|replac", page) or "revo" not in page:
+        raise Unsaid(f"the page at {' or '.join(_READABLE)} does not say how keys are replaced and revoked")
+    return "replacing and revoking keys is described"
+
+
 async def reference_auth(subject: Subject) -> str:
     """The reference says how a request is authenticated."""
     document = await _openapi(subject)
     schemes = dig(document, "components", "securitySchemes")
     expect(isinstance(schemes, dict) and schemes, "the OpenAPI document has no security scheme")
     return f"{', '.join(clean(name, 30) for name in schemes)}"
+
+
+async def reference_finish_reasons(subject: Subject) -> str:
+    """The OpenAPI document lists the reasons for which an answer may end, OpenAI's four among them."""
+    listed = next(
+        (each for each in _enumerations(await _openapi(subject)) if "length" in each and "stop" in each), None
+    )
+    if listed is None:
+        raise Fault("the OpenAPI document lists no finish reasons")
+    missing = [name for name in ("stop", "length", "tool_calls", "content_filter") if name not in listed]
+    expect(not missing, f"the listed finish reasons lack {', '.join(missing)}")
+    return f"finish reasons {', '.join(clean(each, 40) for each in listed if each is not None)}"
+
+
+def _enumerations(schema: Any) -> Iterator[list[Any]]:
+    """Every list of values in a document, as deep as it is."""
+    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    if isinstance(listed := dig(schema, "enum"), list):
+        yield listed
+    for each in inner:
+        yield from _enumerations(each)
 
 
 async def health(subject: Subject) -> str:
@@ -137,14 +176,18 @@ async def versioning(subject: Subject) -> str:
 
 def _page(kind: str, pattern: str) -> Probe:
     async def run(subject: Subject) -> str:
-        address = subject.pages.get(kind)
-        if address is None:
-            raise Unproven(f"no page was named (--page {kind}=URL)")
-        text = await subject.server.page(address)
-        expect(re.search(pattern, text, re.IGNORECASE), f"{clean(address, 120)} does not speak of {kind}")
-        return f"{clean(address, 120)} is there and speaks of it"
+        pages = await subject.published(kind)
+        for page in pages:
+            if page.quote(pattern):
+                return f"{page.address} is there and speaks of it"
+        if kind in subject.pages:
+            raise Fault(f"{clean(subject.pages[kind], 120)} does not speak of {kind}")
+        looked = " or ".join(PATHS[kind])
+        raise Unsaid(
+            f"no page was named (--page {kind}=URL), and {looked} {'says nothing' if pages else 'is not there'}"
+        )
 
-    run.__doc__ = f"The operator's page on {kind} is published."
+    run.__doc__ = f"A page on {kind} is published."
     return Probe(f"page-{kind}", run)
 
 
@@ -152,7 +195,8 @@ PAGES = tuple(_SUBJECTS)
 PROBES = (
     *named(
         reference_endpoints, reference_parameters, reference_errors, reference_examples, reference_page,
-        reference_curl, reference_sdks, reference_auth, health, https, versioning,
+        reference_curl, reference_sdks, reference_auth, reference_header, reference_rotation,
+        reference_finish_reasons, health, https, versioning,
     ),
     *(_page(kind, pattern) for kind, pattern in _SUBJECTS.items()),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ocserve.audit.server import dig
 from ocserve.audit.subject import SHORT, Probe, Subject, named
-from ocserve.audit.verdict import Fault, Unproven, clean, expect
+from ocserve.audit.verdict import Fault, Unproven, Unsaid, clean, expect
 
 _PRICE = re.compile(r"\d+(\.\d+)?")
 _PRICED = ("prompt", "completion")
@@ -108,18 +108,25 @@ async def models_image_pricing(subject: Subject) -> str:
     return f"image {clean(price, 30)}"
 
 
-def _stated(name: str, about: str, *places: tuple[str, ...]) -> Probe:
+def _stated(
+    name: str, about: str, *places: tuple[str, ...], otherwise: type[Fault | Unsaid] = Fault, shown: int = 80
+) -> Probe:
     """A probe that the listing states something in one of several places: a text, a number or a list."""
 
     async def run(subject: Subject) -> str:
         for place in places:
             found = dig(subject.entry, *place)
             if isinstance(found, str | int | list) and found not in ("", []):
-                return f"`{'.'.join(place)}`: {clean(found, 80)}"
-        raise Fault(f"the listing has no {' or '.join('.'.join(place) for place in places)}")
+                return f"`{'.'.join(place)}`: {clean(found, shown)}"
+        raise otherwise(f"the listing has no {' or '.join('.'.join(place) for place in places)}")
 
     run.__doc__ = about
     return Probe(f"states-{name}", run)
+
+
+def _optional(name: str, about: str, *places: tuple[str, ...]) -> Probe:
+    """As `_stated`, of what a listing need not have."""
+    return _stated(name, about, *places, otherwise=Unsaid, shown=300)
 
 
 _CAPABILITIES: tuple[tuple[str, ...], ...] = (("capabilities",), ("supported_features",), ("supported_parameters",))
@@ -142,6 +149,16 @@ PROBES = (
         ("tokenizer",),
     ),
     _stated("languages", "The listing states the languages.", ("languages",), ("card", "languages")),
+    _optional(
+        "cutoff",
+        "The listing states where the model's training data end.",
+        ("knowledge_cutoff",),
+        ("training_cutoff",),
+        ("training_data_cutoff",),
+    ),
+    _optional("uses", "The listing states what the model is for.", ("intended_use",), ("use_cases",)),
+    _optional("strengths", "The listing states the model's strengths.", ("strengths",)),
+    _optional("limitations", "The listing states the model's limits.", ("limitations",)),
     _stated(
         "modality",
         "The listing states what goes in and out.",

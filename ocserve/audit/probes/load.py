@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from statistics import fmean, median, quantiles
 
@@ -17,6 +18,7 @@ _TOKENS = 32
 _FLOOD = 128
 _MOST_SPENT = 600  # requests that the audit is willing to send to reach a limit
 _ENOUGH = 20  # requests that tell how fast they are answered
+_LONGEST_WAIT_S = 60.0
 _LIMITS = ("limit", "remaining", "reset")
 
 
@@ -120,11 +122,15 @@ async def same_under_load(subject: Subject) -> str:
 
 
 async def overload(subject: Subject) -> str:
-    """More work than the server takes is refused with 429 and Retry-After, and what was taken is answered."""
+    """More work than the server takes is refused with 429, Retry-After is true, and what was taken is answered."""
+
+    moments: dict[int, float] = {}
 
     async def one(number: int) -> Reply:
         fields = subject.fields(f"{SHORT} {number}", {"max_tokens": 16})
-        return await subject.server.send("POST", "/chat/completions", fields, patient=False)
+        reply = await subject.server.send("POST", "/chat/completions", fields, patient=False)
+        moments[id(reply)] = time.perf_counter()
+        return reply
 
     replies = await asyncio.gather(*(one(number) for number in range(_FLOOD)))
     refused = [reply for reply in replies if reply.status == 429]
@@ -136,7 +142,30 @@ async def overload(subject: Subject) -> str:
         expect(reply.headers.get("retry-after"), "a 429 has no Retry-After")
         expect(isinstance(reply.error.get("message"), str), "a 429 has no error object")
     codes = sorted({clean(reply.error.get("code"), 40) for reply in refused})
-    return f"of {_FLOOD} requests at once {len(refused)} were refused with 429 ({', '.join(codes)}) and Retry-After"
+    soonest = min(refused, key=lambda reply: (_told_s(reply), moments[id(reply)]))
+    back = await _come_back(subject, soonest, moments[id(soonest)])
+    return f"of {_FLOOD} requests at once {len(refused)} were refused with 429 ({', '.join(codes)}); {back}"
+
+
+def _told_s(refused: Reply) -> float:
+    """When a refusal says to come back, in seconds; raises `Fault` where that is no number."""
+    told = refused.headers.get("retry-after", "")
+    if not re.fullmatch(r"\d+(\.\d+)?", told):
+        raise Fault("the Retry-After of a 429 is no number of seconds")
+    return float(told)
+
+
+async def _come_back(subject: Subject, refused: Reply, moment: float) -> str:
+    """After the time that a refusal at `moment` named, a request is served; what was found of that."""
+    told = _told_s(refused)
+    if told > _LONGEST_WAIT_S:
+        return f"its Retry-After of {told:g} s was not waited for"
+    await asyncio.sleep(max(0.0, moment + told - time.perf_counter()))
+    fields = subject.fields(SHORT, {"max_tokens": 1})
+    again = await subject.server.send("POST", "/chat/completions", fields, patient=False)
+    expect(again.status != 429, f"after a Retry-After of {told:g} s the request is refused again")
+    again.ok()
+    return f"after the {told:g} s of Retry-After the request is served"
 
 
 async def limit_headers(subject: Subject) -> str:
@@ -169,7 +198,7 @@ async def token_limit_headers(subject: Subject) -> str:
 
 
 async def limit_enforced(subject: Subject) -> str:
-    """The announced limit on requests is the one that holds: so many pass, the next is a 429 with Retry-After."""
+    """The announced limit on requests holds: so many pass, the next is a 429, and Retry-After is true."""
     first = await subject.chat(SHORT, max_tokens=1)
     announced = first.headers.get("x-ratelimit-remaining-requests", "")
     if not announced.isdigit():
@@ -191,10 +220,8 @@ async def limit_enforced(subject: Subject) -> str:
         if passed > int(announced) + refilled + 10:
             raise Fault(f"{announced} requests were announced as remaining, and {passed} passed")
     expect(passed >= int(announced) - 1, f"{announced} requests were announced as remaining, and {passed} passed")
-    expect(reply.headers.get("retry-after"), "the 429 has no Retry-After")
-    return (
-        f"{announced} announced, {passed} passed, then 429 with Retry-After {clean(reply.headers['retry-after'], 20)}"
-    )
+    back = await _come_back(subject, reply, time.perf_counter())
+    return f"{announced} announced, {passed} passed, then 429; {back}"
 
 
 PROBES = named(latency, concurrent, sustained, same_under_load)
