@@ -34,7 +34,7 @@ inference.algorithms = []
 [checks.ignored_auth]
 enabled = false
 [checks.positive_data_acceptance]
-expected-statuses = ["2xx", 400, 404, 429]
+expected-statuses = ["2xx", 400, 404, 422, 429]
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 429]
 """
