@@ -30,6 +30,11 @@ request = "0.000001"
 [[price.tier]]
 above = 1_000_000_000
 completion = "0.00000005"
+
+[[price]]
+model = "all-minilm-l6-v2-f16"
+prompt = "0.00000001"
+completion = "0"
 """
 # What the operator writes, by the setting that names the file.
 TEXTS = {
@@ -122,8 +127,10 @@ def provider(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.timeout(3600)
 def test_what_a_request_can_prove_is_proven(
-    smollm2: Path, model_cache: Path, provider: dict[str, str], full: bool
+    smollm2: Path, model_cache: Path, provider: dict[str, str], request: pytest.FixtureRequest, full: bool
 ) -> None:
+    if full:  # every endpoint, those for vectors too
+        provider["OCSERVE_MODEL_ALSO"] = str(request.getfixturevalue("minilm").path)
     report, code = check(model_cache, *(() if full else SHORT), **provider)
     failed = {each["probe"]: each["evidence"] for each in report["probes"] if each["status"] == "fail"}
     assert failed == {}
