@@ -80,6 +80,7 @@ ELSEWHERE = {
     "error-server": "no request leads to a server error",
     "long-stream": "the model's context is shorter; a test of its own has another model",
     "limit-enforced": "the limits are far; a test of its own has near ones",
+    **dict.fromkeys(("tools-parallel", "tools-parallel-stream"), "the model makes one call at a time"),
     **dict.fromkeys(
         ("image-png", "image-jpeg", "image-gif", "image-webp", "image-several", "image-wrong", "image-url",
          "models-image-pricing"),
