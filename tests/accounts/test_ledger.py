@@ -7,6 +7,8 @@ import random
 import signal
 import stat
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
+import psutil
 import pytest
 from msgspec.structs import replace
 
@@ -83,6 +86,66 @@ def test_what_a_dead_process_left_open_is_settled_at_the_next_start_and_what_liv
         assert found == {"id-1": "lost", "id-2": "completed", "id-3": "open", "id-4": "completed"}
         assert running.settle(settled(opened(1))).result()  # it lived after all
         assert {row.outcome for row in rows(file) if row.id == "id-1"} == {"completed"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the clock says when a process began")
+def test_setting_the_clock_makes_no_living_process_a_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = psutil.Process.create_time
+    with ledger(tmp_path / "ledger.db") as running:
+        running.open(opened(1))
+        assert serve(running, 2).result()
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: began(self) + 5)
+        with ledger(tmp_path / "ledger.db"):
+            assert [row.outcome for row in rows(tmp_path / "ledger.db")] == ["open", "completed"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="identities are by boot and tick there only")
+def test_a_process_is_another_if_it_began_at_another_time_or_in_another_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = module._this_process()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        boot = own.partition("@")[2].partition("/")[0]
+        ticks = Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        outcomes = {
+            f"{other.pid}@{boot}/{ticks}": "open",
+            f"{other.pid}@{boot}/{int(ticks) + 1}": "lost",
+            f"{other.pid}@an-earlier-boot/{ticks}": "lost",
+            f"{other.pid}@1.00": "open",  # of an earlier version: who knows
+            f"999999999@{boot}/{ticks}": "lost",
+            "999999999@1.00": "lost",
+            f"{os.getpid()}@1.00": "lost",  # another had our number before us
+            "nobody": "lost",
+            own: "open",
+        }
+        for number, process in enumerate(outcomes):
+            monkeypatch.setattr(module, "_this_process", lambda process=process: process)
+            with ledger(tmp_path / "ledger.db") as books:
+                books.open(opened(number))
+        monkeypatch.undo()
+        with ledger(tmp_path / "ledger.db"):
+            found = {row.id: row.outcome for row in rows(tmp_path / "ledger.db")}
+        assert other.stdin is not None
+        other.stdin.close()
+    assert found == {f"id-{number}": outcome for number, outcome in enumerate(outcomes.values())}
+
+
+@pytest.mark.parametrize("seconds", [1, 5])
+def test_where_only_the_clock_says_when_a_process_began_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    monkeypatch.setattr(module, "_BOOT_ID", tmp_path / "none")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        process = f"{other.pid}@{psutil.Process(other.pid).create_time() - seconds:.2f}"
+        monkeypatch.setattr(module, "_this_process", lambda: process)
+        with ledger(tmp_path / "ledger.db") as books:
+            books.open(opened(1))
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "_BOOT_ID", tmp_path / "none")
+        with ledger(tmp_path / "ledger.db"):
+            assert [row.outcome for row in rows(tmp_path / "ledger.db")] == ["open" if seconds == 1 else "lost"]
+        assert other.stdin is not None
+        other.stdin.close()
 
 
 def test_rows_go_when_they_are_old(tmp_path: Path) -> None:
