@@ -337,12 +337,17 @@ class _Task(Generic[T]):
         self.done.set_running_or_notify_cancel()  # who waits may give up; it is done all the same
 
     def attempt(self, connection: apsw.Connection) -> None:
-        """Do it; what goes wrong with the disk is raised."""
+        """Do it; what goes wrong with the disk is raised.
+
+        What is refused has changed nothing: a statement by which a row or a sum becomes what no column takes is undone.
+        """
         self.refused = None
         try:
             self._found = [self._do(connection)]
-        except (OverflowError, UnicodeError, balances.Declined) as error:  # no disk would take it, and others go on
-            self.refused = error
+        except balances.Declined as declined:
+            self.refused = declined
+        except (OverflowError, UnicodeError, apsw.ConstraintError) as error:  # no disk would take it; others go on
+            self.refused = LedgerError(f"no ledger takes this row: {error}")
 
     def tell(self, failure: Exception | None) -> None:
         """Release who waits, now that it is on disk or known not to be."""

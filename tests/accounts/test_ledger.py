@@ -24,6 +24,7 @@ import pytest
 from msgspec.structs import replace
 
 from ocserve.accounts import ledger as module
+from ocserve.accounts.balances import Account
 from ocserve.accounts.ledger import Ledger, Row
 from ocserve.accounts.ledger_schema import DAY_US, MIGRATIONS, LedgerError, connect, now_us
 from tests.accounts.books import mismatches, opened, rows, rows_of, settled, unsound
@@ -183,6 +184,34 @@ def test_a_row_that_no_disk_takes_is_lost_alone_and_said(tmp_path: Path) -> None
     assert books.close() == 0
     assert [row.id for row in rows(file)] == ["id-2"]
     assert told == [("ledger_rows_lost", 1)]
+
+
+def test_a_row_with_which_a_sum_is_too_large_is_lost_alone_and_said(tmp_path: Path) -> None:
+    told: list[tuple[str, object]] = []
+    file = tmp_path / "ledger.db"
+    books = Ledger(file, retention_days=30, on_event=lambda name, **facts: told.append((name, facts.get("count"))))
+    most = [replace(settled(opened(number)), cost=2**62) for number in (1, 2, 3)]
+    other = connect(file)
+    other.execute("BEGIN IMMEDIATE")  # until its end everything waits, and is then one batch
+    first = books.settle(most[0])
+    waiting = [books.settle(row) for row in (settled(opened(4, key_id="other")), *most[1:], settled(opened(5)))]
+    capped = Account(spend_cap=2**64)
+    refused = books.hold(replace(opened(6), held=1, reserved_tokens=2**63 - 1), capped)  # at the last of its sums
+    granted = books.hold(replace(opened(7), held=2**63 - 1), capped)
+    no_more = books.hold(replace(opened(8), held=1), capped)
+    other.execute("COMMIT")
+    assert first.result(5)
+    assert [each.result(5) for each in waiting] == [True, False, False, True]
+    assert granted.result(5).granted
+    assert isinstance(refused.exception(5), LedgerError)
+    assert isinstance(no_more.exception(5), LedgerError)
+    assert books.healthy
+    assert books.settle(settled(opened(9, key_id="other"))).result(5)
+    assert unsound(other) == []
+    other.close()
+    assert books.close() == 0
+    assert [row.id for row in rows(file)] == ["id-1", "id-4", "id-5", "id-7", "id-9"]
+    assert told == [("ledger_rows_lost", 2)]
 
 
 def _write_until_killed(file: Path, told: int, first: int) -> None:
