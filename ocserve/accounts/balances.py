@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from ocserve.accounts.ledger_schema import (
     HOUR_US,
+    REBUILT,
     RECENT_HOURS,
     connect,
     named_failures,
@@ -215,10 +216,11 @@ def forget(connection: apsw.Connection, *, before_hour: int, before_month: str) 
 
 
 def forget_key(connection: apsw.Connection, key_id: str) -> None:
-    """Delete all that is known of a key's money. What runs keeps what it holds."""
-    for table in ("credits", "months", "hours"):
+    """Delete all that is known of a key's money but what its rows say: what runs keeps what it holds."""
+    for table in ("credits", "balances", "months", "hours"):
         connection.execute(f"DELETE FROM {table} WHERE key_id = ?", (key_id,))  # noqa: S608
-    connection.execute("DELETE FROM balances WHERE key_id = ?", (key_id,))
+    for statement in REBUILT:  # what settles later changes these sums, so they have to be there
+        connection.execute(statement, (key_id,))
 
 
 # From here on for commands, each with a connection of its own

@@ -140,6 +140,16 @@ MIGRATIONS = (
 )
 
 
+# The sums of a key that has none, from the rows that it has.
+REBUILT = (
+    "INSERT INTO balances SELECT key_id, 0, sum(cost), sum(held) FROM requests WHERE key_id = ? GROUP BY 1",
+    f"INSERT INTO months SELECT key_id, {_MONTH.format(row='')}, model, sum({_SETTLED.format(row='')}), "  # noqa: S608
+    "sum(cost), sum(held) FROM requests WHERE key_id = ? GROUP BY 1, 2, 3",
+    f"INSERT INTO hours SELECT key_id, {_HOUR.format(row='')}, model, count(*), sum({_TAKEN.format(row='')}) "  # noqa: S608
+    "FROM requests WHERE key_id = ? GROUP BY 1, 2, 3",
+)
+
+
 class LedgerError(Exception):
     """The ledger cannot be used; the text names the file and says why."""
 

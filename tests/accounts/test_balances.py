@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from ocserve.accounts import balances
+from ocserve.accounts import balances, usage
 from ocserve.accounts import ledger as module
 from ocserve.accounts.balances import Account, Credit, Declined, Standing, month_end, month_of
 from ocserve.accounts.ledger import Ledger, Row
@@ -200,6 +200,34 @@ def test_what_settled_requests_of_a_month_used_is_counted_by_model(tmp_path: Pat
         books.open(running)
         (tiny,) = [each for each in books.recent() if each.model == "tiny"]
         assert (tiny.requests, tiny.tokens) == (3, standing(books).month_tokens + 500)
+
+
+@pytest.mark.parametrize("credit_between", [0, 600])
+def test_what_runs_while_its_key_is_purged_stays_held_and_is_charged(tmp_path: Path, credit_between: int) -> None:
+    file = tmp_path / "ledger.db"
+    account = Account(prepaid=True, spend_cap=500)
+    with ledger(file) as books:
+        books.credit(credited(1000)).result(5)
+        books.credit(credited(70, key_id="other")).result(5)
+        beside, running, over = wanting(1, 30, key_id="other"), wanting(2, 400), wanting(3, 10)
+        assert all(books.hold(row, account).result(5).granted for row in (beside, running, over))
+        assert books.settle(costing(over, 10)).result(5)
+        assert usage.purge(file, usage.Span(key="key")) == 1
+        if credit_between:
+            assert books.credit(credited(credit_between)).result(5).balance == credit_between
+            assert not books.hold(wanting(4, 101), account).result(5).granted  # more than the cap leaves
+        now = standing(books)
+        assert (now.balance, now.held, now.month_charged, now.month_held) == (credit_between, 400, 0, 400)
+        assert [(each.requests, each.tokens) for each in books.recent() if each.key_id == "key"] == [(1, 10)]
+        assert books.settle(costing(running, 300)).result(5)
+        now = standing(books)
+        assert (now.balance, now.held, now.month_charged, now.month_held) == (credit_between - 300, 0, 300, 0)
+        used = settled(running).prompt_tokens + settled(running).completion_tokens
+        assert now.month_tokens == used
+        assert [(each.requests, each.tokens) for each in books.recent() if each.key_id == "key"] == [(1, used)]
+        assert standing(books, "other").available == 40
+    assert usage.purge(file, usage.Span(key="key")) == 1
+    assert list(balances.standings(file)) == ["other"]
 
 
 Deed = tuple[str, int, int]

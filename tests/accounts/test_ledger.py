@@ -7,6 +7,8 @@ import random
 import signal
 import stat
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -17,10 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
+import psutil
 import pytest
 from msgspec.structs import replace
 
 from ocserve.accounts import ledger as module
+from ocserve.accounts.balances import Account
 from ocserve.accounts.ledger import Ledger, Row
 from ocserve.accounts.ledger_schema import DAY_US, MIGRATIONS, LedgerError, connect, now_us
 from tests.accounts.books import mismatches, opened, rows, rows_of, settled, unsound
@@ -85,6 +89,66 @@ def test_what_a_dead_process_left_open_is_settled_at_the_next_start_and_what_liv
         assert {row.outcome for row in rows(file) if row.id == "id-1"} == {"completed"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the clock says when a process began")
+def test_setting_the_clock_makes_no_living_process_a_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = psutil.Process.create_time
+    with ledger(tmp_path / "ledger.db") as running:
+        running.open(opened(1))
+        assert serve(running, 2).result()
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: began(self) + 5)
+        with ledger(tmp_path / "ledger.db"):
+            assert [row.outcome for row in rows(tmp_path / "ledger.db")] == ["open", "completed"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="identities are by boot and tick there only")
+def test_a_process_is_another_if_it_began_at_another_time_or_in_another_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = module._this_process()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        boot = own.partition("@")[2].partition("/")[0]
+        ticks = Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        outcomes = {
+            f"{other.pid}@{boot}/{ticks}": "open",
+            f"{other.pid}@{boot}/{int(ticks) + 1}": "lost",
+            f"{other.pid}@an-earlier-boot/{ticks}": "lost",
+            f"{other.pid}@1.00": "open",  # of an earlier version: who knows
+            f"999999999@{boot}/{ticks}": "lost",
+            "999999999@1.00": "lost",
+            f"{os.getpid()}@1.00": "lost",  # another had our number before us
+            "nobody": "lost",
+            own: "open",
+        }
+        for number, process in enumerate(outcomes):
+            monkeypatch.setattr(module, "_this_process", lambda process=process: process)
+            with ledger(tmp_path / "ledger.db") as books:
+                books.open(opened(number))
+        monkeypatch.undo()
+        with ledger(tmp_path / "ledger.db"):
+            found = {row.id: row.outcome for row in rows(tmp_path / "ledger.db")}
+        assert other.stdin is not None
+        other.stdin.close()
+    assert found == {f"id-{number}": outcome for number, outcome in enumerate(outcomes.values())}
+
+
+@pytest.mark.parametrize("seconds", [1, 5])
+def test_where_only_the_clock_says_when_a_process_began_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    monkeypatch.setattr(module, "_BOOT_ID", tmp_path / "none")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        process = f"{other.pid}@{psutil.Process(other.pid).create_time() - seconds:.2f}"
+        monkeypatch.setattr(module, "_this_process", lambda: process)
+        with ledger(tmp_path / "ledger.db") as books:
+            books.open(opened(1))
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "_BOOT_ID", tmp_path / "none")
+        with ledger(tmp_path / "ledger.db"):
+            assert [row.outcome for row in rows(tmp_path / "ledger.db")] == ["open" if seconds == 1 else "lost"]
+        assert other.stdin is not None
+        other.stdin.close()
+
+
 def test_rows_go_when_they_are_old(tmp_path: Path) -> None:
     file = tmp_path / "ledger.db"
     with ledger(file) as books:
@@ -120,6 +184,34 @@ def test_a_row_that_no_disk_takes_is_lost_alone_and_said(tmp_path: Path) -> None
     assert books.close() == 0
     assert [row.id for row in rows(file)] == ["id-2"]
     assert told == [("ledger_rows_lost", 1)]
+
+
+def test_a_row_with_which_a_sum_is_too_large_is_lost_alone_and_said(tmp_path: Path) -> None:
+    told: list[tuple[str, object]] = []
+    file = tmp_path / "ledger.db"
+    books = Ledger(file, retention_days=30, on_event=lambda name, **facts: told.append((name, facts.get("count"))))
+    most = [replace(settled(opened(number)), cost=2**62) for number in (1, 2, 3)]
+    other = connect(file)
+    other.execute("BEGIN IMMEDIATE")  # until its end everything waits, and is then one batch
+    first = books.settle(most[0])
+    waiting = [books.settle(row) for row in (settled(opened(4, key_id="other")), *most[1:], settled(opened(5)))]
+    capped = Account(spend_cap=2**64)
+    refused = books.hold(replace(opened(6), held=1, reserved_tokens=2**63 - 1), capped)  # at the last of its sums
+    granted = books.hold(replace(opened(7), held=2**63 - 1), capped)
+    no_more = books.hold(replace(opened(8), held=1), capped)
+    other.execute("COMMIT")
+    assert first.result(5)
+    assert [each.result(5) for each in waiting] == [True, False, False, True]
+    assert granted.result(5).granted
+    assert isinstance(refused.exception(5), LedgerError)
+    assert isinstance(no_more.exception(5), LedgerError)
+    assert books.healthy
+    assert books.settle(settled(opened(9, key_id="other"))).result(5)
+    assert unsound(other) == []
+    other.close()
+    assert books.close() == 0
+    assert [row.id for row in rows(file)] == ["id-1", "id-4", "id-5", "id-7", "id-9"]
+    assert told == [("ledger_rows_lost", 2)]
 
 
 def _write_until_killed(file: Path, told: int, first: int) -> None:
