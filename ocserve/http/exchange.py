@@ -93,6 +93,10 @@ class Exchange:
         self.set_headers(limit_headers.openai(state))
         if self.error_body is anthropic_wire.error_body:
             self.set_headers(limit_headers.anthropic(state, time.time()))
+        self.tell_balance()
+
+    def tell_balance(self) -> None:
+        """Say what is left of a prepaid key's balance, if the request has held or cost anything of it."""
         if self.trace.bill is not None and self.trace.bill.remaining is not None:
             self.set_headers(limit_headers.balance(self.trace.bill.remaining))
 

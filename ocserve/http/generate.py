@@ -69,6 +69,7 @@ async def answering(
                 exchange.tell_limits(service.limiter)
                 exchange.name_ignored((*parsed.ignored, *parsed.named(generation.ignored)))
                 yield (parsed.encoder or dialect.encoder)(_reply(parsed, exchange.trace)), generation
+        exchange.tell_balance()  # settled by now, as an answer that leaves whole says
     except ApiError:
         exchange.tell_limits(service.limiter)
         raise
