@@ -11,7 +11,8 @@
     │   └── KeyRevoked            401  likewise
     ├── Forbidden                 403  origin, proxy or scope
     ├── NotFound                  404  unknown route
-    │   └── ModelNotFound         404
+    │   ├── ModelNotFound         404
+    │   └── ModelNotPriced        404  the operator serves none that the price list leaves out
     ├── MethodNotAllowed          405
     ├── RequestTimeout            408  the body did not arrive in time
     ├── PayloadTooLarge           413
@@ -200,6 +201,12 @@ class ModelNotFound(NotFound):
     """`model` names nothing that is served here."""
 
     code = "model_not_found"
+
+
+class ModelNotPriced(NotFound):
+    """The model is here, the operator charges for models, and this one has no price yet."""
+
+    code = "model_not_priced"
 
 
 class MethodNotAllowed(ApiError):

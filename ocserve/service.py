@@ -23,6 +23,7 @@ from ocserve.accounts.billing import Bill, Billing
 from ocserve.accounts.crowd import Room
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
+from ocserve.accounts.line import UNKNOWN, Attempt
 from ocserve.accounts.offer import Offer
 from ocserve.doors import Doors, shutting_down
 from ocserve.engine.desk import Describe, Desk
@@ -174,13 +175,13 @@ class Service:
         caller: Caller,
         trace: Trace,
         *,
-        attempt: int | None = None,
+        attempt: Attempt = UNKNOWN,
         more: tuple[GenerateRequest, ...] = (),
     ) -> AsyncIterator[Generation]:
         """Admit `request` and yield it once it holds a slot; leaving the block settles it, whatever happened.
 
-        `attempt` is how often the client says it has tried before, None if it does not say. `more` are further prompts
-        for the same model: with `request` they are one request to the limiter, admitted together or not at all.
+        `attempt` is what the client tells of earlier tries. `more` are further prompts for the same model: with
+        `request` they are one request to the limiter, admitted together or not at all.
         """
         desk = self._desk(request.model, trace)
         choices = sum(each.choices for each in (request, *more))
@@ -212,7 +213,7 @@ class Service:
                                 await asyncio.wait_for(generation.cancelled(), _CANCEL_WAIT_S)
                         desk.learn(time.monotonic() - begun)
 
-    async def ask(self, question: Question, caller: Caller, trace: Trace, *, attempt: int | None = None) -> Answer:
+    async def ask(self, question: Question, caller: Caller, trace: Trace, *, attempt: Attempt = UNKNOWN) -> Answer:
         """Have a model answer `question`, loading it if need be; raises `ApiError`, also when its deadline has passed.
 
         What only tokenises has a queue of its own and takes no tokens of the caller's limits. `attempt` is as in
@@ -300,8 +301,10 @@ class Service:
         self.doors.check()  # they may have been closed meanwhile
         return bill
 
-    def _admit(self, caller: Caller, desk: Desk, attempt: int | None) -> Lease:
-        return self.limiter.admit(caller.key_id, retry=attempt, own=caller.limits, model=desk.model.id)
+    def _admit(self, caller: Caller, desk: Desk, attempt: Attempt) -> Lease:
+        return self.limiter.admit(
+            caller.key_id, retry=attempt.number, own=caller.limits, model=desk.model.id, body=attempt.body
+        )
 
     def _spare(self, caller: Caller) -> int:
         """Slots of each model that no key alone may fill."""

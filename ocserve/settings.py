@@ -267,6 +267,10 @@ class Billing(Section, frozen=True):
     """What is charged. Without a price list nothing is."""
 
     prices: Annotated[Path | None, Meta(description="TOML file with the price of each model from a day on")] = None
+    unpriced: Annotated[
+        Literal["serve", "refuse"],
+        Meta(description="what happens to requests for a model that the price list leaves out: served free, or 404"),
+    ] = "serve"
     cancelled: Annotated[
         Literal["used", "free"],
         Meta(description="what a request costs whose client went away: what it used up to then, or nothing"),

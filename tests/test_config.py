@@ -72,6 +72,7 @@ def test_every_setting_can_be_set_from_the_environment(toml: Path) -> None:
         "engine.prefix_cache": "false",
         "engine.fast_forward": "false",
         "engine.speculation": "off",
+        "billing.unpriced": "refuse",
         "billing.cancelled": "free",
         "billing.failed": "used",
         "ledger.use": "on",

@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import functools
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import Future
 from types import MappingProxyType
 from typing import TypeVar
@@ -20,7 +20,7 @@ from ocserve.accounts.keystore import Key, KeyStore
 from ocserve.accounts.ledger import Ledger, Outcome, Row
 from ocserve.accounts.ledger_schema import LedgerError, now_us
 from ocserve.accounts.pricing import Rates, Tariff
-from ocserve.errors import LedgerUnavailable
+from ocserve.errors import LedgerUnavailable, ModelNotPriced
 from ocserve.generation import Usage
 from ocserve.modelcard import DatedPrices, Prices, ServedModel
 
@@ -60,7 +60,7 @@ class Bill:
         self._settled = False
         self._written: Future[bool] | None = None
         self.cost: int | None = None
-        self.remaining: int | None = None  # of a prepaid key's balance, beside what is held, as of admission
+        self.remaining: int | None = None  # of a prepaid key's balance, beside what is held
 
     @property
     def opened(self) -> bool:
@@ -112,6 +112,8 @@ class Bill:
     def _charge(self, usage: Usage, outcome: Outcome) -> None:
         if self._rates is not None:
             self.cost = self._rates.cost(usage, self._row.images) if self._billing.charges(outcome) else 0
+        if self.remaining is not None:
+            self.remaining += self._row.held - (self.cost or 0)
         if self._billing.ledger is not None:
             counts = {name: getattr(usage, name) for name in _COUNTS}
             row = replace(
@@ -200,6 +202,20 @@ class Billing:
         """The listed prices of a model: today's, and those that are announced."""
         return self._tariff.schedule(model, self._today())
 
+    def unserved(self, served: Container[str]) -> list[str]:
+        """Names that have a price and are not among those `served`."""
+        return [name for name in self._tariff.models if name not in served]
+
+    def unpriced(self, models: Iterable[str]) -> list[str]:
+        """Which of `models` have no price today, where others have one."""
+        day = self._today()
+        return [name for name in models if self._tariff and self._tariff.prices(name, day) is None]
+
+    @property
+    def refuses_unpriced(self) -> bool:
+        """Whether requests for a model without a price are refused where others have one."""
+        return bool(self._tariff) and self._settings.unpriced == "refuse"
+
     def charges(self, outcome: Outcome) -> bool:
         """Whether a request that ended so is charged for what it used."""
         match outcome:
@@ -223,10 +239,16 @@ class Billing:
     ) -> Bill:
         """The account of a request, at the prices of now and the key's `own`.
 
-        Raises as `check`, and `InsufficientQuota` for a key that has nothing left of what bounds its spending.
+        Raises as `check`, `InsufficientQuota` for a key that has nothing left of what bounds its spending, and
+        `ModelNotPriced`.
         """
         self.check()
         prices = pricing.with_own(self._tariff.prices(model, self._today()), own)
+        if prices is None and self.refuses_unpriced:
+            raise ModelNotPriced(
+                f"The model {model} has no price here at present, and requests for it are refused until it has one.",
+                param="model",
+            )
         standing = None
         if prices is not None and (account or prices.tiers):
             standing = await self._standing(key_id, model)
@@ -235,7 +257,7 @@ class Billing:
         if account and rates is not None and standing is not None and rates.most(1, 1, 1):
             left = standing.left(account)
             if left is not None and left <= 0:
-                raise quota.exhausted(account, standing)
+                raise quota.exhausted(account, standing, rates.most(1, 1, 0) or rates.most(1, 1, 1))
         row = Row(
             id=secrets.token_hex(12),
             request_id=request_id,

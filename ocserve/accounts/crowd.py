@@ -3,7 +3,8 @@
 As with a key's limits a refusal is a ticket. But under overload most of those who are refused go elsewhere, so tickets
 are overbooked by the share of them that is used, which is learnt, and no slot waits for one longer than it takes:
 
-1. A ticket is claimed by the same key's next attempt, from its moment on. Its holder passes if any slot is free.
+1. A ticket is claimed by the same key's next attempt, from its moment on, or by the same request again from a client
+   that does not count (rule 1 of a key's line). Its holder passes if any slot is free.
 2. Whoever holds none passes if slots are left for those whose tickets are due about now, as many as usually come.
 3. Tickets are given out at the pace at which their holders can be served: that of the measured durations, less what
    chance needs (the fewer slots, the more), over the share that is used. None is for later than clients wait.
@@ -19,7 +20,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from ocserve.accounts.buckets import SECOND
-from ocserve.accounts.line import LONGEST_TOLD, Durations
+from ocserve.accounts.line import LONGEST_TOLD, Attempt, Durations, Numbered
 
 _GRACE = 2 * SECOND  # clients add up to a quarter to what they are told, and round it up to a second
 _MOST_TICKETS = 4000
@@ -51,7 +52,7 @@ class Room:
 class _Ticket:
     due_ns: int
     holder: str
-    attempt: int | None
+    expected: Attempt
 
 
 @dataclass(eq=False, slots=True)
@@ -72,12 +73,10 @@ class Crowd:
         self._tickets: list[_Ticket] = []  # in the order of their moments
         self._durations = Durations()
         self._share_used = 1.0
+        self._numbered = Numbered()
 
-    def enter(self, room: Room, holder: str, attempt: int | None, now_ns: int) -> Stay | int:
-        """A place, or the nanoseconds after which to come for one.
-
-        `attempt` is how often this request was refused before, None if the client does not say.
-        """
+    def enter(self, room: Room, holder: str, attempt: Attempt, now_ns: int) -> Stay | int:
+        """A place, or the nanoseconds after which to come for one."""
         self._forget_lapsed(now_ns)
         ticket = self._claimed(holder, attempt, now_ns)
         if self._passes(room, holder, now_ns, has_ticket=ticket is not None):
@@ -86,7 +85,7 @@ class Crowd:
             return stay
         wait_ns = self._wait_ns(room, now_ns, has_ticket=ticket is not None)
         if wait_ns <= LONGEST_TOLD and len(self._tickets) < _MOST_TICKETS:
-            made = _Ticket(now_ns + wait_ns, holder, None if attempt is None else attempt + 1)
+            made = _Ticket(now_ns + wait_ns, holder, attempt.following())
             self._tickets.insert(bisect_right(self._tickets, made.due_ns, key=_due), made)
         return wait_ns
 
@@ -96,15 +95,18 @@ class Crowd:
         if served:
             self._durations.ended(now_ns - stay.begun_ns)
 
-    def _claimed(self, holder: str, attempt: int | None, now_ns: int) -> _Ticket | None:
+    def _claimed(self, holder: str, attempt: Attempt, now_ns: int) -> _Ticket | None:
         """Take the ticket that this attempt has, if it has one (rule 1)."""
-        for index in range(bisect_right(self._tickets, now_ns, key=_due)):
-            ticket = self._tickets[index]
-            if ticket.holder == holder and ticket.attempt == attempt:
-                del self._tickets[index]
-                self._share_used += _WEIGHT * (1 - self._share_used)
-                return ticket
-        return None
+        self._numbered.learn(attempt)
+        due = self._tickets[: bisect_right(self._tickets, now_ns, key=_due)]
+        mine = [ticket for ticket in due if ticket.holder == holder]
+        own = [ticket for ticket in mine if ticket.expected.number == attempt.number]
+        own = own or [ticket for ticket in mine if self._numbered.begun_anew(attempt, ticket.expected)]
+        if not own:
+            return None
+        self._tickets.remove(own[0])
+        self._share_used += _WEIGHT * (1 - self._share_used)
+        return own[0]
 
     def _forget_lapsed(self, now_ns: int) -> None:
         """Drop tickets whose holders did not come, and learn from it (rule 4)."""

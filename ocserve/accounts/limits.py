@@ -17,7 +17,7 @@ from ocserve import config
 from ocserve.accounts.buckets import MINUTE, SECOND, Dimension, LimitState, Named
 from ocserve.accounts.crowd import Crowd, Room, Stay
 from ocserve.accounts.keystore import AS_SETTINGS, OwnLimits
-from ocserve.accounts.line import LONGEST_TOLD, Durations, Line, Place, Ticket
+from ocserve.accounts.line import LONGEST_TOLD, Attempt, Durations, Line, Place, Ticket
 from ocserve.accounts.past import NO_PAST, Past
 from ocserve.errors import InsufficientQuota, InvalidRequest, Overloaded, RateLimited
 
@@ -26,7 +26,7 @@ class Lease:
     """An admitted request: it holds one request and one slot of its key, from `enter` on a place at its model, and
     from `reserve` on its tokens."""
 
-    def __init__(self, limiter: Limiter, places: tuple[Place, ...], attempt: int | None) -> None:
+    def __init__(self, limiter: Limiter, places: tuple[Place, ...], attempt: Attempt) -> None:
         self._limiter = limiter
         self._places = places
         self._attempt = attempt
@@ -120,10 +120,9 @@ class _Claim:
     wait_ns: int
 
     @staticmethod
-    def of(line: Line, attempt: int | None) -> _Claim:
-        ticket = line.claim(attempt)
-        own = ticket is not None and ticket.attempt == attempt
-        refusals = (ticket.refusals if ticket is not None and own else attempt or 0) + 1
+    def of(line: Line, attempt: Attempt) -> _Claim:
+        ticket, own = line.claim(attempt)
+        refusals = (ticket.refusals if ticket is not None and own else attempt.number or 0) + 1
         wait_ns = line.admission_wait_ns(ticket, refusals)
         if wait_ns and not own:  # somebody else's, lapsed: it stays for the next one
             return _Claim(line, None, False, line.admission_wait_ns(None, refusals))
@@ -164,19 +163,26 @@ class Limiter:
         self._of_models = {each.model: AS_SETTINGS.over(each) for each in limits.models}
 
     def admit(
-        self, key_id: str, *, retry: int | None = None, own: OwnLimits = AS_SETTINGS, model: str | None = None
+        self,
+        key_id: str,
+        *,
+        retry: int | None = None,
+        own: OwnLimits = AS_SETTINGS,
+        model: str | None = None,
+        body: int | None = None,
     ) -> Lease:
         """Take one request and one slot, or raise `RateLimited`.
 
         `retry` is how often the client says it has been refused before (0 is a first attempt), None if it does not say.
-        `own` are the key's own limits.
+        `own` are the key's own limits. `body` is a hash of what the client sends, None where that is not known.
         """
-        claims = [_Claim.of(line, retry) for line in self._lines_of(key_id, own, model)]
+        attempt = Attempt(retry, body)
+        claims = [_Claim.of(line, attempt) for line in self._lines_of(key_id, own, model)]
         longest = max(claims, key=lambda claim: claim.wait_ns)
         if longest.wait_ns:
-            told_s = _promised_s(longest.wait_ns, [(claim.line, claim.give_up()) for claim in claims], retry)
+            told_s = _promised_s(longest.wait_ns, [(claim.line, claim.give_up()) for claim in claims], attempt)
             raise _limited(longest.line.admission_limit(), "requests", told_s)
-        return Lease(self, tuple(claim.line.begin(claim.ticket) for claim in claims), retry)
+        return Lease(self, tuple(claim.line.begin(claim.ticket) for claim in claims), attempt)
 
     def snapshot(self, key_id: str, own: OwnLimits = AS_SETTINGS, model: str | None = None) -> LimitState:
         """What a client with no ticket finds now."""
@@ -226,7 +232,7 @@ def _least(states: list[Dimension | None]) -> Dimension | None:
     return min(known, key=lambda state: (state.remaining, -state.full_in_ns), default=None)
 
 
-def _promised_s(wait_ns: int, lines: list[tuple[Line, int]], attempt: int | None) -> float:
+def _promised_s(wait_ns: int, lines: list[tuple[Line, int]], attempt: Attempt) -> float:
     """Promise a place in each of `lines`, with so many tokens, `wait_ns` from now; when to come for it, in seconds."""
     promised = [line.promise(wait_ns, attempt, tokens) for line, tokens in lines]
     # Whoever would not wait so long comes at the latest that they obey, and is told the rest.

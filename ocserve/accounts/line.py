@@ -6,7 +6,9 @@ behind the tickets before it, `Retry-After` is when its turn comes, and its unit
 then. Clients say how often they have tried; that number and their key are all that ties a ticket to its holder:
 
 1. A ticket is for one attempt: one that refused attempt n is claimed by an attempt n + 1 at or after the time told.
-   Clients that do not number their attempts claim the tickets of their own kind.
+   Clients that do not number their attempts claim the tickets of their own kind. Some number them and begin anew each
+   time, as a client does whose own retries are off: theirs is the ticket that was given for the very same request,
+   unless requests like it are seen to be numbered, or nobody comes with the ticket's number who has the usual retries.
 2. A claim whose turn has come passes. One that came early, since clients obey no wait above 120 s, is told the rest.
 3. Whoever holds no ticket passes only if every ticket can still be served.
 4. A ticket not claimed within a grace period lapses: its units go to whoever comes first. So tickets of clients that do
@@ -18,6 +20,7 @@ then. Clients say how often they have tried; that number and their key are all t
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +32,7 @@ LONGEST_TOLD = 119 * SECOND  # the usual SDKs give up when told to wait more tha
 _GRACE = 5 * SECOND
 _KEPT_LAPSED = MINUTE
 _USUAL_RETRIES = 2
+_MOST_NUMBERED = 64  # requests of which is remembered that they were numbered
 _MOST_TICKETS = 1000  # of one line; beyond it waits are told and not promised
 
 # Requests end at random. Someone who comes when on average a slot is free finds none about every second time, so the
@@ -57,13 +61,49 @@ class Durations:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """What a request tells of itself: how often it was refused before (0 at first, None if the client does not say),
+    and a hash of its body that equals only that of the very same request (None: not known).
+    """
+
+    number: int | None = None
+    body: int | None = None
+
+    def following(self) -> Attempt:
+        """What it will tell when it comes back."""
+        return self if self.number is None else Attempt(self.number + 1, self.body)
+
+
+# Of a request that tells nothing.
+UNKNOWN = Attempt()
+
+
+class Numbered:
+    """Which requests were last seen to come back with a number: their clients count, so a first one is a newcomer."""
+
+    def __init__(self) -> None:
+        self._bodies: deque[int] = deque(maxlen=_MOST_NUMBERED)
+
+    def learn(self, attempt: Attempt) -> None:
+        """Have seen this attempt."""
+        if attempt.number and attempt.body is not None and attempt.body not in self._bodies:
+            self._bodies.append(attempt.body)
+
+    def begun_anew(self, attempt: Attempt, expected: Attempt) -> bool:
+        """Whether this is the request that is `expected`, though it says another number (rule 1)."""
+        if attempt.number is None or expected.number is None or attempt.body is None or attempt.body != expected.body:
+            return False
+        return expected.number > _USUAL_RETRIES or attempt.body not in self._bodies
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """A promise: one request, one slot and `tokens` tokens at `due_ns`, to a client told to come at `told_ns`.
 
-    `attempt` is the number the client will come with, None if it does not number its attempts.
+    `expected` is what the client will come with.
     """
 
-    attempt: int | None
+    expected: Attempt
     told_ns: int
     due_ns: int
     tokens: int
@@ -75,7 +115,7 @@ class Ticket:
     @property
     def refusals(self) -> int:
         """How often its holder has been refused; at least once."""
-        return self.attempt or 1
+        return self.expected.number or 1
 
 
 @dataclass(eq=False, slots=True)
@@ -100,6 +140,7 @@ class Line:
         self.tokens = Quota("tokens", limits.tokens_per_minute, limits.tokens_per_day)
         self.running: set[Place] = set()
         self.tickets: list[Ticket] = []
+        self._numbered = Numbered()
         self._durations = durations
         self._now_ns = now_ns
 
@@ -172,12 +213,15 @@ class Line:
     def promised_tokens(self) -> int:
         return sum(ticket.tokens for ticket in self.tickets)
 
-    def claim(self, attempt: int | None) -> Ticket | None:
-        """The ticket that this attempt may use: one of its own, or else a lapsed one (rules 1 and 4)."""
+    def claim(self, attempt: Attempt) -> tuple[Ticket | None, bool]:
+        """The ticket that this attempt may use, and whether it is its own or else a lapsed one (rules 1 and 4)."""
         now = self._now_ns
-        own = [ticket for ticket in self.tickets if ticket.attempt == attempt and ticket.told_ns <= now]
-        candidates = own or [ticket for ticket in self.tickets if ticket.lapsed(now)]
-        return min(candidates, key=lambda ticket: ticket.due_ns, default=None)
+        self._numbered.learn(attempt)
+        told = [ticket for ticket in self.tickets if ticket.told_ns <= now]
+        own = [ticket for ticket in told if ticket.expected.number == attempt.number]
+        own = own or [ticket for ticket in told if self._numbered.begun_anew(attempt, ticket.expected)]
+        candidates = own or [ticket for ticket in told if ticket.lapsed(now)]
+        return min(candidates, key=lambda ticket: ticket.due_ns, default=None), bool(own)
 
     def admission_wait_ns(self, ticket: Ticket | None, refusals: int) -> int:
         """0 if a request may pass now, by its ticket or without one (rules 2 and 3); else how long until it may."""
@@ -208,7 +252,8 @@ class Line:
         kept = sorted(
             max(0, ticket.due_ns - self._now_ns)
             for ticket in rivals
-            if ticket.refusals <= _USUAL_RETRIES and (ticket.attempt is not None or ticket.due_ns <= self._now_ns)
+            if ticket.refusals <= _USUAL_RETRIES
+            and (ticket.expected.number is not None or ticket.due_ns <= self._now_ns)
         )
         # A request that outlasts the plan is taken to go on for a quarter of its age.
         free_in = [max(lasts - age, age // 4, 1) for age in ages]
@@ -223,13 +268,12 @@ class Line:
         # Caution alone must not make a wait so long that clients give up.
         return max(1, min(free_in[0], max(LONGEST_TOLD, free_in[0] // caution)))
 
-    def promise(self, wait_ns: int, attempt: int | None, tokens: int) -> bool:
+    def promise(self, wait_ns: int, attempt: Attempt, tokens: int) -> bool:
         """Give out a ticket for `wait_ns` from now if a client would wait for it; whether that was done."""
-        if wait_ns > LONGEST_TOLD * (2 if attempt == 0 else 1) or len(self.tickets) >= _MOST_TICKETS:
+        if wait_ns > LONGEST_TOLD * (2 if attempt.number == 0 else 1) or len(self.tickets) >= _MOST_TICKETS:
             return False
-        following = None if attempt is None else attempt + 1
         told_ns = self._now_ns + min(wait_ns, LONGEST_TOLD)
-        self.tickets.append(Ticket(following, told_ns, self._now_ns + wait_ns, tokens))
+        self.tickets.append(Ticket(attempt.following(), told_ns, self._now_ns + wait_ns, tokens))
         return True
 
     def admission_limit(self) -> Named:

@@ -133,6 +133,11 @@ class Tariff:
         return bool(self._entries)
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """The names that have a price on some day."""
+        return tuple(self._entries)
+
+    @property
     def tiered(self) -> bool:
         """Whether any price depends on how much a key has used."""
         return any(prices.tiers for entries in self._entries.values() for _, prices in entries)

@@ -7,10 +7,13 @@ from ocserve.accounts.pricing import dollars
 from ocserve.errors import InsufficientQuota
 
 
-def exhausted(account: Account, standing: Standing) -> InsufficientQuota:
-    """Nothing is left of what bounds a key's spending."""
+def exhausted(account: Account, standing: Standing, least: int) -> InsufficientQuota:
+    """Nothing is left of what bounds a key's spending; `least` picodollars is what the smallest request may cost."""
     bounds, setting = _bounds(account, standing)
-    return _refused(bounds, setting)
+    return _refused(
+        f"{bounds} Even a request of one token in and one out may cost {dollars(least)} US dollars.",
+        setting,
+    )
 
 
 def exceeded(account: Account, standing: Standing, most: int, *, fixed: int, token: int) -> InsufficientQuota:
@@ -28,7 +31,8 @@ def exceeded(account: Account, standing: Standing, most: int, *, fixed: int, tok
 
 
 def _refused(words: str, setting: str) -> InsufficientQuota:
-    error = InsufficientQuota(words)
+    ask = " Whoever runs this server can credit the key." if setting == "balance" else ""
+    error = InsufficientQuota(words + ask)
     error.limit = setting
     return error
 
@@ -39,7 +43,8 @@ def _bounds(account: Account, standing: Standing) -> tuple[str, str]:
     if under_cap is None or (account.prepaid and standing.available <= under_cap):
         return (
             f"This key is prepaid: its balance is {dollars(standing.balance)} US dollars, of which "
-            f"{dollars(standing.held)} is held for requests that are running."
+            f"{dollars(standing.held)} is held for requests that are running, so {dollars(max(0, standing.available))} "
+            "is left."
         ), "balance"
     assert account.spend_cap is not None
     return (

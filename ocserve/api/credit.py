@@ -69,13 +69,16 @@ class Month(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True, tag="balance", tag_field="object"):
-    """A key's money: `balance` is what it was credited less what it was charged, `available` less what is held too."""
+    """A key's money: `balance` is what it was credited less what it was charged, `available` less what is held too.
+
+    Both are None for a key that is not prepaid.
+    """
 
     key: str
     prepaid: bool
-    balance: str
+    balance: str | None
     held: str
-    available: str
+    available: str | None
     credited: str
     charged: str
     spend_cap: str | None

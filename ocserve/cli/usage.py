@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _BAR = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _CREDIT_FIELDS = ("id", "amount", "note", "correction", "credited_us", "balance")
+_STANDING_FIELDS = ("month", "credited", "charged", "held", "month_charged", "month_held")
 _DATE = click.DateTime(["%Y-%m-%d"])
 
 
@@ -96,7 +97,8 @@ def _print_json(
                 {"key": each.key_id, **{name: getattr(each, name) for name in _CREDIT_FIELDS}} for each in credited
             ],
             "balances": [
-                {"key": key, "balance": each.balance, **msgspec.to_builtins(each)} for key, each in standings.items()
+                {"key": key, "balance": each.balance, **{name: getattr(each, name) for name in _STANDING_FIELDS}}
+                for key, each in standings.items()
             ],
         }
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
+from ocserve.accounts.line import Attempt
 from ocserve.api.questions import Asked, QuestionDialect
 from ocserve.generation import Embedded, Scored
 from ocserve.http import answers
@@ -34,7 +35,7 @@ class Ask:
         exchange.name_ignored(asked.ignored)
         await unless_gone(disconnected(receive), self._answer(exchange, asked, send, attempt(scope)))
 
-    async def _answer(self, exchange: Exchange, asked: Asked, send: Send, tries: int | None) -> None:
+    async def _answer(self, exchange: Exchange, asked: Asked, send: Send, tries: Attempt) -> None:
         assert exchange.caller is not None
         try:
             with in_clients_words(asked.paths):

@@ -70,9 +70,9 @@ class KeyBalance:
         answer = credit.Balance(
             key=key.name,
             prepaid=key.prepaid,
-            balance=dollars(now.balance),
+            balance=dollars(now.balance) if key.prepaid else None,
             held=dollars(now.held),
-            available=dollars(now.available),
+            available=dollars(now.available) if key.prepaid else None,
             credited=dollars(now.credited),
             charged=dollars(now.charged),
             spend_cap=key.spend_cap,

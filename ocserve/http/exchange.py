@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Limiter
+from ocserve.accounts.line import Attempt
 from ocserve.api import anthropic_wire
 from ocserve.api.fields import Field, Values
 from ocserve.api.operations import QUERIES
@@ -92,6 +93,10 @@ class Exchange:
         self.set_headers(limit_headers.openai(state))
         if self.error_body is anthropic_wire.error_body:
             self.set_headers(limit_headers.anthropic(state, time.time()))
+        self.tell_balance()
+
+    def tell_balance(self) -> None:
+        """Say what is left of a prepaid key's balance, if the request has held or cost anything of it."""
         if self.trace.bill is not None and self.trace.bill.remaining is not None:
             self.set_headers(limit_headers.balance(self.trace.bill.remaining))
 
@@ -125,10 +130,11 @@ def has_body(scope: Scope) -> bool:
     )
 
 
-def attempt(scope: Scope) -> int | None:
-    """How often the client has tried before, if it says so in a way that can be believed."""
+def attempt(scope: Scope) -> Attempt:
+    """What the request tells of earlier tries: their number, if it says so in a way that can be believed."""
     counts = header_values(scope, b"x-stainless-retry-count")
-    return int(counts[0]) if len(counts) == 1 and counts[0].isdigit() and len(counts[0]) <= 4 else None
+    number = int(counts[0]) if len(counts) == 1 and counts[0].isdigit() and len(counts[0]) <= 4 else None
+    return Attempt(number, hash(Exchange.of(scope).body))  # salted in each process, so nobody can make two equal
 
 
 def peer_address(scope: Scope) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive, Scope, Send
 
+from ocserve.accounts.line import UNKNOWN, Attempt
 from ocserve.api.dialect import Dialect, Encoder, Frame, Parsed, Reply
 from ocserve.errors import ApiError, InternalError
 from ocserve.generation import Failed
@@ -42,7 +43,7 @@ class Generate:
         exchange.name_ignored(parsed.ignored)
         await unless_gone(disconnected(receive), self._answer(exchange, parsed, send, attempt(scope)))
 
-    async def _answer(self, exchange: Exchange, parsed: Parsed, send: Send, tries: int | None) -> None:
+    async def _answer(self, exchange: Exchange, parsed: Parsed, send: Send, tries: Attempt) -> None:
         async with answering(self._service, self._dialect, parsed, exchange, tries) as (encoder, generation):
             if parsed.stream:
                 batches = frames(encoder, generation, exchange.trace)
@@ -56,7 +57,7 @@ class Generate:
 
 @asynccontextmanager
 async def answering(
-    service: Service, dialect: Dialect, parsed: Parsed, exchange: Exchange, tries: int | None = None
+    service: Service, dialect: Dialect, parsed: Parsed, exchange: Exchange, tries: Attempt = UNKNOWN
 ) -> AsyncIterator[tuple[Encoder, Generation]]:
     """The admitted request and the encoder of its answer. What is refused is named as the client named it."""
     assert exchange.caller is not None
@@ -68,6 +69,7 @@ async def answering(
                 exchange.tell_limits(service.limiter)
                 exchange.name_ignored((*parsed.ignored, *parsed.named(generation.ignored)))
                 yield (parsed.encoder or dialect.encoder)(_reply(parsed, exchange.trace)), generation
+        exchange.tell_balance()  # settled by now, as an answer that leaves whole says
     except ApiError:
         exchange.tell_limits(service.limiter)
         raise

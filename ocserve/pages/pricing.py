@@ -19,6 +19,12 @@ _TOKENS = {
 }
 _PIECES = {"image": "Images, each beside its tokens", "request": "Requests, each"}
 
+_UNITS = (
+    "<p>US dollars (USD) per million tokens, unless it says for one. Each input token is charged once: one that was "
+    f"computed as “{_TOKENS['cache_write']}”, one that was read as “{_TOKENS['cached_prompt']}”. Where these have no "
+    f"price of their own, theirs is that of “{_TOKENS['prompt']}”.</p>"
+)
+
 
 # The prices of each model that hold now, and then those that are announced.
 Lists = Mapping[str, Sequence[DatedPrices]]
@@ -85,7 +91,7 @@ def html(models: Lists, terms: Terms, publication: Publication) -> bytes:
     if not parts:
         parts.append("<p>No prices are published.</p>")
     else:
-        parts.insert(0, "<p>US dollars (USD) per million tokens, unless it says for one.</p>")
+        parts.insert(0, _UNITS)
     parts.append(f"<h2>What is charged</h2><p>{prose(terms.text)}</p>")
     if publication.texts.payment:
         parts.append(f"<h2>Payment</h2>{written(publication.texts.payment)}")

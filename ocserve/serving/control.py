@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts import pricing
+from ocserve.accounts.billing import Billing
 from ocserve.catalog.errors import CatalogError, DoesNotFit, NotInstalled
 from ocserve.catalog.progress import Progress
 from ocserve.catalog.pull import describe_file, pull
@@ -133,21 +134,33 @@ class Control:
         if "log.level" in found:
             logs.configure(tree.log)
         self._settings = after
+        self._service.billing.reset(tree.billing, tariff)
         serve()
         self._service.limit(tree.limits)
-        self._service.billing.reset(tree.billing, tariff)
         self._fetcher.obey(tree.images)
         self._edge.now = replace(self._edge.now, **{name: getattr(tree.server, name) for name in _IN_TREE})
-        say_unserved(tree.limits, self._lineup.described)
+        say_unserved(tree.limits, self._service.billing, self._lineup.described)
+        say_unpriced(self._service.billing, self._lineup.described)
         return found
 
 
-def say_unserved(limits: config.Limits, served: Container[str]) -> None:
-    """Limits of a model that is not served limit nothing until it is: its name may be mistyped."""
+def say_unserved(limits: config.Limits, billing: Billing, served: Container[str]) -> None:
+    """Limits and prices of a model that is not served do nothing until it is: its name may be mistyped."""
     for each in limits.models:
         if each.model not in served:
             detail = f"limits.models has limits for {each.model}, which is not served at present"
             logs.event("notice", level="warning", detail=detail)
+    for name in billing.unserved(served):
+        detail = f"billing.prices has prices for {name}, which is not served at present"
+        logs.event("notice", level="warning", detail=detail)
+
+
+def say_unpriced(billing: Billing, models: Iterable[str]) -> None:
+    """Models without a price where others have one: either name may be mistyped."""
+    then = "refused" if billing.refuses_unpriced else "free"
+    for name in billing.unpriced(models):
+        detail = f"billing.prices has no price for {name} today: requests for it are {then}"
+        logs.event("notice", level="warning", detail=detail)
 
 
 def _told(error: CatalogError | config.ConfigError) -> str:

@@ -10,7 +10,7 @@ LIVE = frozenset(
     {
         *(f"limits.{name}" for name in ("requests_per_minute", "requests_per_day", "tokens_per_minute")),
         *(f"limits.{name}" for name in ("tokens_per_day", "concurrent_requests", "queue", "spare_slots", "models")),
-        *(f"billing.{name}" for name in ("prices", "cancelled", "failed")),
+        *(f"billing.{name}" for name in ("prices", "unpriced", "cancelled", "failed")),
         *(f"images.{name}" for name in ("max_count", "max_file_bytes", "max_pixels", "max_total_pixels")),
         *(f"images.{name}" for name in ("fetch", "fetch_hosts", "fetch_timeout_s")),
         *(f"model.{name}" for name in ("aliases", "also", "serve_installed")),

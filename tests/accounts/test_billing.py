@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.billing import Billing
+from ocserve.accounts.keystore import KeyStore
 from ocserve.accounts.ledger import Ledger, Row
 from ocserve.accounts.past import Past
 from ocserve.accounts.pricing import PICODOLLARS
@@ -49,6 +50,23 @@ def billed(billing: Billing, **script: object) -> Iterator[Served]:
 def only(tmp_path: Path) -> Row:
     (row,) = rows(tmp_path / "ledger.db")
     return row
+
+
+def test_a_model_without_a_price_is_refused_where_the_operator_wants_it(tmp_path: Path) -> None:
+    """Not where nothing has a price, and not for a key that has prices of its own."""
+    store = KeyStore(tmp_path / "keys.json")
+    keys = [store.create("listed")[1], store.create("own", price={"prompt": "0.1"})[1]]
+    statuses = []
+    for unpriced, tariff in (("refuse", priced("tinny")), ("serve", priced("tinny")), ("refuse", None)):
+        billing = Billing(config.Billing(unpriced=unpriced), tariff, today=lambda: TODAY)  # type: ignore[arg-type]
+        with serving(ScriptedEngine, billing=billing, store=store) as served:
+            answers = [served.chat(headers={"x-api-key": key}) for key in keys]
+            statuses.append([answer.status for answer in answers])
+            if statuses == [[404, 200]]:
+                error = answers[0].error
+                assert (error["code"], error["param"]) == ("model_not_priced", "model")
+                assert "The model tiny has no price" in error["message"]
+    assert statuses == [[404, 200], [200, 200], [200, 200]]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

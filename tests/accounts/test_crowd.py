@@ -116,6 +116,24 @@ def test_an_overload_is_served_at_full_pace_and_honestly(
     assert recovery_s < 5.0
 
 
+def test_a_client_that_counts_from_anew_is_known_by_the_same_request() -> None:
+    now = 0.0
+    limiter = Limiter(config.Limits(), lambda: now)
+
+    def enter(body: int) -> Lease:
+        lease = limiter.admit("key", retry=0, body=body)
+        lease.enter(Room("model", 2, returning=1), "key")
+        return lease
+
+    enter(7)
+    with pytest.raises(Overloaded) as refusal:
+        enter(7)
+    now += refusal.value.retry_after_s or 0
+    with pytest.raises(Overloaded):
+        enter(8)
+    enter(7).settle(0)
+
+
 def test_what_is_spare_is_for_who_asks_for_little() -> None:
     limiter = Limiter(config.Limits(), lambda: 0.0)
 

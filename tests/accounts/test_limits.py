@@ -166,6 +166,52 @@ def test_a_newcomer_does_not_take_what_was_promised() -> None:
     assert admitted(lambda: limits.admit(KEY, retry=1))
 
 
+def test_who_counts_and_begins_anew_is_known_by_the_same_request() -> None:
+    """A client whose own retries are off says 0 each time. Others with another request do not take its turn."""
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=10)
+    for _ in range(10):
+        limits.admit(KEY, retry=0, body=7).settle(0)
+    for _ in range(20):
+        with pytest.raises(RateLimited) as refusal:
+            limits.admit(KEY, retry=0, body=7)
+        clock.now += refusal.value.retry_after_s or 0
+        limits.admit(KEY, retry=0, body=7).settle(0)
+    with pytest.raises(RateLimited) as refusal:
+        limits.admit(KEY, retry=0, body=7)
+    clock.now += refusal.value.retry_after_s or 0
+    assert not admitted(lambda: limits.admit(KEY, retry=0, body=8))
+    assert admitted(lambda: limits.admit(KEY, retry=0, body=7))
+
+
+def test_where_the_same_request_is_numbered_a_newcomer_with_it_waits() -> None:
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=10)
+    for _ in range(10):
+        limits.admit(KEY, retry=0, body=7).settle(0)
+    for _ in range(5):
+        with pytest.raises(RateLimited) as refusal:
+            limits.admit(KEY, retry=0, body=7)
+        clock.now += refusal.value.retry_after_s or 0
+        limits.admit(KEY, retry=1, body=7).settle(0)
+    with pytest.raises(RateLimited) as refusal:
+        limits.admit(KEY, retry=0, body=7)
+    clock.now += refusal.value.retry_after_s or 0
+    assert not admitted(lambda: limits.admit(KEY, retry=0, body=7))
+    assert admitted(lambda: limits.admit(KEY, retry=1, body=7))
+
+
+def test_who_begins_anew_after_the_usual_retries_has_what_was_promised_to_the_last() -> None:
+    clock = Clock()
+    limits = limiter(clock, requests_per_minute=1)
+    limits.admit(KEY, retry=0, body=7).settle(0)
+    with pytest.raises(RateLimited) as refusal:
+        limits.admit(KEY, retry=2, body=7)
+    clock.now += refusal.value.retry_after_s or 0
+    assert not admitted(lambda: limits.admit(KEY, retry=0, body=8))
+    assert admitted(lambda: limits.admit(KEY, retry=0, body=7))
+
+
 def test_an_impatient_client_does_not_lock_itself_out() -> None:
     """Who asks again and again while a slot is taken, without counting, has it as soon as it is free."""
     clock = Clock()
@@ -433,7 +479,9 @@ def follow(
         elif kind == "admit":
             key, model, retry, size = value
             try:
-                lease = limits.admit(key, retry=retry, own=own if key == "two" else OwnLimits(), model=model)
+                lease = limits.admit(
+                    key, retry=retry, own=own if key == "two" else OwnLimits(), model=model, body=size % 3
+                )
                 lease.reserve(size)
             except RateLimited as refusal:
                 told_s = refusal.retry_after_s or 0.0

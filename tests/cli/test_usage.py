@@ -147,6 +147,7 @@ def test_credits_balances_and_tiers_are_shown(rows: list[Row], tmp_path: Path) -
     found = json.loads(run("usage", "--month", "2026-11", "--by", "tier", "--json").stdout)
     assert [each["tier"] for each in found["usage"]] == ["0", "1000000"]
     assert [each["amount"] for each in found["credits"]] == [10**13, -(10**12)]
+    assert "month_tokens" not in found["balances"][0], "they are of one model"
     assert {each["key"]: each["balance"] for each in found["balances"]}["key-1"] == 9 * 10**12 - charged
     assert json.loads(run("usage", "--month", "2026-10", "--json").stdout)["credits"] == []
     assert dollars(9 * 10**12 - charged) in run("usage").stdout.splitlines()[-1]

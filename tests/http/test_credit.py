@@ -93,6 +93,10 @@ def test_what_is_credited_may_be_spent_and_no_more(tmp_path: Path) -> None:
         assert refused.headers["x-should-retry"] == "false"
         assert "retry-after" not in refused.headers
         assert "balance is 0.00 US dollars" in refused.error["message"]
+        assert "so 0.00 is left" in refused.error["message"]
+        least = dollars(REQUEST + PROMPT + COMPLETION)
+        assert f"one token in and one out may cost {least} US dollars" in refused.error["message"]
+        assert "can credit the key" in refused.error["message"]
         assert open_shop.served.engine.runs == {}, "nothing is computed for a key that has nothing"
         made = open_shop.credit("prepaid", {"amount": dollars(MOST_OF_TEN + 1), "note": "invoice 7"})
         assert made.status == 200, made.body
@@ -111,6 +115,26 @@ def test_what_is_credited_may_be_spent_and_no_more(tmp_path: Path) -> None:
         assert found["month"]["charged"] == dollars(MOST_OF_TEN)
         assert [row.outcome for row in rows(open_shop.file)] == ["completed"], "what is refused is in no ledger"
         assert "x-balance-remaining" not in open_shop.chat(open_shop.capped, max_tokens=1).headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_left_is_told_after_the_cost_that_a_whole_answer_states(tmp_path: Path, stream: bool) -> None:
+    """A stream's headers leave before it is known; then the most that it can cost is held."""
+    with shop(tmp_path) as open_shop:
+        open_shop.credit("prepaid", {"amount": "1"})
+        answer = open_shop.chat(open_shop.prepaid, max_tokens=3000, stream=stream)
+        left = amount("1") - FIXED - (3000 if stream else 40) * COMPLETION
+        assert answer.headers["x-balance-remaining"] == dollars(left)
+        if not stream:
+            assert answer.json["usage"]["cost"] == (amount("1") - left) / PICODOLLARS
+            assert open_shop.balance("prepaid")["balance"] == dollars(left)
+
+
+def test_a_key_that_is_not_prepaid_has_no_balance(tmp_path: Path) -> None:
+    with shop(tmp_path) as open_shop:
+        assert open_shop.chat(open_shop.capped, max_tokens=10).status == 200
+        found = open_shop.balance("capped")
+        assert (found["balance"], found["available"], found["charged"]) == (None, None, dollars(MOST_OF_TEN))
 
 
 def test_a_refusal_says_with_how_many_tokens_it_would_pass(tmp_path: Path) -> None:
@@ -307,7 +331,8 @@ def test_vectors_and_rankings_hold_what_their_bytes_may_cost(tmp_path: Path) -> 
         assert long.status == 429
         assert "would pass" not in long.error["message"]
         answer = open_shop.served.request("POST", "/v1/embeddings", {"model": "tiny", "input": "four"}, given)
-        assert (answer.status, answer.headers["x-balance-remaining"]) == (200, "0.00")
+        left = dollars(28 * PROMPT)  # 32 were held
+        assert (answer.status, answer.headers["x-balance-remaining"]) == (200, left)
         open_shop.credit("prepaid", {"amount": "1"})
         ranking = {"model": "tiny", "query": "q", "documents": ["a", "bc"]}
         ranked = open_shop.served.request("POST", "/v1/rerank", ranking, given)

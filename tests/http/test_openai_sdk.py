@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -333,3 +334,16 @@ def test_images_reach_a_model_that_sees_and_no_other() -> None:
             with pytest.raises(openai.BadRequestError) as caught:
                 sdk.chat.completions.create(model="tiny", messages=[{"role": "user", "content": content}])
             assert caught.value.param == "messages[0].content[1].image_url.url"
+
+
+def test_a_client_without_retries_of_its_own_that_waits_as_told_is_served() -> None:
+    with client(limits=config.Limits(requests_per_minute=60)) as (sdk, _):
+        refused = 0
+        for _ in range(62):
+            try:
+                sdk.completions.create(**COMPLETION)
+            except openai.RateLimitError as refusal:
+                refused += 1
+                time.sleep(int(refusal.response.headers["retry-after-ms"]) / 1000)
+                sdk.completions.create(**COMPLETION)
+        assert refused

@@ -58,6 +58,37 @@ async def running(site: Site, tiny_model: Path) -> AsyncIterator[app.Daemon]:
         yield daemon
 
 
+async def test_prices_that_meet_no_model_and_models_without_a_price_are_told(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start, at a reload and when a model joins."""
+    said: list[str] = []
+    monkeypatch.setattr(
+        control.logs, "event", lambda name, **facts: said.append(facts["detail"]) if name == "notice" else None
+    )
+
+    def told() -> list[str]:
+        found = [each for each in said if each.startswith("billing.prices")]
+        said.clear()
+        return found
+
+    site = Site(tmp_path)
+    site.prices.write_text(PRICES.format("0.1").replace("tiny", "tinny"))
+    site.write(f"[billing]\nprices = '{site.prices}'\n")
+    no_model = "billing.prices has prices for tinny, which is not served at present"
+    async with running(site, tiny_model) as daemon:
+        assert told() == [no_model, "billing.prices has no price for tiny today: requests for it are free"]
+        site.write(f"[billing]\nprices = '{site.prices}'\nunpriced = 'refuse'\n")
+        await daemon.control.reload()
+        assert told() == [no_model, "billing.prices has no price for tiny today: requests for it are refused"]
+        install(site.store, "other", tiny_model)
+        await daemon.service.look()
+        assert told() == ["billing.prices has no price for other today: requests for it are refused"]
+        site.prices.write_text(PRICES.format("0.1") + PRICES.format("0.1").replace("tiny", "other"))
+        await daemon.control.reload()
+        assert told() == []
+
+
 async def refused(daemon: app.Daemon) -> ApiError:
     with pytest.raises(ApiError) as found:
         await daemon.control.reload()
