@@ -24,7 +24,7 @@ from ocserve.accounts.crowd import Room
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
 from ocserve.accounts.offer import Offer
-from ocserve.doors import Doors, shutting_down
+from ocserve.doors import Doors, drained, shutting_down
 from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.handle import Engine, LoadError
@@ -322,19 +322,20 @@ class Service:
     async def drain(self, deadline_s: float) -> None:
         """Take nothing more; let what was accepted finish. At the deadline the rest ends with an error event.
 
-        If the doors are opened again before, nothing is ended.
+        If the doors are opened again before, or another drain is begun, nothing is ended.
         """
-        self.doors.drain()
+        number = self.doors.drain()
         try:
             await asyncio.wait_for(self._idle.wait(), deadline_s)
         except TimeoutError:
-            if not self.doors.draining:
+            if not self.doors.drained_by(number):
                 return
-            self.fleet.refuse_waiting(shutting_down())
+            why = shutting_down if self.doors.stopping else drained
+            self.fleet.refuse_waiting(why())
             for desk in self._desks.values():
-                desk.shares.refuse_waiting(shutting_down())
+                desk.shares.refuse_waiting(why())
             for engine in self.fleet.engines.values():  # those that are to go have requests too
-                engine.fail_all(shutting_down())
+                engine.fail_all(why())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), 1.0)
 
