@@ -155,9 +155,11 @@ class Service:
             raise EngineUnavailable(f"The model could not be loaded: {error}", code="model_load_failed") from None
 
     async def unload(self, name: str, wait_s: float) -> None:
-        """Unload a model; raises `Conflict` where somebody still uses it after `wait_s` seconds."""
+        """Unload a model; raises `Conflict` where it is still used, or loads, after `wait_s` seconds."""
         if not await self.fleet.unload(name, wait_s):
-            raise Conflict("Requests use the model at present.", param="model", code="model_busy")
+            raise Conflict(
+                "Requests use the model at present, or it is being loaded.", param="model", code="model_busy"
+            )
 
     def owed(self, name: str) -> int:
         """Answers of one model that are being generated or waited for."""
