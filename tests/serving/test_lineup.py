@@ -33,7 +33,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
 
     def event(name: str, **facts: object) -> None:
-        lines.append(f"{facts['detail']}" if name == "notice" else f"{name}: {facts['detail']}")
+        if name != "library":  # asyncio's, where a test before had every line logged
+            lines.append(f"{facts['detail']}" if name == "notice" else f"{name}: {facts['detail']}")
 
     monkeypatch.setattr(module.logs, "event", event)
     return lines
