@@ -133,10 +133,10 @@ async def running(
         refuse_context(tree.engine, models[0], facts.trained_context)
         say_unserved(tree.limits, billing, lineup.described)
         say_unpriced(billing, lineup.described)
-        edge = Edge(sized(tree.server, reads_images=lineup.reads_images))
 
         fetcher = ImageFetcher(tree.images)
         past = Past(await asyncio.to_thread(billing.ledger.recent)) if billing.ledger is not None else NO_PAST
+        edge = Edge(sized(tree.server, reads_images=lineup.reads_images))
         limiter = Limiter(tree.limits, past=past)
         service = Service(
             lineup.fleet, lineup.described, limiter, tree.limits, fetcher, billing, doors, lineup.look, judge

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, UnderMaintenance
 
@@ -55,6 +57,8 @@ class Doors:
         self._file = file
         self._now = now
         self._announced = None if file is None else _read(file)
+        self._changing = threading.Lock()  # the file and what is known of it: two may announce at once
+        self._drains = 0
         self.draining = False
         self.stopping = False
 
@@ -80,9 +84,15 @@ class Doors:
         if (refusal := self._refusal()) is not None:
             raise refusal
 
-    def drain(self) -> None:
-        """Take nothing more until `resume`."""
+    def drain(self) -> int:
+        """Take nothing more until `resume`; the drain's number."""
+        self._drains += 1
         self.draining = True
+        return self._drains
+
+    def drained_by(self, number: int) -> bool:
+        """Whether that drain is under way still: nobody has opened the doors since, or begun another."""
+        return self.draining and number == self._drains
 
     def resume(self) -> None:
         """Take requests again; a server that stops does not."""
@@ -94,32 +104,34 @@ class Doors:
 
     def announce(self, maintenance: Maintenance) -> None:
         """Shut from `starts` to `ends`, instead of any time before. Raises `InvalidRequest` and `CannotKeep`."""
+        try:
+            maintenance = _in_utc(maintenance)
+        except OverflowError:
+            raise InvalidRequest("'starts' and 'ends' must lie in the years 1 to 9999 of UTC.", param="ends") from None
         if maintenance.ends <= maintenance.starts:
             raise InvalidRequest("'ends' must be later than 'starts'.", param="ends")
         if maintenance.ends <= self._now():
             raise InvalidRequest("'ends' is over already.", param="ends")
-        if self._file is not None:
-            _write(self._file, msgspec.json.encode(maintenance))
-        self._announced = maintenance
+        with self._changing:
+            if self._file is not None:
+                _write(self._file, msgspec.json.encode(maintenance))
+            self._announced = maintenance
 
     def take_back(self) -> None:
         """Announce nothing, and open if only that kept the doors shut. Raises `CannotKeep`."""
-        if self._file is not None:
-            try:
-                self._file.unlink(missing_ok=True)
-            except OSError as error:
-                raise CannotKeep(f"{self._file} cannot be removed: {error.strerror}") from None
-        self._announced = None
+        with self._changing:
+            if self._file is not None:
+                try:
+                    self._file.unlink(missing_ok=True)
+                except OSError as error:
+                    raise CannotKeep(f"{self._file} cannot be removed: {error.strerror}") from None
+            self._announced = None
 
     def _refusal(self) -> ApiError | None:
         if self.stopping:
             return shutting_down()
         if self.draining:
-            return EngineUnavailable(
-                "The server takes no requests at present: its operator drains it.",
-                code="draining",
-                retry_after_s=_RETRY_S,
-            )
+            return drained()
         found = self.announced
         if found is None or not self.closed_for_maintenance:
             return None
@@ -134,6 +146,19 @@ def shutting_down() -> EngineUnavailable:
     return EngineUnavailable("The server is shutting down.", code="shutting_down", retry_after_s=_RETRY_S)
 
 
+def drained() -> EngineUnavailable:
+    """What is said by a server that is drained."""
+    return EngineUnavailable(
+        "The server takes no requests at present: its operator drains it.", code="draining", retry_after_s=_RETRY_S
+    )
+
+
+def _in_utc(found: Maintenance) -> Maintenance:
+    """The same window; raises `OverflowError` where UTC has no such moment."""
+    utc = datetime.UTC
+    return replace(found, starts=found.starts.astimezone(utc), ends=found.ends.astimezone(utc))
+
+
 def _utc(moment: datetime.datetime) -> str:
     return moment.astimezone(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
@@ -141,12 +166,12 @@ def _utc(moment: datetime.datetime) -> str:
 def _read(file: Path) -> Maintenance | None:
     try:
         with file.open("rb") as source:
-            return msgspec.json.decode(source.read(_LARGEST_FILE), type=Maintenance)
+            return _in_utc(msgspec.json.decode(source.read(_LARGEST_FILE), type=Maintenance))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CannotKeep(f"{file} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError) as error:
         raise CannotKeep(f"{file} announces no maintenance: {error}") from None
 
 

@@ -25,7 +25,7 @@ from ocserve.accounts.keys import Caller
 from ocserve.accounts.limits import Lease, Limiter
 from ocserve.accounts.line import UNKNOWN, Attempt
 from ocserve.accounts.offer import Offer
-from ocserve.doors import Doors, shutting_down
+from ocserve.doors import Doors, drained, shutting_down
 from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.handle import Engine, LoadError
@@ -156,9 +156,11 @@ class Service:
             raise EngineUnavailable(f"The model could not be loaded: {error}", code="model_load_failed") from None
 
     async def unload(self, name: str, wait_s: float) -> None:
-        """Unload a model; raises `Conflict` where somebody still uses it after `wait_s` seconds."""
+        """Unload a model; raises `Conflict` where it is still used, or loads, after `wait_s` seconds."""
         if not await self.fleet.unload(name, wait_s):
-            raise Conflict("Requests use the model at present.", param="model", code="model_busy")
+            raise Conflict(
+                "Requests use the model at present, or it is being loaded.", param="model", code="model_busy"
+            )
 
     def owed(self, name: str) -> int:
         """Answers of one model that are being generated or waited for."""
@@ -325,19 +327,20 @@ class Service:
     async def drain(self, deadline_s: float) -> None:
         """Take nothing more; let what was accepted finish. At the deadline the rest ends with an error event.
 
-        If the doors are opened again before, nothing is ended.
+        If the doors are opened again before, or another drain is begun, nothing is ended.
         """
-        self.doors.drain()
+        number = self.doors.drain()
         try:
             await asyncio.wait_for(self._idle.wait(), deadline_s)
         except TimeoutError:
-            if not self.doors.draining:
+            if not self.doors.drained_by(number):
                 return
-            self.fleet.refuse_waiting(shutting_down())
+            why = shutting_down if self.doors.stopping else drained
+            self.fleet.refuse_waiting(why())
             for desk in self._desks.values():
-                desk.shares.refuse_waiting(shutting_down())
+                desk.shares.refuse_waiting(why())
             for engine in self.fleet.engines.values():  # those that are to go have requests too
-                engine.fail_all(shutting_down())
+                engine.fail_all(why())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), 1.0)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime
 import stat
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from ocserve import doors as module
 from ocserve.doors import CannotKeep, Doors, Maintenance
 from ocserve.errors import ApiError, InvalidRequest
 
@@ -85,6 +88,46 @@ def test_a_window_that_is_none_is_refused_and_changes_nothing(clock: Clock) -> N
         with pytest.raises(InvalidRequest):
             doors.announce(Maintenance(starts=starts, ends=ends))
     assert doors.announced == WINDOW
+
+
+def test_moments_that_utc_does_not_have_are_refused_and_kept_by_no_file(clock: Clock, tmp_path: Path) -> None:
+    file = tmp_path / "maintenance.json"
+    doors = Doors(file, clock)
+    for starts, ends in (
+        ("2030-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"),
+        ("0001-01-01T00:00:00+14:00", "2030-01-01T00:00:00Z"),
+    ):
+        given = {"starts": starts, "ends": ends}
+        with pytest.raises(InvalidRequest):
+            doors.announce(msgspec.convert(given, Maintenance))
+        assert not file.exists()
+        file.write_bytes(msgspec.json.encode(given))
+        with pytest.raises(CannotKeep):
+            Doors(file, clock)
+        file.unlink()
+    assert doors.announced is None
+
+
+def test_of_two_announcements_at_once_the_file_holds_the_one_that_is_gone_by(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, begun, go_on = module._write, threading.Event(), threading.Event()
+
+    def slow_the_first_time(file: Path, content: bytes) -> None:
+        write(file, content)
+        if not begun.is_set():
+            begun.set()
+            go_on.wait(0.3)  # the other cannot come in between, however long it is waited for
+
+    monkeypatch.setattr(module, "_write", slow_the_first_time)
+    doors = Doors(tmp_path / "maintenance.json", clock)
+    first = threading.Thread(target=doors.announce, args=(WINDOW,))
+    first.start()
+    assert begun.wait(5)
+    doors.announce(msgspec.structs.replace(WINDOW, message="Later."))
+    go_on.set()
+    first.join()
+    assert doors.announced == Doors(tmp_path / "maintenance.json", clock).announced
 
 
 def test_a_file_that_cannot_be_understood_is_refused_rather_than_forgotten(tmp_path: Path) -> None:

@@ -210,14 +210,15 @@ async def test_draining_refuses_new_ones_and_lets_accepted_ones_finish() -> None
     assert isinstance((await accepted)[-1], Finished)
 
 
-async def test_at_the_drain_deadline_the_rest_ends_with_an_error() -> None:
+@pytest.mark.parametrize("code", ["draining", "shutting_down"])
+async def test_at_the_drain_deadline_the_rest_ends_with_an_error_that_says_why(code: str) -> None:
     made = service(ScriptedEngine(Script(tokens=("x",) * 10_000, step_s=0.005)))
     accepted = asyncio.create_task(run(made))
     await asyncio.sleep(0.02)
-    await made.drain(0.05)
+    await (made.drain(0.05) if code == "draining" else made.stop(0.05))
     last = (await accepted)[-1]
     assert isinstance(last, Failed)
-    assert last.error.code == "shutting_down"
+    assert last.error.code == code
 
 
 async def test_two_requests_with_the_same_id_do_not_meet_in_the_engine() -> None:
@@ -290,10 +291,10 @@ async def test_a_drain_covers_every_model_and_those_that_wait_for_a_load() -> No
     await made.drain(0.05)
     last = (await streaming)[-1]
     assert isinstance(last, Failed)
-    assert last.error.code == "shutting_down"
+    assert last.error.code == "draining"
     with pytest.raises(EngineUnavailable) as refusal:
         await waiting
-    assert refusal.value.code == "shutting_down"
+    assert refusal.value.code == "draining"
     assert made.active == 0
 
 

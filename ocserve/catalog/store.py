@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -283,6 +284,8 @@ class Store:
 
     def _read(self, manifest: Path) -> Installed:
         try:
+            if not stat.S_ISREG(manifest.stat().st_mode):  # before opening, which would wait on a FIFO
+                raise ValueError("it is no regular file")
             model = msgspec.json.decode(manifest.read_bytes(), type=Installed)
             if not model.files or any(not _is_plain(file.name) for file in model.files):
                 raise ValueError("it names no usable file")

@@ -37,7 +37,7 @@ class Fleet:
     """The engines of all models, by the model's id.
 
     A request waits at most `wait_s` for its model's load to begin; from then on the load's own time limit holds.
-    `on_event` is told of loads and unloads by name (for the log).
+    `on_event` is told of loads and unloads by name (for the log), `on_gone` of a model whose engine is forgotten.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class Fleet:
         *,
         wait_s: float = _WAIT_S,
         on_event: Callable[..., None] = lambda name, **facts: None,
+        on_gone: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.engines: dict[str, LoadableEngine] = dict(engines)
         self._residency = Residency(memory, rules)
         self._wait_s = wait_s
         self._on_event = on_event
+        self._on_gone = on_gone
         self._waiters: dict[str, set[asyncio.Future[None]]] = {name: set() for name in engines}
         self._holds: dict[str, Hold] = {}
         self._held: dict[str, ExitStack] = {}
@@ -111,7 +113,7 @@ class Fleet:
             return facts
 
     async def unload(self, name: str, wait_s: float) -> bool:
-        """Unload a model now; False where somebody still uses it after `wait_s` seconds."""
+        """Unload a model now; False where somebody still uses it after `wait_s` seconds, or it loads for nobody."""
         deadline = _now() + wait_s
         while name in self.engines and self.phase(name) is not Phase.COLD:
             if self._residency.standing(name).leases:
@@ -121,7 +123,10 @@ class Fleet:
                 self._residency.dismiss(name)
                 self._act()
             else:
-                await asyncio.wait(set(self._work), return_when=asyncio.FIRST_COMPLETED)
+                most = deadline - _now() if self.phase(name) is Phase.LOADING else None  # no load is broken off
+                if most is not None and most <= 0:
+                    return False
+                await asyncio.wait(set(self._work), timeout=most, return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.sleep(0)  # for what has ended to leave the set
         return True
 
@@ -218,6 +223,7 @@ class Fleet:
         for name in self._residency.gone():
             del self.engines[name], self._waiters[name]
             self._holds.pop(name, None)
+            self._on_gone(name)
         if self._timer is not None:
             self._timer.cancel()
         due = self._residency.next_due()

@@ -176,21 +176,21 @@ def routes(service: Service, control: Control) -> tuple[Route, ...]:
         _route("GET", "/admin/state", does.state),
         _route("POST", "/admin/models/load", does.load),
         _route("POST", "/admin/models/unload", does.unload),
-        _route("POST", "/admin/drain", does.drain),
-        _route("POST", "/admin/resume", does.resume),
-        _route("PUT", "/admin/maintenance", does.announce),
-        _route("DELETE", "/admin/maintenance", does.take_back),
-        _route("POST", "/admin/reload", does.reload),
-        _route("POST", "/admin/stop", does.stop, status=202),
+        _route("POST", "/admin/drain", does.drain, looks=False),
+        _route("POST", "/admin/resume", does.resume, looks=False),
+        _route("PUT", "/admin/maintenance", does.announce, looks=False),
+        _route("DELETE", "/admin/maintenance", does.take_back, looks=False),
+        _route("POST", "/admin/reload", does.reload, looks=False),
+        _route("POST", "/admin/stop", does.stop, status=202, looks=False),
     )
 
 
-def _route(method: str, path: str, act: Act, *, status: int = 200) -> Route:
+def _route(method: str, path: str, act: Act, *, status: int = 200, looks: bool = True) -> Route:
     async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
         answer = await act(Exchange.of(scope).body)
         await answers.json(send, status, openai_wire.dumps(answer))
 
-    return Route(method, path, endpoint, admin=True)
+    return Route(method, path, endpoint, admin=True, looks=looks)
 
 
 async def _kept(change: Callable[[], None]) -> None:

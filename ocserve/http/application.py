@@ -60,9 +60,10 @@ def build(
 
     async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
         """The route that was found, inside all guards."""
-        await service.look()
         route = Exchange.of(scope).match.route
         assert route is not None
+        if route.looks:
+            await service.look()
         await route.endpoint(scope, receive, send)
 
     table = RouteTable(routes(service, edge, meter, control, publication), VENDORS)

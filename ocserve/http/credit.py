@@ -89,8 +89,8 @@ class KeyBalance:
 def routes(service: Service, edge: Edge) -> tuple[Route, ...]:
     """These two."""
     return (
-        Route("POST", "/admin/keys/{name}/credit", AddCredit(service, edge), admin=True),
-        Route("GET", "/admin/keys/{name}/balance", KeyBalance(service), admin=True),
+        Route("POST", "/admin/keys/{name}/credit", AddCredit(service, edge), admin=True, looks=False),
+        Route("GET", "/admin/keys/{name}/balance", KeyBalance(service), admin=True, looks=False),
     )
 
 

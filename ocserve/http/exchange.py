@@ -112,6 +112,12 @@ def caller_of(scope: Scope) -> Caller:
     return caller
 
 
+def by_caller(scope: Scope) -> tuple[Header, ...]:
+    """Headers of an answer that tells callers more than strangers, or each something else: no cache mixes them up."""
+    headers = ((b"vary", b"accept, authorization, x-api-key, x-goog-api-key"),)
+    return headers if Exchange.of(scope).caller is None else (*headers, (b"cache-control", b"private, no-store"))
+
+
 def header_values(scope: Scope, name: bytes) -> list[bytes]:
     """All values of one request header; `name` is lower-case."""
     return [value for key, value in scope["headers"] if key == name]

@@ -10,7 +10,7 @@ from ocserve.api.dialect import Catalogue
 from ocserve.errors import EngineUnavailable
 from ocserve.http import answers
 from ocserve.http.admin import announcement
-from ocserve.http.exchange import Exchange, caller_of
+from ocserve.http.exchange import Exchange, by_caller, caller_of
 from ocserve.service import Service
 
 
@@ -50,7 +50,8 @@ class ProviderFeed:
 class Health:
     """`GET /health`: 200 while the front process lives. Who may use the server also sees the engines' figures.
 
-    `engine`, `restarts` and `stats` are the default model's. `owed` are answers being generated or waited for.
+    `engine`, `restarts` and `stats` are the default model's, for who may use it. `owed` are answers being generated or
+    waited for.
     """
 
     def __init__(self, service: Service) -> None:
@@ -61,17 +62,23 @@ class Health:
         if (maintenance := announcement(self._service)) is not None:
             report["maintenance"] = maintenance
         if (caller := Exchange.of(scope).caller) is not None:
-            engine = self._service.engine
+            names = [model.id for model in self._service.open_to(caller).models]
             report |= {
                 "ready": self._service.ready,
                 "active": self._service.active,
                 "ledger": self._service.billing.state,
-                "restarts": engine.restarts,
-                "engine": msgspec.to_builtins(engine.facts),
-                "stats": msgspec.to_builtins(engine.stats),
-                "models": {model.id: self._state(model.id) for model in self._service.open_to(caller).models},
+                **(self._default() if self._service.default in names else {}),
+                "models": {name: self._state(name) for name in names},
             }
-        await answers.json(send, 200, openai_wire.dumps(report))
+        await answers.json(send, 200, openai_wire.dumps(report), by_caller(scope))
+
+    def _default(self) -> dict[str, object]:
+        engine = self._service.engine
+        return {
+            "restarts": engine.restarts,
+            "engine": msgspec.to_builtins(engine.facts),
+            "stats": msgspec.to_builtins(engine.stats),
+        }
 
     def _state(self, name: str) -> dict[str, object]:
         fleet = self._service.fleet

@@ -11,7 +11,7 @@ from ocserve.accounts.keystore import AS_SETTINGS
 from ocserve.api import openapi
 from ocserve.api.openai_wire import dumps
 from ocserve.http import answers
-from ocserve.http.exchange import Exchange, wants_json
+from ocserve.http.exchange import Exchange, by_caller, wants_json
 from ocserve.modelcard import ServedModel
 from ocserve.pages import limits, reference
 from ocserve.pages.publication import Publication
@@ -39,7 +39,7 @@ class Reference:
         about = models, self._service.billing.policy
         if about not in self._written:
             self._written = {about: self._write(openapi.document(models, __version__, about[1]))}
-        await answers.whole(send, 200, self._media_type, self._written[about], (CONTENT_SECURITY,))
+        await answers.whole(send, 200, self._media_type, self._written[about], (CONTENT_SECURITY, *by_caller(scope)))
 
 
 class PublishedLimits:
@@ -54,12 +54,12 @@ class PublishedLimits:
         models = self._service.open_to(caller).models if caller is not None else ()
         held = self._service.limits
         own = None if caller is None or caller.limits == AS_SETTINGS else caller.limits.over(held)
-        vary = (b"vary", b"accept, authorization, x-api-key, x-goog-api-key")
+        headers = (CONTENT_SECURITY, *by_caller(scope))
         if wants_json(scope):
-            await answers.json(send, 200, dumps(limits.document(held, own, models)), (vary,))
+            await answers.json(send, 200, dumps(limits.document(held, own, models)), headers)
             return
         page = limits.page(held, own, models, self._links)
-        await answers.whole(send, 200, "text/html; charset=utf-8", page, (CONTENT_SECURITY, vary))
+        await answers.whole(send, 200, "text/html; charset=utf-8", page, headers)
 
 
 def document(service: Service) -> Reference:

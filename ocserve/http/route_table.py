@@ -28,7 +28,8 @@ _PARAMETER = re.compile(r"\{[^}]*\}")
 class Route:
     """One method of one path. `{id:path}` matches the rest of the path.
 
-    Whoever is let in may call it, unless it is `public` (everybody may) or for `admin` keys only.
+    Whoever is let in may call it, unless it is `public` (everybody may) or for `admin` keys only. `looks`: it names or
+    lists models, so which ones are served is looked at first.
     `error_body` writes what is refused here; None: whose client asks decides.
     """
 
@@ -37,6 +38,7 @@ class Route:
     endpoint: ASGIApp
     public: bool = False
     admin: bool = False
+    looks: bool = True
     error_body: ErrorBody | None = openai_wire.error_body
 
 

@@ -10,8 +10,8 @@ from starlette.types import Receive, Scope, Send
 from ocserve.api import admin, openai_wire
 from ocserve.http import answers
 from ocserve.http.admin import announcement
-from ocserve.http.exchange import Exchange, wants_json
-from ocserve.http.published import HEADERS
+from ocserve.http.exchange import Exchange, by_caller, wants_json
+from ocserve.http.reference import CONTENT_SECURITY
 from ocserve.pages import status
 from ocserve.pages.publication import Publication
 from ocserve.service import Service
@@ -35,8 +35,9 @@ class PublicStatus:
             availability=self._availability(),
             maintenance=announcement(self._service),
         )
+        headers = (CONTENT_SECURITY, *by_caller(scope))
         if wants_json(scope):
-            await answers.json(send, 200, openai_wire.dumps(found), HEADERS)
+            await answers.json(send, 200, openai_wire.dumps(found), headers)
             return
         page = status.page(
             ready=found.ready,
@@ -46,4 +47,4 @@ class PublicStatus:
             maintenance=self._service.doors.announced,
             links=self._links,
         )
-        await answers.whole(send, 200, "text/html; charset=utf-8", page, HEADERS)
+        await answers.whole(send, 200, "text/html; charset=utf-8", page, headers)

@@ -30,6 +30,9 @@ from ocserve.machine import Device, HostMemory, host_memory
 from ocserve.serving.planned import engine_spec, fit_alone, projector_bytes, refuse_context, served_model
 from ocserve.telemetry import logs
 
+# How long a request waits for a look at the store, whose disk may not answer; the look goes on without it.
+_LOOK_WAIT_S = 2.0
+
 # Told how each model is answered for, by its id and the default first.
 OnChange = Callable[[Mapping[str, Describe]], None]
 
@@ -77,6 +80,7 @@ class Lineup:
         self._spare = spare
         self._seen: tuple[int, ...] | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._patience = 0.0  # until when that one is waited for
         self._told: set[tuple[str, str]] = set()
         self._members: dict[str, Member] = {}
         self._engines: dict[str, EngineHandle] = {}
@@ -85,7 +89,8 @@ class Lineup:
         self._on_change: OnChange = lambda models: None
         self._uses: dict[str, ExitStack] = {}
         memory = Memory({}, (place.memory.available_bytes, *(gpu.memory_free for gpu in place.gpus)), _available)
-        self.fleet = Fleet({}, memory, _rules(tree), wait_s=tree.model.room_wait_s, on_event=logs.event)
+        wait_s = tree.model.room_wait_s
+        self.fleet = Fleet({}, memory, _rules(tree), wait_s=wait_s, on_event=logs.event, on_gone=self._forget)
         self._published = {model.name for model in named}
         try:
             for model in by_name(named).values():
@@ -117,13 +122,22 @@ class Lineup:
         self._on_change = on_change
 
     async def look(self) -> None:
-        """Notice what has come into the store and what has gone."""
+        """Notice what has come into the store and what has gone.
+
+        Once a look takes too long, nobody waits for it any more: what was known before holds until it ends.
+        """
+        loop = asyncio.get_running_loop()
         for _ in range(2):  # a look that has begun already may have missed the last change
             if self._store.stamp() == self._seen:
                 return
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.create_task(self._look(), name="look-at-store")
-            await asyncio.shield(self._looking)
+                self._patience = loop.time() + _LOOK_WAIT_S
+            looking = self._looking
+            await asyncio.wait({looking}, timeout=max(0.0, self._patience - loop.time()))
+            if not looking.done():
+                return
+            looking.result()
 
     async def _look(self) -> None:
         seen, tree = self._store.stamp(), self._tree
@@ -156,7 +170,10 @@ class Lineup:
         known = {member.model.directory: member for member in list(self._members.values()) if not member.stays}
         tree = self._tree
         staying = {member.model.directory for member in list(self._members.values()) if member.stays}
-        for model in self._store.installed():
+        installed = self._store.installed()
+        names = self._members.keys() | {model.name for model in installed}
+        self._told -= {each for each in list(self._told) if each[0] not in names}
+        for model in installed:
             if model.directory in staying:
                 continue
             before = known.get(model.directory)
@@ -194,9 +211,12 @@ class Lineup:
 
         Raises `CatalogError` for one that cannot be served, `ConfigError` where another has its name.
         """
-        if self._holds(model):
-            return
-        member = await asyncio.to_thread(self._planned, model, self._tree, stays=model.source == "file")
+        tree = None
+        while tree is not self._tree:  # again where it was planned by settings that hold no more
+            if self._holds(model):
+                return
+            tree = self._tree
+            member = await asyncio.to_thread(self._planned, model, tree, stays=model.source == "file")
         if not self._holds(model) and not self._offer(member):
             raise config.ConfigError(f"Another model called {model.name} is being unloaded.")
         self._publish()
@@ -304,6 +324,11 @@ class Lineup:
     def _withdraw(self, name: str) -> None:
         self._leaving[name] = self._members.pop(name).spec
         self._going.append(name)
+
+    def _forget(self, name: str) -> None:
+        """Let go of a model whose engine the fleet has let go of."""
+        del self._engines[name]
+        self._leaving.pop(name, None)
 
     @contextmanager
     def _held(self, member: Member) -> Iterator[None]:

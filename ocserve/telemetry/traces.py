@@ -107,8 +107,9 @@ def _made(settings: config.Otel, endpoint: str) -> tuple[TracerProvider, SpanExp
     if not re.fullmatch(r"https?://[^\s/]+\S*", endpoint):
         raise ConfigError("otel.endpoint is not an http or https address.", "for example http://127.0.0.1:4318")
     address = endpoint if endpoint.rstrip("/").endswith("/v1/traces") else endpoint.rstrip("/") + "/v1/traces"
+    ratio = TraceIdRatioBased(settings.sample_ratio)  # whatever a stranger's header says of sampling
     provider = TracerProvider(
-        sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)),
+        sampler=ParentBased(ratio, remote_parent_sampled=ratio, remote_parent_not_sampled=ratio),
         resource=Resource.create({"service.name": settings.service_name, "service.version": __version__}),
         shutdown_on_exit=False,
     )

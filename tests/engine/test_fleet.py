@@ -338,7 +338,10 @@ def test_a_model_that_loads_for_nobody_any_more_is_unloaded_when_it_has(virtuall
         await asyncio.sleep(1)
         gone.cancel()
         await asyncio.wait([gone])
-        assert await made.unload("a", 0)
+        assert not await made.unload("a", 0)
+        assert not await made.unload("a", 1)
+        assert now() == pytest.approx(2)
+        assert await made.unload("a", 10)
         assert now() == pytest.approx(5)
         assert not engines["a"].loaded
 

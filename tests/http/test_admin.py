@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 
 from ocserve import config
 from ocserve.accounts.keystore import KeyStore
 from ocserve.api.operations import OPERATIONS
 from ocserve.api.response_schemas import SCHEMAS, ref
+from ocserve.doors import Maintenance
 from ocserve.engine.handle import LoadError
 from ocserve.http.edge.current import Edge
 from ocserve.http.metrics import meter
@@ -177,7 +179,30 @@ def test_a_drain_ends_what_outlasts_it_with_an_error(slow: Served) -> None:
     wait_for(lambda: slow.engine.running == 1)
     assert slow.request("POST", "/admin/drain", {"deadline_s": 0.05}).json["active"] == 0
     asking.join()
-    assert (answers[0].status, answers[0].error["code"]) == (503, "shutting_down")
+    assert (answers[0].status, answers[0].error["code"]) == (503, "draining")
+
+
+def test_the_deadline_of_a_drain_that_was_taken_back_ends_nothing_of_the_next_one() -> None:
+    with serving(lambda: ScriptedEngine(Script(("a",) * 20, step_s=0.05))) as server:
+        answers: list[Answer] = []
+        drained: list[Answer] = []
+
+        def drain(deadline_s: float) -> None:
+            drained.append(server.request("POST", "/admin/drain", {"deadline_s": deadline_s}))
+
+        asking = threading.Thread(target=lambda: answers.append(server.chat()))
+        asking.start()
+        wait_for(lambda: server.engine.running == 1)
+        drains = [threading.Thread(target=drain, args=(seconds,)) for seconds in (0.3, 10)]
+        drains[0].start()
+        wait_for(lambda: not server.service.doors.open)
+        assert server.request("POST", "/admin/resume").status == 200
+        drains[1].start()
+        for thread in (*drains, asking):
+            thread.join()
+        assert [answer.status for answer in (*answers, *drained)] == [200, 200, 200]
+        assert [answer.json["active"] for answer in drained] == [1, 0]
+        assert server.request("GET", "/admin/state").json["draining"] is True
 
 
 def test_maintenance_is_announced_everywhere_and_refuses_honestly() -> None:
@@ -202,6 +227,17 @@ def test_maintenance_is_announced_everywhere_and_refuses_honestly() -> None:
         served = server.chat()
         assert served.status == 200
         assert "x-maintenance" not in served.headers
+
+
+def test_maintenance_at_the_end_of_time_is_refused_and_an_unreadable_one_still_has_an_answer() -> None:
+    far = {"starts": "2030-01-01T00:00:00Z", "ends": "9999-12-31T23:59:59-14:00"}
+    with serving() as server:
+        refused = server.request("PUT", "/admin/maintenance", far)
+        assert (refused.status, refused.error["param"]) == (400, "ends")
+        assert server.request("GET", "/health").status == 200
+        server.service.doors._announced = msgspec.convert(far, Maintenance)
+        failed = server.request("GET", "/health")
+        assert (failed.status, failed.error["code"]) == (500, "internal_error")
 
 
 def test_the_status_page_tells_strangers_no_models_and_everybody_the_availability() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from ocserve import config
+from ocserve.accounts.keystore import KeyStore
 from ocserve.api.operations import OPERATIONS
 from ocserve.http.edge.current import Edge
 from ocserve.http.metrics import meter
@@ -162,6 +164,37 @@ def test_health_shows_figures_to_callers_only(locked: Served) -> None:
     assert locked.request("GET", "/health", None, {"x-api-key": KEY}).json["engine"]["description"] == "scripted"
 
 
+def test_what_names_no_model_waits_for_no_store() -> None:
+    with serving() as served:
+
+        async def fails() -> None:
+            raise OSError("the disk does not answer")
+
+        served.service.look = fails
+        assert {served.request("GET", path).status for path in ("/health", "/ready", "/metrics", "/privacy")} == {200}
+        for path in ("drain", "resume", "reload"):
+            assert served.request("POST", f"/admin/{path}").status == 200
+        assert served.request("GET", "/v1/models").status == 500
+
+
+def test_health_shows_no_figures_of_models_that_its_caller_may_not_use(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    _, other = store.create("other", models=("other",))
+    with serving(store=store) as served:
+        told = served.request("GET", "/health", None, {"x-api-key": other}).json
+        assert set(told) == {"status", "ready", "active", "ledger", "models"}
+        assert told["models"] == {}
+
+
+@pytest.mark.parametrize("path", ["/status", "/limits", "/docs", "/openapi.json", "/health"])
+def test_no_cache_gives_strangers_what_callers_are_told(locked: Served, path: str) -> None:
+    stranger, caller = locked.request("GET", path), locked.request("GET", path, None, {"x-api-key": KEY})
+    for answer in (stranger, caller):
+        assert {"authorization", "x-api-key", "x-goog-api-key"} <= set(answer.headers["vary"].split(", "))
+    assert "cache-control" not in stranger.headers
+    assert "no-store" in caller.headers["cache-control"]
+
+
 def test_no_body_passes_its_limits(locked: Served) -> None:
     for route, path in walk(locked):
         if route.method != "POST":
@@ -307,6 +340,8 @@ def test_listed_origins_may_call_and_others_may_not() -> None:
         preflight = served.request("OPTIONS", "/v1/chat/completions", None, ask)
         assert preflight.status == 204
         assert preflight.headers["access-control-allow-origin"] == "https://app.example"
+        allowed = set(preflight.headers["access-control-allow-methods"].split(", "))
+        assert {route.method for route, _ in walk(served)} <= allowed
         sent = preflight.headers["access-control-allow-headers"].split(", ")
         assert {"authorization", "x-goog-api-client", "anthropic-version", "anthropic-beta",
                 "anthropic-dangerous-direct-browser-access"} <= set(sent)  # fmt: skip

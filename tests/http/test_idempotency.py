@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import Caller
 from ocserve.accounts.ledger import Ledger
+from ocserve.doors import Maintenance
 from ocserve.http.edge.idempotency import Idempotency
 from ocserve.http.exchange import Exchange
 from ocserve.http.route_table import Match
@@ -26,6 +28,8 @@ from tests.scripted import Script, ScriptedEngine
 
 PATH = "/v1/chat/completions"
 KEYED = {"Idempotency-Key": "first-1"}
+DAY = datetime.timedelta(days=1)
+SOME_DAY = datetime.datetime(2999, 1, 1, tzinfo=datetime.UTC)
 
 
 @contextmanager
@@ -58,6 +62,29 @@ def test_a_repeat_gets_the_same_bytes_and_is_not_charged(tmp_path: Path, stream:
         assert again.headers["x-request-id"] != first.headers["x-request-id"]
         assert runs(served) == 2
         assert len(rows(tmp_path / "ledger.db")) == 2
+
+
+def test_a_repeat_says_what_holds_by_then_of_limits_and_maintenance() -> None:
+    asked = {"model": "tiny", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
+    remaining = "anthropic-ratelimit-requests-remaining"
+    with serving(limits=config.Limits(requests_per_minute=100)) as served:
+
+        def ask() -> Answer:
+            return served.request("POST", "/v1/messages", asked, KEYED)
+
+        served.service.doors.announce(Maintenance(starts=SOME_DAY, ends=SOME_DAY + DAY))
+        first = ask()
+        assert "x-maintenance" in first.headers
+        for _ in range(5):
+            served.chat()
+        served.service.doors.announce(Maintenance(starts=SOME_DAY, ends=SOME_DAY + 2 * DAY))
+        later = ask()
+        assert int(later.headers[remaining]) <= int(first.headers[remaining]) - 5
+        assert later.headers["x-maintenance"] != first.headers["x-maintenance"]
+        served.service.doors.take_back()
+        last = ask()
+        assert "x-maintenance" not in last.headers
+        assert {answer.headers.get("idempotent-replayed") for answer in (later, last)} == {"true"}
 
 
 def test_repeats_that_come_meanwhile_wait_for_the_first(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
 
     def event(name: str, **facts: object) -> None:
-        lines.append(f"{facts['detail']}" if name == "notice" else f"{name}: {facts['detail']}")
+        if name != "library":  # asyncio's, where a test before had every line logged
+            lines.append(f"{facts['detail']}" if name == "notice" else f"{name}: {facts['detail']}")
 
     monkeypatch.setattr(module.logs, "event", event)
     return lines
@@ -210,3 +212,79 @@ async def test_a_store_that_cannot_be_read_harms_nothing_that_is_served(
         await made.look()
     assert list(made.described) == ["named", "later"]
     assert failures == ["store_unreadable FileNotFoundError"]
+
+
+async def test_a_manifest_that_is_no_file_keeps_nobody_waiting(store: Store, tmp_path: Path, tiny_model: Path) -> None:
+    made = serves(store, named(tmp_path, tiny_model))
+    install(store, "later", tiny_model)
+    store.folder("never").mkdir()
+    os.mkfifo(store.folder("never") / "manifest.json")
+    looking = asyncio.create_task(made.look())
+    done, _ = await asyncio.wait({looking}, timeout=1)
+    if not done:  # let the thread that waits for a writer end
+        (store.folder("never") / "manifest.json").write_text("")
+    assert list(made.described) == ["named", "later"]
+    assert done
+
+
+async def test_a_look_that_takes_too_long_holds_up_nobody_and_goes_on(
+    store: Store, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = serves(store, named(tmp_path, tiny_model))
+    installed, go_on = store.installed, threading.Event()
+    monkeypatch.setattr(store, "installed", lambda: go_on.wait(10) and installed())
+    monkeypatch.setattr(module, "_LOOK_WAIT_S", 0.05)
+    install(store, "later", tiny_model)
+    try:
+        async with asyncio.timeout(5):
+            for _ in range(3):
+                await made.look()
+        assert list(made.described) == ["named"]
+    finally:
+        go_on.set()
+    assert made._looking is not None
+    await made._looking
+    assert list(made.described) == ["named", "later"]
+
+
+async def test_nothing_stays_of_models_that_have_gone(
+    store: Store, tmp_path: Path, tiny_model: Path, said: list[str]
+) -> None:
+    made = serves(store, named(tmp_path, tiny_model))
+    place = made._place
+    for name in ("one", "two", "three"):
+        made._place = place
+        install(store, name, tiny_model)
+        await made.look()
+        made._place = Place((), HostMemory(total_bytes=GB, available_bytes=1000), {})
+        install(store, f"large-{name}", tiny_model)
+        await made.look()
+        for each in (name, f"large-{name}"):
+            store.remove(each)
+        await made.look()
+    assert sum("memory" in line for line in said) == 3
+    assert list(made._engines) == ["named"]
+    assert not made._leaving
+    assert not made._told
+
+
+async def test_a_model_that_comes_during_a_reload_is_planned_by_the_new_settings(
+    store: Store, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = serves(store, named(tmp_path, tiny_model), serve_installed=False)
+    later, plan = install(store, "later", tiny_model), made._planned
+    loop = asyncio.get_running_loop()
+    apply = await made.changed(tree := config.Config(images=config.Images(max_count=3)), None)
+
+    def slowly(model: Installed, by: config.Config, *, stays: bool) -> module.Member:
+        found = plan(model, by, stays=stays)
+        if by is not tree:
+            asyncio.run_coroutine_threadsafe(applied(), loop).result(5)
+        return found
+
+    async def applied() -> None:
+        apply()
+
+    monkeypatch.setattr(made, "_planned", slowly)
+    await made.include(later)
+    assert made.member("later").spec.images == tree.images

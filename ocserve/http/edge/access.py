@@ -52,17 +52,20 @@ class Access:
         )
         exchange.body_complete = scope["method"] == SOCKET  # what arrives are messages
         exchange.bind(scope)
-        if (window := self._announced()) is not None:
-            exchange.headers.append((b"x-maintenance", window))
         answer = _Answer(exchange, scope, send)
         try:
-            await last_word(self._app(scope, receive, answer.send), answer.refuse, trace)
+            await last_word(self._inside(exchange, scope, receive, answer.send), answer.refuse, trace)
         except asyncio.CancelledError:
             trace.error_code = "shutting_down"
             await answer.refuse(EngineUnavailable("The server is shutting down.", code=trace.error_code).info)
             raise
         finally:
             exchange.on_end(trace.record(answer.status))
+
+    async def _inside(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        if (window := self._announced()) is not None:
+            exchange.headers.append((b"x-maintenance", window))
+        await self._app(scope, receive, send)
 
 
 class _Answer:

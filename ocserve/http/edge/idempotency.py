@@ -31,7 +31,8 @@ _NAME = b"idempotency-key"
 _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 _MOST_KEPT = 4096
 _REPLAYED: Header = (b"idempotent-replayed", b"true")
-_OF_THE_MOMENT = (b"x-ratelimit-", b"x-balance-")  # not a part of the answer
+# No part of the answer: with a repeat goes what holds then.
+_OF_THE_MOMENT = (b"x-ratelimit-", b"anthropic-ratelimit-", b"x-balance-", b"x-maintenance")
 
 Name: TypeAlias = tuple[str, bytes]
 

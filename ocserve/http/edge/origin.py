@@ -14,7 +14,7 @@ from ocserve.http import answers
 from ocserve.http.edge.host import parse
 from ocserve.http.exchange import Exchange, header_values
 
-_METHODS = b"GET, POST, DELETE, OPTIONS"
+_METHODS = b"GET, POST, PUT, DELETE, OPTIONS"
 _EXPOSED = b"x-request-id, request-id, x-ocserve-ignored, retry-after, retry-after-ms, " + b", ".join(
     b"x-ratelimit-%b-%b" % (figure, unit)
     for figure in (b"limit", b"remaining", b"reset")
