@@ -56,6 +56,8 @@ def test_the_life_of_a_key() -> None:
     first = as_json("create", "--name", "acme", "--admin", "--concurrent", "2")
     second = as_json("rotate", "acme", "--overlap", "1h")
     assert (first["id"], first["scope"]) == (second["id"], "admin")
+    assert as_json("show", first["id"])["name"] == "acme"
+    assert "there is a key called" in keys("create", "--name", first["id"], code=78).stderr
     assert first["key"] != second["key"]
     assert len(second["replaced_secrets_valid_until"]) == 1
     assert as_json("limits", "acme", "--concurrent", "default", "--tpm", "100")["limits"] == {"tokens_per_minute": 100}
