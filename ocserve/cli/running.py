@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ocserve.cli import Failure
+
+if TYPE_CHECKING:
+    from ocserve.config import Server
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,8 +27,7 @@ class Running:
         from ocserve import config
 
         settings = config.load().config
-        host = "127.0.0.1" if settings.server.host in ("0.0.0.0", "::", "") else settings.server.host  # noqa: S104
-        own = f"http://{f'[{host}]' if ':' in host else host}:{settings.server.port}"
+        own = address(settings.server)
         self.url = (url or own).rstrip("/").removesuffix("/v1")
         self._key = config.key_variable(key_from) if key_from else None
         if self._key is None and self.url == own:
@@ -55,6 +57,12 @@ class Running:
         if answer.status_code >= 400 or not isinstance(found, dict):
             raise _refused(found, answer.status_code)
         return found
+
+
+def address(server: Server) -> str:
+    """Where a server with these settings answers on this machine."""
+    host = "127.0.0.1" if server.host in ("0.0.0.0", "::", "") else server.host  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
 
 
 def _refused(found: Any, status: int) -> Failure:
