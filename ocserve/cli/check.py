@@ -188,10 +188,10 @@ def _show_sums(report: Report, chosen: Collection[str]) -> None:
         if item.status == "fail":
             click.echo(f"fail: {item.id}")
     if chosen:
-        what = "probes"
+        what = "probe"
         statuses = [verdict.status for verdict in report.probes if verdict.probe in chosen]
     else:
-        what = "items"
+        what = "item"
         statuses = [item.status for item in report.items]
     sums = ", ".join(f"{statuses.count(each)} {each}" for each in _STATUSES)
-    click.echo(f"{report.model} at {report.url}: {len(statuses)} {what}, {sums}")
+    click.echo(f"{report.model} at {report.url}: {tables.counted(len(statuses), what)}, {sums}")

@@ -32,6 +32,7 @@ def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: 
     from ocserve.accounts import usage
     from ocserve.accounts.ledger_schema import LedgerError
     from ocserve.cli import Failure, key_ids
+    from ocserve.cli.tables import counted
 
     tree = config.load().config
     try:
@@ -44,9 +45,8 @@ def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: 
     if not yes:
         whole = " with credits and balance" if key is not None and until is None else ""
         what = f"the rows{whole} of {_whose(span.key, tree)}{f' up to {until:%Y-%m-%d}' if until else ''} in {file}"
-        click.confirm(
-            f"Delete {what}{f' and {len(prefixes)} stored prefixes' if prefixes else ''}?", abort=True, err=True
-        )
+        what += f" and {counted(len(prefixes), 'file')} of stored prefixes" if prefixes else ""
+        click.confirm(f"Delete {what}?", abort=True, err=True)
     try:
         rows = usage.purge(file, span) if file.exists() else 0
     except LedgerError as error:
@@ -58,7 +58,9 @@ def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: 
 
         print_json({"event": "purged", "rows": rows, "prefixes": len(prefixes)})
     else:
-        click.echo(f"deleted: {rows:,} rows of the ledger, {len(prefixes):,} files of stored prefixes")
+        click.echo(
+            f"deleted: {counted(rows, 'row')} of the ledger, {counted(len(prefixes), 'file')} of stored prefixes"
+        )
 
 
 def _whose(key: str | None, tree: Config) -> str:

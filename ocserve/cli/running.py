@@ -28,6 +28,7 @@ class Running:
 
         settings = config.load().config
         own = address(settings.server)
+        self._named = url is not None
         self.url = (url or own).rstrip("/").removesuffix("/v1")
         self._key = config.key_variable(key_from) if key_from else None
         if self._key is None and self.url == own:
@@ -47,6 +48,8 @@ class Running:
                 answer = await client.request(method, self.url + path, json=body)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             hint = "`ocserve run` starts a server; --url names one that is elsewhere"
+            if not self._named:
+                hint += ", or at the port that it had before server.port was changed"
             raise Failure(
                 f"no server answers at {peer.without_userinfo(self.url)} ({type(error).__name__})", hint
             ) from None
@@ -71,7 +74,7 @@ def _refused(found: Any, status: int) -> Failure:
         return Failure(f"what answers there is no ocserve (status {status})", "--url names the server to ask")
     hint = None
     if error.get("code") in ("admin_scope_needed", "invalid_api_key"):
-        hint = "set OCSERVE_API_KEY, or name the variable that has an admin key with --key-from"
+        hint = "name the variable that has an admin key, such as --key-from OCSERVE_API_KEY"
     return Failure(str(error.get("message")), hint)
 
 

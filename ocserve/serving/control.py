@@ -86,7 +86,10 @@ class Control:
             return describe_file(parsed.path)
         found = Store(self._settings.config.store).find(reference)
         if found is None:
-            raise NotInstalled(f"{reference} is not installed.", hint="pull it first, or ask with `pull`")
+            raise NotInstalled(
+                f"{reference} is not installed.",
+                hint="pull it first, or ask with `pull`, as `ocserve load --pull` does",
+            )
         return found
 
     def _bring(self, reference: str) -> Installed:

@@ -57,7 +57,7 @@ def test_a_probe_that_passes_is_enough(provider: tuple[Provider, str]) -> None:
     served.fault = Fault()
     result = check(url, "--probe", "models-list")  # no item rests on this one alone
     assert result.exit_code == 0, result.output
-    assert result.stdout.endswith(f"{MODEL} at {url}: 1 probes, 1 pass, 0 fail, 0 not_provable, 0 operator\n")
+    assert result.stdout.endswith(f"{MODEL} at {url}: 1 probe, 1 pass, 0 fail, 0 not_provable, 0 operator\n")
 
 
 def test_probes_are_listed_with_what_they_do() -> None:
@@ -101,7 +101,7 @@ def test_the_address_of_the_settings_gets_their_key_however_it_is_written(provid
     ("arguments", "text"),
     [
         (("http://127.0.0.1:9/v1",), "cannot be audited"),
-        (("--probe", "zzzzz"), "there is no probe `zzzzz`; `ocserve check --list` shows all."),
+        (("--probe", "zzzzz"), "there is no probe `zzzzz`; `ocserve check --list` shows all"),
         (("--probe", "chat-hole"), "did you mean `chat-whole`"),
         (("--page", "nonsense=x"), "KIND=URL"),
         (("--suppress", "x"), "token ids"),

@@ -192,7 +192,7 @@ def test_what_is_purged_is_in_no_file_any_more_and_the_rest_is(rows: list[Row], 
     assert prefix.exists()
     left = json.loads(run("usage", "--by", "key", "--json").stdout)["usage"]
     assert {each["key"] for each in left} == {"anonymous", "key-1"}
-    assert run("privacy", "purge", "--yes").stdout.endswith("1 files of stored prefixes\n")
+    assert run("privacy", "purge", "--yes").stdout.endswith("1 file of stored prefixes\n")
     assert not prefix.exists()
     assert running.settle(replace(rows[0], id="running", key_id="key-1")).result()
     running.close()
@@ -239,5 +239,5 @@ def test_what_is_neither_a_key_nor_in_the_ledger_is_refused(acme: Key) -> None:
         assert (result.exit_code, result.stdout) == (78, "")
         assert "there is no key called pre" in result.stderr
         assert "hint: `ocserve keys list`" in result.stderr
-    assert run("privacy", "purge", "--yes", "--key", "acme").stdout.startswith("deleted: 1 rows")
+    assert run("privacy", "purge", "--yes", "--key", "acme").stdout.startswith("deleted: 1 row of")
     assert run("usage", "--key", "acme").stdout.startswith("nothing is recorded")  # a key, if an idle one
