@@ -134,10 +134,19 @@ class Change(msgspec.Struct, frozen=True):
     after: object
 
 
+class Listed(msgspec.Struct, frozen=True, kw_only=True, rename={"since": "from"}):
+    """Listed prices in US dollars by kind: from a day on, None being always, for a key that has used so many tokens."""
+
+    since: datetime.date | None
+    above: int
+    prices: dict[str, str]
+
+
 class Reloaded(msgspec.Struct, frozen=True):
-    """The settings that have changed, by name."""
+    """The settings that have changed, by name, and the models whose prices have, with lists of `Listed`."""
 
     changed: dict[str, Change]
+    prices: dict[str, Change]
 
 
 def load(body: bytes) -> Load:

@@ -131,6 +131,7 @@ def _memory(model: Installed, settings: config.Config) -> Memory:
     from ocserve.catalog.errors import DoesNotFit
     from ocserve.catalog.need import KV_TYPES, kv_bytes_per_token, need
 
+    remarks: tuple[str, ...]
     try:
         fitted = planning.plan(model, settings.engine, settings.cache)
     except DoesNotFit as error:

@@ -15,6 +15,7 @@ from ocserve.catalog.pull import describe_file, pull
 from ocserve.catalog.references import FileReference, parse
 from ocserve.catalog.store import Installed, Store
 from ocserve.errors import ApiError, Conflict, InvalidRequest, ModelNotFound
+from ocserve.http.admin import Changed, PriceChanges
 from ocserve.http.edge.current import Edge
 from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import Stop
@@ -99,15 +100,15 @@ class Control:
         if self._service.doors.stopping:
             raise CatalogError("The server is shutting down; a later pull goes on with what has come.")
 
-    async def reload(self) -> Mapping[str, tuple[object, object]]:
+    async def reload(self) -> Changed:
         """Read the settings anew and apply the whole, or nothing and raise why."""
         async with self._one_at_a_time:
             try:
-                found = await self._reload()
+                found, prices = await self._reload()
             except (config.ConfigError, CatalogError) as error:
                 raise InvalidRequest(_told(error), code="settings_invalid") from None
         logs.event("settings_reloaded", count=len(found), detail=", ".join(found))
-        return shown(found)
+        return Changed(settings=shown(found), prices=prices)
 
     async def reload_at_hangup(self) -> None:
         """The same for nobody who could be answered: the log says why it was not done."""
@@ -116,7 +117,7 @@ class Control:
         except ApiError as error:
             logs.event("reload_refused", level="error", code=error.code, detail=error.message)
 
-    async def _reload(self) -> Changes:
+    async def _reload(self) -> tuple[Changes, PriceChanges]:
         before = self._settings
         after = await asyncio.to_thread(self._reread)
         found = changes(before, after)
@@ -138,11 +139,11 @@ class Control:
         self._settings = after
         serve()
         self._service.limit(tree.limits)
-        self._service.billing.reset(tree.billing, tariff)
+        prices = self._service.billing.reset(tree.billing, tariff)
         self._fetcher.obey(tree.images)
         self._edge.now = replace(self._edge.now, **{name: getattr(tree.server, name) for name in _IN_TREE})
         say_unserved(tree.limits, self._lineup.described)
-        return found
+        return found, prices
 
 
 def say_unserved(limits: config.Limits, served: Container[str]) -> None:

@@ -68,7 +68,14 @@ def test_drains_and_maintenance_are_asked_for_and_shown(server: Served) -> None:
 
 
 def test_a_reload_and_the_end_are_told(server: Served) -> None:
-    assert asked(server, "reload") == "limits.queue: 64 -> 8\n"
+    today = "prompt 0.1, completion 0.1"
+    later = "from 2999-01-01: prompt 0.2, completion 0.1"
+    tier = "from 2999-01-01, above 1,000,000 tokens of a month: prompt 0.2, completion 0.05"
+    assert asked(server, "reload").splitlines() == [
+        "limits.queue: 64 -> 8",
+        f"prices of tiny: {today} -> {today}; {later}; {tier}",
+        f"prices of new: - -> {today}",
+    ]
     assert asked(server, "stop", "--deadline", "5") == "the server ends; 0 requests are to finish\n"
     assert server.thread is not None
     server.thread.join(10)
