@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from ocserve import __version__, machine
 from ocserve.api import admin, openai_wire
 from ocserve.doors import CannotKeep, Maintenance
-from ocserve.errors import InternalError, ModelNotFound
+from ocserve.errors import Conflict, InternalError, ModelNotFound
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange
 from ocserve.http.route_table import Route
@@ -50,6 +50,12 @@ class Control(Protocol):
 
     async def include(self, reference: str, *, may_pull: bool) -> str:
         """Serve one more model, by its name, reference or path; its id. Raises `ApiError`."""
+
+    def may_forget(self, name: str) -> bool:
+        """Whether a model was added by its path since the start."""
+
+    def forget(self, name: str) -> None:
+        """Serve such a model no more."""
 
     async def reload(self) -> Changed:
         """Read the settings and prices anew; what has changed. Raises `ApiError`: nothing has."""
@@ -96,8 +102,18 @@ class Administration:
         found = self._named(asked.model)
         if found is None:
             raise ModelNotFound("No model of this name is served. GET /admin/state lists them.", param="model")
+        if asked.forget and not self._control.may_forget(found.id):
+            raise Conflict(
+                f"{found.id} was named when the server started, is named in its settings or is in the store: only a "
+                "model that was loaded by its path can be forgotten.",
+                param="forget",
+                code="model_stays",
+            )
         await self._service.unload(found.id, asked.wait_s)
-        return self._moved(found.id)
+        moved = self._moved(found.id)
+        if asked.forget:
+            self._control.forget(found.id)
+        return moved
 
     async def drain(self, body: bytes) -> admin.DoorState:
         """`POST /admin/drain`."""

@@ -80,6 +80,14 @@ class Control:
             raise InvalidRequest(_told(error), param="model", code="model_not_servable") from None
         return model.name
 
+    def may_forget(self, name: str) -> bool:
+        """Whether a model was added by its path since the start."""
+        return self._lineup.may_forget(name)
+
+    def forget(self, name: str) -> None:
+        """Serve such a model no more."""
+        self._lineup.forget(name)
+
     def _find(self, reference: str) -> Installed:
         """A model that is here. Raises `CatalogError`."""
         parsed = parse(reference)

@@ -51,6 +51,9 @@ def test_models_are_loaded_listed_and_unloaded(server: Served) -> None:
     assert json.loads(asked(server, "ps", "--json"))["models"]["tiny"]["state"] == "ready"
     assert asked(server, "unload", "tiny", "--wait", "5") == "tiny is unloaded\n"
     assert asked(server, "ps").splitlines()[1].split()[1] == "cold"
+    kept = ocserve("unload", "tiny", "--forget", "--url", server.url)
+    assert kept.exit_code == 1
+    assert "only a model that was loaded by its path can be forgotten" in kept.stderr
 
 
 def test_drains_and_maintenance_are_asked_for_and_shown(server: Served) -> None:

@@ -138,6 +138,12 @@ class Control:
     async def include(self, reference: str, *, may_pull: bool) -> str:
         raise ModelNotFound("It is not installed.", param="model", code="model_not_installed")
 
+    def may_forget(self, name: str) -> bool:
+        return False
+
+    def forget(self, name: str) -> None:
+        raise AssertionError("nothing may be forgotten")
+
     async def reload(self) -> Changed:
         before, after = (Prices(prompt=price, completion="0.1") for price in ("0.1", "0.2"))
         tiered = replace(after, tiers=(Tier(above=10**6, completion="0.05"),))
