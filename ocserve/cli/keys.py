@@ -148,11 +148,12 @@ def list_keys(as_json: bool) -> None:
     elif not keys:
         click.echo("there are no keys; `ocserve keys create --name NAME` makes one")
     else:
+        now = time.time()
         rows = [
             (
                 key.name,
                 key.id,
-                key.state(time.time()),
+                _state(key, now),
                 key.scope,
                 _day(key.created),
                 _day(key.expires),
@@ -356,6 +357,13 @@ def _balance(key: Key) -> dict[str, str] | None:
         "month": now.month,
         "charged_in_month": dollars(now.month_charged),
     }
+
+
+def _state(key: Key, now: float) -> str:
+    """Whether it is accepted, and until when a secret is that was replaced."""
+    state = key.state(now)
+    former = [secret.until for secret in key.secrets if secret.until is not None and secret.until > now]
+    return f"{state}, old secret until {_moment(max(former))}" if former and state == "active" else state
 
 
 def _limit_text(key: Key) -> str:

@@ -83,7 +83,10 @@ def test_the_life_of_a_key() -> None:
     assert as_json("show", first["id"])["name"] == "acme"
     assert "there is a key called" in keys("create", "--name", first["id"], code=78).stderr
     assert first["key"] != second["key"]
-    assert len(second["replaced_secrets_valid_until"]) == 1
+    (until,) = second["replaced_secrets_valid_until"]
+    header, row = keys("list").stdout.splitlines()
+    assert header.split() == ["NAME", "ID", "STATE", "SCOPE", "CREATED", "EXPIRES", "LIMITS"]
+    assert f"active, old secret until {until}  admin" in row
     assert as_json("limits", "acme", "--concurrent", "default", "--tpm", "100")["limits"] == {"tokens_per_minute": 100}
     assert as_json("revoke", "acme")["state"] == "revoked"
     assert [key["state"] for key in as_json("list")["keys"]] == ["revoked"]
