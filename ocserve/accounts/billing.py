@@ -156,9 +156,14 @@ class Billing:
                 hint="Set ledger.use to on.",
             )
 
-    def reset(self, settings: config.Billing, tariff: Tariff) -> None:
-        """Other prices and another policy, for requests that are admitted from now on."""
+    def reset(self, settings: config.Billing, tariff: Tariff) -> Mapping[str, tuple[tuple[DatedPrices, ...], ...]]:
+        """Other prices and another policy, for requests that are admitted from now on.
+
+        The listed prices that are others now, by model: before and after.
+        """
+        changed = self._tariff.changes(tariff, self._today())
         self._settings, self._tariff = settings, tariff
+        return changed
 
     @property
     def state(self) -> str:

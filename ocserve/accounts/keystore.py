@@ -100,6 +100,10 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     prepaid: bool = False
     spend_cap: Annotated[str, Meta(pattern=r"^[0-9]{1,7}(\.[0-9]{1,12})?$")] | None = None
 
+    def is_called(self, name: str) -> bool:
+        """Whether this is its name or its id; no two keys share one."""
+        return name in (self.name, self.id)
+
     def state(self, now: float) -> Literal["active", "expired", "revoked"]:
         """Whether it is accepted."""
         if self.revoked is not None:
@@ -186,9 +190,9 @@ class KeyStore:
             )
         text, now = new_text(), int(self.clock())
         with self._editing() as keys:
-            if any(key.name == name for key in keys):
+            if any(key.is_called(name) for key in keys):
                 raise config.ConfigError(f"there is a key called {name}", "`ocserve keys rotate` gives it a new secret")
-            taken = {key.id for key in keys}
+            taken = {called for key in keys for called in (key.id, key.name)}
             key_id = next(made for made in iter(lambda: f"key-{secrets.token_hex(6)}", "") if made not in taken)
             described = {"id": key_id, "name": name, "created": now, "secrets": (_secret(text),), **facts}
             try:
@@ -231,13 +235,13 @@ class KeyStore:
         return self._change(name, lambda key: replace(key, spend_cap=spend_cap))
 
     def named(self, name: str) -> Key:
-        """The key called `name`; raises `ConfigError`."""
-        return next((key for key in self.listed() if key.name == name), None) or _no_such(name)
+        """The key of this name or id; raises `ConfigError`."""
+        return next((key for key in self.listed() if key.is_called(name)), None) or _no_such(name)
 
     def _change(self, name: str, changed: Callable[[Key], Key]) -> Key:
         with self._editing() as keys:
             for index, key in enumerate(keys):
-                if key.name == name:
+                if key.is_called(name):
                     keys[index] = changed(key)
                     return keys[index]
             return _no_such(name)

@@ -155,6 +155,12 @@ class Tariff:
             for since, prices in entries[max(0, past - 1) :]
         )
 
+    def changes(self, after: Tariff, day: datetime.date) -> dict[str, tuple[tuple[DatedPrices, ...], ...]]:
+        """The schedules that `after` has otherwise, by model: as they are here and as they are there."""
+        models = sorted({*self._entries, *after._entries})
+        found = {model: (self.schedule(model, day), after.schedule(model, day)) for model in models}
+        return {model: schedules for model, schedules in found.items() if schedules[0] != schedules[1]}
+
     def rates(self, model: str, day: datetime.date) -> Rates | None:
         """What a request to a model that is admitted on `day` is charged before any tier; None: nothing."""
         found = self.prices(model, day)

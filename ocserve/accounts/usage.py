@@ -149,6 +149,15 @@ def standings(file: Path, span: Span) -> dict[str, Standing]:
     return balances.standings(file, None if span.key is None else [span.key])
 
 
+def has_key(file: Path, key_id: str) -> bool:
+    """Whether anything is kept of a key: requests, credits or a balance; raises `LedgerError`."""
+    with reading(file) as connection:
+        return any(
+            connection.execute(f"SELECT 1 FROM {table} WHERE key_id = ? LIMIT 1", (key_id,)).fetchone()  # noqa: S608
+            for table in ("requests", "balances", "credits")
+        )
+
+
 def purge(file: Path, span: Span) -> int:
     """Delete the rows of `span` for good, from free pages and the log too; how many they were. Raises `LedgerError`."""
     condition, values = span.condition

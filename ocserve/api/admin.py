@@ -37,7 +37,11 @@ def _moment(value: object, where: str) -> datetime.datetime:
 _MODEL = Field("model", "effective", fields.string(_LONGEST_REFERENCE, empty=False), required=True)
 _MOMENT = Reader(_moment, {"type": "string", "format": "date-time"})
 LOAD = reads(_MODEL, Field("pull", "effective", fields.boolean()))
-UNLOAD = reads(_MODEL, Field("wait_s", "effective", fields.number(0, _LONGEST_WAIT_S)))
+UNLOAD = reads(
+    _MODEL,
+    Field("wait_s", "effective", fields.number(0, _LONGEST_WAIT_S)),
+    Field("forget", "effective", fields.boolean()),
+)
 DRAIN = reads(Field("deadline_s", "effective", fields.number(0, _LONGEST_DRAIN_S)))
 NOTHING = reads()
 MAINTENANCE = reads(
@@ -55,10 +59,11 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Unload(msgspec.Struct, frozen=True):
-    """Which model to unload, and how long it may take until nobody uses it."""
+    """Which model to unload, and how long it may take until nobody uses it. `forget`: serve it no more."""
 
     model: str
     wait_s: float
+    forget: bool
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,10 +139,19 @@ class Change(msgspec.Struct, frozen=True):
     after: object
 
 
+class Listed(msgspec.Struct, frozen=True, kw_only=True, rename={"since": "from"}):
+    """Listed prices in US dollars by kind: from a day on, None being always, for a key that has used so many tokens."""
+
+    since: datetime.date | None
+    above: int
+    prices: dict[str, str]
+
+
 class Reloaded(msgspec.Struct, frozen=True):
-    """The settings that have changed, by name."""
+    """The settings that have changed, by name, and the models whose prices have, with lists of `Listed`."""
 
     changed: dict[str, Change]
+    prices: dict[str, Change]
 
 
 def load(body: bytes) -> Load:
@@ -149,7 +163,9 @@ def load(body: bytes) -> Load:
 def unload(body: bytes) -> Unload:
     """The unload that `body` asks for."""
     values = _read(body, UNLOAD)
-    return Unload(values.get("model", str) or "", values.get("wait_s", float) or 0.0)
+    return Unload(
+        values.get("model", str) or "", values.get("wait_s", float) or 0.0, values.get("forget", bool) or False
+    )
 
 
 def deadline_s(body: bytes) -> float | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,6 +27,10 @@ _WORST_FIRST: tuple[Status, ...] = ("fail", "operator", "not_provable")
 
 class Unusable(Exception):
     """There is nothing to audit; the text says what the server answered."""
+
+
+class KeyNeeded(Unusable):
+    """The server answers nobody without a key that it accepts."""
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +58,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed and something was proven."""
-        return self.count("fail") == 0 and self.count("pass") > 0
+        """Whether nothing failed and something was proven: a probe, since an item may rest on others left out."""
+        found = {verdict.status for verdict in self.probes}
+        return self.count("fail") == 0 and "fail" not in found and "pass" in found
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +96,7 @@ async def audit(order: Order, drafts: Drafts, on_probe: Callable[[Verdict], None
         await server.aclose()
     texts = drafts(subject, verdicts)
     return Report(
-        url=peer.without_userinfo(order.url),
+        url=peer.without_userinfo(server.url),
         model=clean(subject.model, 120),
         began=began,
         ended=_now(),
@@ -107,11 +114,17 @@ async def _discover(server: Server, order: Order) -> Subject:
     """The model to audit, as it is listed. A server without a list can be audited if the model is named."""
     address = peer.without_userinfo(order.url)
     try:
+        if not urlsplit(server.url).path and (await server.send("GET", "/v1/models")).status != 404:
+            server.url = f"{server.url}/v1"  # mostly left out; a few have their routes at the root
+            address = f"{address.rstrip('/')}/v1"
         reply = await server.send("GET", "/models")
         entries = dig(reply.json, "data") if reply.status == 200 else None
         answered = f"{address}/models answers with status {reply.status}"
     except Fault as fault:
         raise Unusable(f"{address} cannot be audited: {fault}") from None
+    if reply.status == 401:
+        why = "it needs a key, and none was sent" if order.key is None else "it does not accept the key that was sent"
+        raise KeyNeeded(f"{answered}: {why}")
     listed = [entry for entry in (entries if isinstance(entries, list) else []) if isinstance(dig(entry, "id"), str)]
     generating = [entry for entry in listed if _generates(entry)] or listed
     name = order.model or (generating[0]["id"] if generating else None)
@@ -190,6 +203,6 @@ def _line(verdict: Verdict) -> str:
     return f"{verdict.probe}: {verdict.evidence} [{source}]"
 
 
-def unknown_probes(names: Collection[str]) -> list[str]:
-    """Those of the names that are no probe."""
-    return [name for name in names if name not in PROBES]
+def near_probes(name: str) -> list[str]:
+    """The probes whose ids are most like `name`, the nearest first; there may be none."""
+    return get_close_matches(name, PROBES, n=3, cutoff=0.4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ocserve.cli import Failure, tables
+from ocserve.cli import Failure, running, tables
 
 if TYPE_CHECKING:
     from ocserve.audit.session import Order, Report
     from ocserve.audit.subject import Subject
-    from ocserve.audit.verdict import Verdict
+    from ocserve.audit.verdict import Status, Verdict
     from ocserve.config import Config
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_STATUSES: tuple[Status, ...] = ("pass", "fail", "not_provable", "operator")
 
 
 def _tokens(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -39,11 +40,26 @@ def _pages(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 
 
 def _probes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    from ocserve.audit.session import unknown_probes
+    from ocserve.audit.probes import PROBES
+    from ocserve.audit.session import near_probes
 
-    if unknown := unknown_probes(values):
-        raise click.BadParameter(f"there is no probe `{unknown[0]}`")
+    for name in values:
+        if name not in PROBES:
+            near = ", ".join(f"`{each}`" for each in near_probes(name))
+            meant = f" did you mean {near}?" if near else ""
+            raise click.BadParameter(f"there is no probe `{name}`;{meant} `ocserve check --list` shows all")
     return values
+
+
+def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Every probe's id and what it does; nothing is asked."""
+    from ocserve.audit.probes import PROBES
+
+    if value:
+        width = max(map(len, PROBES))
+        for probe in PROBES.values():
+            click.echo(f"{probe.id:{width}}  {probe.about}")
+        ctx.exit()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +80,22 @@ class Options:
 @click.command("check")
 @click.argument("url", required=False)
 @click.option("--model", metavar="ID", help="Model to audit (default: the first that generates text).")
-@click.option("--key-from", metavar="NAME", help="Environment variable with the key (default: auth.api_key).")
+@click.option(
+    "--key-from",
+    metavar="NAME",
+    help="Environment variable with the key. Without it only ocserve at the address of the settings gets one: theirs.",
+)
 @click.option("--suppress", metavar="N,N,…", callback=_tokens, help="Token ids that end answers, for the long stream.")
 @click.option("--quick", is_flag=True, help="Leave out what takes minutes; it is then not provable.")
 @click.option("--page", "pages", multiple=True, metavar="KIND=URL", callback=_pages, help="A page that you publish.")
-@click.option("--probe", "probes", multiple=True, metavar="ID", callback=_probes, help="Run only this probe.")
+@click.option(
+    "--probe", "probes", multiple=True, metavar="ID", callback=_probes, help="Run only this probe; repeat it."
+)
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the probes' ids.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--markdown", type=_FILE, help="Write the filled checklists.")
 def command(**options: Any) -> None:
-    """Audit the server at URL, which ends in /v1 (default: ocserve on this machine).
+    """Audit the server at URL, with its /v1 or without (default: ocserve at the address of the settings).
 
     Every item of the checklists is proven by requests, found not provable, or left to the operator with a draft. The
     exit status is 1 if anything fails. Published pages are looked for where ocserve has them, or at --page KIND=URL,
@@ -96,6 +119,9 @@ def _check(options: Options) -> None:
     with _progress(order, options) as on_probe:
         try:
             report = asyncio.run(session.audit(order, drafts, on_probe))
+        except session.KeyNeeded as error:
+            hint = "put a key into an environment variable and name that one with --key-from NAME"
+            raise Failure(str(error), hint) from None
         except session.Unusable as error:
             raise Failure(str(error)) from None
     if options.markdown is not None:
@@ -103,7 +129,7 @@ def _check(options: Options) -> None:
     if options.as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report)))
     else:
-        _show_sums(report)
+        _show_sums(report, options.probes)
     if not report.passed:
         raise click.exceptions.Exit(1)
 
@@ -133,9 +159,10 @@ def _order(options: Options) -> tuple[Order, Config | None]:
     from ocserve.audit.session import Order
 
     settings = config.load().config
-    host = "127.0.0.1" if settings.server.host in ("0.0.0.0", "::") else settings.server.host  # noqa: S104
-    own = f"http://{f'[{host}]' if ':' in host else host}:{settings.server.port}/v1"
+    own = running.address(settings.server)
     url = (options.url or own).rstrip("/")
+    url = f"{own}/v1" if url == own else url
+    own = f"{own}/v1"
     key = config.key_variable(options.key_from) if options.key_from else None
     if key is None and url == own:
         key = config.resolve_key(settings.auth)
@@ -151,12 +178,20 @@ def _order(options: Options) -> tuple[Order, Config | None]:
     return order, settings if url == own else None
 
 
-def _show_sums(report: Report) -> None:
-    """The items that count against the server, and how many there are of each status."""
+def _show_sums(report: Report, chosen: Collection[str]) -> None:
+    """The items that count against the server, and how many items, or of chosen probes how many, have each status.
+
+    Items rest on several probes: where only some were asked, their sums say little.
+    """
     click.echo()
     for item in report.items:
         if item.status == "fail":
             click.echo(f"fail: {item.id}")
-    sums = {status: report.count(status) for status in ("pass", "fail", "not_provable", "operator")}
-    click.echo(f"{report.model} at {report.url}: {len(report.items)} items, ", nl=False)
-    click.echo(", ".join(f"{count} {status}" for status, count in sums.items()))
+    if chosen:
+        what = "probe"
+        statuses = [verdict.status for verdict in report.probes if verdict.probe in chosen]
+    else:
+        what = "item"
+        statuses = [item.status for item in report.items]
+    sums = ", ".join(f"{statuses.count(each)} {each}" for each in _STATUSES)
+    click.echo(f"{report.model} at {report.url}: {tables.counted(len(statuses), what)}, {sums}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -28,21 +28,28 @@ _LIMITS = {
 
 def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Seconds, written as `90s`, `15m`, `24h` or `90d`."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,6})([smhd])", value)
-    if found is None:
+    lasts_s = None if value is None else _seconds(value)
+    if value is not None and lasts_s is None:
         raise click.BadParameter("expected a duration such as 90s, 15m, 24h or 90d", ctx, param)
-    return int(found[1]) * _UNITS[found[2]]
+    return lasts_s
+
+
+def _seconds(duration: str) -> int | None:
+    found = re.fullmatch(r"([0-9]{1,6})([smhd])", duration)
+    return None if found is None else int(found[1]) * _UNITS[found[2]]
 
 
 def _expiry(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Seconds since 1970: so long from now, or at the end of a day in UTC."""
+    if value is None:
+        return None
+    if (lasts_s := _seconds(value)) is not None:
+        return int(time.time()) + lasts_s
     try:
-        day = datetime.datetime.strptime(value or "", "%Y-%m-%d").replace(tzinfo=datetime.UTC)
+        day = datetime.datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=datetime.UTC)
     except ValueError:
-        lasts_s = _duration(ctx, param, value)
-        return None if lasts_s is None else int(time.time()) + lasts_s
+        expected = "expected a day such as 2027-01-31, or a duration such as 90s, 15m, 24h or 90d"
+        raise click.BadParameter(expected, ctx, param) from None
     return int((day + datetime.timedelta(days=1)).timestamp())
 
 
@@ -73,7 +80,7 @@ def _money(ctx: click.Context, param: click.Parameter, value: str | None) -> str
 
     try:
         if value is not None and value != "none" and pricing.amount(value) < 0:
-            raise ValueError("expected no less than nothing")
+            raise ValueError("expected 0 or more US dollars")
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
     return value
@@ -113,7 +120,8 @@ def create(
     **limits: int | None,
 ) -> None:
     """Make a key and show it, this once: only its digest is kept."""
-    made, text = _store().create(
+    store = _store()
+    made, text = store.create(
         name,
         expires=expires,
         models=models,
@@ -124,6 +132,8 @@ def create(
         scope="admin" if admin else "use",
     )
     _show_once(made, text, as_json)
+    for line in _remarks(made, store):
+        click.echo(line, err=True)
 
 
 @command.command("list")
@@ -138,11 +148,12 @@ def list_keys(as_json: bool) -> None:
     elif not keys:
         click.echo("there are no keys; `ocserve keys create --name NAME` makes one")
     else:
+        now = time.time()
         rows = [
             (
                 key.name,
                 key.id,
-                key.state(time.time()),
+                _state(key, now),
                 key.scope,
                 _day(key.created),
                 _day(key.expires),
@@ -275,6 +286,25 @@ def _show_once(key: Key, text: str, as_json: bool) -> None:
     click.echo(f"{key.name} ({key.id}). The key is not kept and cannot be shown again.", err=True)
 
 
+def _remarks(made: Key, store: KeyStore) -> Iterator[str]:
+    """What its maker may not have meant: nobody can administer any more, or a model that is not here."""
+    from ocserve import config
+    from ocserve.catalog.store import Store
+
+    settings, now = config.load().config, time.time()
+    own = settings.auth.api_key is not None or settings.auth.key_file is not None
+    if not own and not any(key.scope == "admin" and key.state(now) == "active" for key in store.listed()):
+        yield (
+            "warning: there are keys and none may administer, so a running server refuses `ocserve ps`, `reload`, "
+            "`stop` and the like; `ocserve keys create --name admin --admin` makes one that may"
+        )
+    installed = Store(settings.store)
+    aliases = (*settings.model.aliases, "default")
+    for model in made.models:
+        if model not in aliases and installed.find(model) is None:
+            yield f"warning: no model called {model} is installed here; the key may use it once it is"
+
+
 def _priced(text: str) -> tuple[str, str]:
     kind, separator, amount = text.partition("=")
     if not separator or not re.fullmatch(r"[a-z_]+", kind):
@@ -327,6 +357,13 @@ def _balance(key: Key) -> dict[str, str] | None:
         "month": now.month,
         "charged_in_month": dollars(now.month_charged),
     }
+
+
+def _state(key: Key, now: float) -> str:
+    """Whether it is accepted, and until when a secret is that was replaced."""
+    state = key.state(now)
+    former = [secret.until for secret in key.secrets if secret.until is not None and secret.until > now]
+    return f"{state}, old secret until {_moment(max(former))}" if former and state == "active" else state
 
 
 def _limit_text(key: Key) -> str:

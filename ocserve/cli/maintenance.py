@@ -35,7 +35,7 @@ def command(
     key_from: str | None,
     as_json: bool,
 ) -> None:
-    """Announce that a running server takes nothing on from START to END, with a MESSAGE if you like.
+    """Announce that a running server takes nothing on from START to END, with a MESSAGE if you like; else show what is.
 
     Both are moments such as 2026-12-01T02:00Z. What runs at START finishes, and at END service goes on by itself.
     """
@@ -45,8 +45,19 @@ def command(
             raise click.UsageError("--cancel takes back whatever is announced; leave START and END out")
         show(server.ask("DELETE", "/admin/maintenance"), "no maintenance is announced", as_json=as_json)
         return
-    if starts is None or ends is None:
-        raise click.UsageError("name START and END, or --cancel")
+    if starts is None:
+        found = server.ask("GET", "/admin/state")["maintenance"]
+        show({"maintenance": found}, _told(found), as_json=as_json)
+        return
+    if ends is None:
+        raise click.UsageError("name END too: when service goes on")
     body: dict[str, object] = {"starts": starts, "ends": ends, "message": message}
     answer = server.ask("PUT", "/admin/maintenance", body)
     show(answer, f"maintenance is announced from {answer['starts']} to {answer['ends']}", as_json=as_json)
+
+
+def _told(announced: dict[str, str] | None) -> str:
+    if announced is None:
+        return "no maintenance is announced"
+    message = f": {announced['message']}" if announced["message"] else ""
+    return f"maintenance is announced from {announced['starts']} to {announced['ends']}{message}"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ocserve.config import Config
 
 
 @click.group("privacy")
@@ -14,7 +18,7 @@ def command() -> None:
 
 
 @command.command("purge")
-@click.option("--key", metavar="ID", help="Only this key's rows in the ledger.")
+@click.option("--key", metavar="KEY", help="Only the rows of this key, by its name or id.")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Only rows up to this day, UTC.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -27,19 +31,22 @@ def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: 
     from ocserve import config
     from ocserve.accounts import usage
     from ocserve.accounts.ledger_schema import LedgerError
-    from ocserve.cli import Failure
+    from ocserve.cli import Failure, key_ids
+    from ocserve.cli.tables import counted
 
     tree = config.load().config
-    span = usage.Span(until=until and until.date(), key=key)
+    try:
+        span = usage.Span(until=until and until.date(), key=key and key_ids.key_id(key, tree))
+    except LedgerError as error:
+        raise Failure(str(error)) from None
     everything = key is None and until is None
     prefixes = _files(config.cache_directory(tree.cache) / "prefixes") if everything else []
     file = config.ledger_file(tree.ledger)
     if not yes:
         whole = " with credits and balance" if key is not None and until is None else ""
-        what = f"the rows{whole} of {key or 'all keys'}{f' up to {until:%Y-%m-%d}' if until else ''} in {file}"
-        click.confirm(
-            f"Delete {what}{f' and {len(prefixes)} stored prefixes' if prefixes else ''}?", abort=True, err=True
-        )
+        what = f"the rows{whole} of {_whose(span.key, tree)}{f' up to {until:%Y-%m-%d}' if until else ''} in {file}"
+        what += f" and {counted(len(prefixes), 'file')} of stored prefixes" if prefixes else ""
+        click.confirm(f"Delete {what}?", abort=True, err=True)
     try:
         rows = usage.purge(file, span) if file.exists() else 0
     except LedgerError as error:
@@ -51,7 +58,15 @@ def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: 
 
         print_json({"event": "purged", "rows": rows, "prefixes": len(prefixes)})
     else:
-        click.echo(f"deleted: {rows:,} rows of the ledger, {len(prefixes):,} files of stored prefixes")
+        click.echo(
+            f"deleted: {counted(rows, 'row')} of the ledger, {counted(len(prefixes), 'file')} of stored prefixes"
+        )
+
+
+def _whose(key: str | None, tree: Config) -> str:
+    from ocserve.cli import key_ids
+
+    return "all keys" if key is None else key_ids.shown(key, key_ids.names(tree))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ocserve.cli import Failure
+
+if TYPE_CHECKING:
+    from ocserve.config import Server
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,8 +27,8 @@ class Running:
         from ocserve import config
 
         settings = config.load().config
-        host = "127.0.0.1" if settings.server.host in ("0.0.0.0", "::", "") else settings.server.host  # noqa: S104
-        own = f"http://{f'[{host}]' if ':' in host else host}:{settings.server.port}"
+        own = address(settings.server)
+        self._named = url is not None
         self.url = (url or own).rstrip("/").removesuffix("/v1")
         self._key = config.key_variable(key_from) if key_from else None
         if self._key is None and self.url == own:
@@ -45,6 +48,8 @@ class Running:
                 answer = await client.request(method, self.url + path, json=body)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             hint = "`ocserve run` starts a server; --url names one that is elsewhere"
+            if not self._named:
+                hint += ", or at the port that it had before server.port was changed"
             raise Failure(
                 f"no server answers at {peer.without_userinfo(self.url)} ({type(error).__name__})", hint
             ) from None
@@ -57,13 +62,19 @@ class Running:
         return found
 
 
+def address(server: Server) -> str:
+    """Where a server with these settings answers on this machine."""
+    host = "127.0.0.1" if server.host in ("0.0.0.0", "::", "") else server.host  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+
+
 def _refused(found: Any, status: int) -> Failure:
     error = found.get("error") if isinstance(found, dict) else None
     if not isinstance(error, dict):
         return Failure(f"what answers there is no ocserve (status {status})", "--url names the server to ask")
     hint = None
     if error.get("code") in ("admin_scope_needed", "invalid_api_key"):
-        hint = "set OCSERVE_API_KEY, or name the variable that has an admin key with --key-from"
+        hint = "name the variable that has an admin key, such as --key-from OCSERVE_API_KEY"
     return Failure(str(error.get("message")), hint)
 
 

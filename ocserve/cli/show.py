@@ -110,8 +110,9 @@ def _print_installed(model: Installed) -> None:
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model takes with the present settings, before anything is lowered. Bytes; the cache in `kv_type`.
+    """What a model takes on this machine's processor with the present settings. Bytes; the cache in `kv_type`.
 
+    `remarks` say what was lowered so that it fits; or why it does not fit, and then it is what was asked for.
     `kv_bytes_per_token` is what each further token of context takes, `other_kv_types` the same for the other types.
     """
 
@@ -122,22 +123,32 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     kv_type: KvType
     kv_bytes_per_token: int
     other_kv_types: dict[KvType, int]
+    remarks: tuple[str, ...] = ()
 
 
 def _memory(model: Installed, settings: config.Config) -> Memory:
+    from ocserve.catalog import planning
+    from ocserve.catalog.errors import DoesNotFit
     from ocserve.catalog.need import KV_TYPES, kv_bytes_per_token, need
-    from ocserve.catalog.planning import wanted
 
-    plan = wanted(settings.engine, settings.cache, model.card.defaults, model.header).plan
+    remarks: tuple[str, ...]
+    try:
+        fitted = planning.plan(model, settings.engine, settings.cache)
+    except DoesNotFit as error:
+        plan = planning.wanted(settings.engine, settings.cache, model.card.defaults, model.header).plan
+        needed, remarks = need(model.header, plan), (error.message,)
+    else:
+        plan, needed, remarks = fitted.plan, fitted.need, tuple(note.text for note in fitted.notes)
     others = {each: kv_bytes_per_token(model.header, each) for each in KV_TYPES if each != plan.kv_type}
     return Memory(
-        need=need(model.header, plan),
+        need=needed,
         context=plan.context,
         parallel=plan.parallel,
         pool_tokens=plan.pool_tokens,
         kv_type=plan.kv_type,
         kv_bytes_per_token=kv_bytes_per_token(model.header, plan.kv_type),
         other_kv_types=others,
+        remarks=remarks,
     )
 
 
@@ -155,6 +166,8 @@ def _print_memory(memory: Memory) -> None:
     _row("compute", size_text(needed.compute_bytes))
     _row("processes", size_text(needed.overhead_bytes))
     _row("prefixes", f"up to {size_text(needed.host_cache_bytes)}" if needed.host_cache_bytes else None)
+    for remark in memory.remarks:
+        _row("note", remark)
 
 
 def _row(label: str, value: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ocserve.cli.running import Running, options, show
+from ocserve.cli.tables import counted
 
 
 @click.command("stop")
@@ -15,4 +16,5 @@ def command(deadline_s: float | None, url: str | None, key_from: str | None, as_
     """Have a running server take nothing more, finish what it accepted, and end."""
     body: dict[str, object] = {} if deadline_s is None else {"deadline_s": deadline_s}
     answer = Running(url, key_from).ask("POST", "/admin/stop", body)
-    show(answer, f"the server ends; {answer['active']} requests are to finish", as_json=as_json)
+    verb = "is" if answer["active"] == 1 else "are"
+    show(answer, f"the server ends; {counted(answer['active'], 'request')} {verb} to finish", as_json=as_json)

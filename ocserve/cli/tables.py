@@ -1,4 +1,4 @@
-"""Tables on stdout and a bar on stderr, for commands that take minutes."""
+"""Tables on stdout, a bar on stderr for commands that take minutes, and counts in sentences."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int = 
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         )
         click.echo("  ".join(cells).rstrip())
+
+
+def counted(count: int, one: str) -> str:
+    """So many of what is called `one`, whose plural ends in s: `1 row`, `2 rows`."""
+    return f"{count:,} {one}{'' if count == 1 else 's'}"

@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from ocserve.accounts.balances import Credit, Standing
     from ocserve.accounts.usage import By, Line, Span, Sum
+    from ocserve.config import Operator
 
 _BAR = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -30,7 +31,7 @@ _DATE = click.DateTime(["%Y-%m-%d"])
 @click.option("--since", type=_DATE, help="First day, UTC.")
 @click.option("--until", type=_DATE, help="Last day, UTC.")
 @click.option("--month", type=click.DateTime(["%Y-%m"]), help="All days of a month, UTC.")
-@click.option("--key", metavar="ID", help="Only this key's requests.")
+@click.option("--key", metavar="KEY", help="Only the requests of this key, by its name or id.")
 @click.option("--json", "form", flag_value="json", help="Print JSON; costs are picodollars (1e-12 US dollars).")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV; costs are US dollars.")
 @click.option("--invoice", "form", flag_value="invoice", help="Print an invoice as Markdown.")
@@ -46,31 +47,33 @@ def command(
     from ocserve import config
     from ocserve.accounts import usage
     from ocserve.accounts.ledger_schema import LedgerError
-    from ocserve.cli import Failure
+    from ocserve.cli import Failure, key_ids
 
     if month is not None:
         if since is not None or until is not None:
             raise click.UsageError("--month stands for --since and --until")
         since, until = month, (month + datetime.timedelta(days=31)).replace(day=1) - datetime.timedelta(days=1)
-    span = usage.Span(since=since and since.date(), until=until and until.date(), key=key)
-    file = config.ledger_file(config.load().config.ledger)
+    settings = config.load().config
+    file = config.ledger_file(settings.ledger)
     headings: tuple[By, ...] = tuple(dict.fromkeys(by)) or ("day",)
     try:
+        whose = key and key_ids.key_id(key, settings)
+        span = usage.Span(since=since and since.date(), until=until and until.date(), key=whose)
+        names, credited, standings = key_ids.names(settings), usage.credited(file, span), usage.standings(file, span)
         if form == "invoice":
-            lines, credited = usage.invoice(file, span), usage.credited(file, span)
-            click.echo(_invoice(lines, credited, _ever_credited(usage.standings(file, span)), span))
+            balances = _ever_credited(standings)
+            click.echo(_invoice(usage.invoice(file, span), credited, balances, span, names, settings.operator))
             return
-        found, credited = usage.sums(file, headings, span), usage.credited(file, span)
-        standings = usage.standings(file, span)
+        found = usage.sums(file, headings, span)
     except LedgerError as error:
         raise Failure(str(error), "`ocserve config show` names the settings ledger.directory and ledger.use") from None
     if form == "json":
-        _print_json(headings, found, credited, standings)
+        _print_json(headings, found, credited, standings, names)
     elif form == "csv":
-        _print_csv(headings, found)
+        _print_csv(headings, found, names)
     else:
-        _print_table(headings, found)
-        _print_balances(_ever_credited(standings))
+        _print_table(headings, found, names)
+        _print_balances(_ever_credited(standings), names)
 
 
 def _ever_credited(standings: Mapping[str, Standing]) -> dict[str, Standing]:
@@ -79,7 +82,11 @@ def _ever_credited(standings: Mapping[str, Standing]) -> dict[str, Standing]:
 
 
 def _print_json(
-    headings: Sequence[str], found: Sequence[Sum], credited: Sequence[Credit], standings: Mapping[str, Standing]
+    headings: Sequence[str],
+    found: Sequence[Sum],
+    credited: Sequence[Credit],
+    standings: Mapping[str, Standing],
+    names: Mapping[str, str],
 ) -> None:
     import msgspec
 
@@ -89,22 +96,34 @@ def _print_json(
     for each in found:
         fields = msgspec.to_builtins(each)
         named = dict(zip(headings, fields.pop("heading"), strict=True))
+        if "key" in named:
+            named = {**named, "key_name": names.get(named["key"])}
         rows.append({**named, **fields})
     print_json(
         {
             "usage": rows,
             "credits": [
-                {"key": each.key_id, **{name: getattr(each, name) for name in _CREDIT_FIELDS}} for each in credited
+                {
+                    "key": each.key_id,
+                    "key_name": names.get(each.key_id),
+                    **{name: getattr(each, name) for name in _CREDIT_FIELDS},
+                }
+                for each in credited
             ],
             "balances": [
-                {"key": key, "balance": each.balance, **{name: getattr(each, name) for name in _STANDING_FIELDS}}
+                {
+                    "key": key,
+                    "key_name": names.get(key),
+                    "balance": each.balance,
+                    **{name: getattr(each, name) for name in _STANDING_FIELDS},
+                }
                 for key, each in standings.items()
             ],
         }
     )
 
 
-def _print_csv(headings: Sequence[str], found: Sequence[Sum]) -> None:
+def _print_csv(headings: Sequence[str], found: Sequence[Sum], names: Mapping[str, str]) -> None:
     import csv
     import sys
 
@@ -112,14 +131,28 @@ def _print_csv(headings: Sequence[str], found: Sequence[Sum]) -> None:
 
     if not found:
         return
-    names = found[0].__struct_fields__[1:]
+    counts = found[0].__struct_fields__[1:-1]
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([*headings, *names[:-1], "cost_usd"])
+    writer.writerow([*_titles(headings), *counts, "cost_usd"])
     for each in found:
-        writer.writerow([*each.heading, *(getattr(each, name) for name in names[:-1]), dollars(each.cost)])
+        cells = _cells(headings, each, names)
+        writer.writerow([*cells, *(getattr(each, name) for name in counts), dollars(each.cost)])
 
 
-def _print_table(headings: Sequence[str], found: Sequence[Sum]) -> None:
+def _titles(headings: Sequence[str]) -> list[str]:
+    """What rows are summed by, and beside a key's id its name."""
+    return [title for each in headings for title in ((each, "key_name") if each == "key" else (each,))]
+
+
+def _cells(headings: Sequence[str], row: Sum, names: Mapping[str, str]) -> list[str]:
+    """A row's values for the titles; a key that is not known has an empty name."""
+    found = []
+    for heading, value in zip(headings, row.heading, strict=True):
+        found += [value, names.get(value, "")] if heading == "key" else [value]
+    return found
+
+
+def _print_table(headings: Sequence[str], found: Sequence[Sum], names: Mapping[str, str]) -> None:
     from ocserve.accounts.pricing import dollars
     from ocserve.cli.tables import table
 
@@ -129,7 +162,7 @@ def _print_table(headings: Sequence[str], found: Sequence[Sum]) -> None:
     most = max(each.prompt_tokens + each.completion_tokens for each in found)
     rows = [
         (
-            *each.heading,
+            *_cells(headings, each, names),
             _bar(each.prompt_tokens + each.completion_tokens, most),
             f"{each.requests:,}",
             f"{each.cancelled + each.failed + each.lost:,}",
@@ -140,8 +173,9 @@ def _print_table(headings: Sequence[str], found: Sequence[Sum]) -> None:
         )
         for each in found
     ]
+    titles = [title.upper().replace("_", " ") for title in _titles(headings)]
     total = [
-        *("total" if not number else "" for number in range(len(headings))),
+        *("total" if not number else "" for number in range(len(titles))),
         "",
         f"{sum(each.requests for each in found):,}",
         f"{sum(each.cancelled + each.failed + each.lost for each in found):,}",
@@ -150,21 +184,24 @@ def _print_table(headings: Sequence[str], found: Sequence[Sum]) -> None:
         f"{sum(each.completion_tokens for each in found):,}",
         dollars(sum(each.cost for each in found)),
     ]
-    names = [heading.upper() for heading in headings]
-    header = (*names, "TOKENS", "REQUESTS", "CUT SHORT", "INPUT", "CACHED", "OUTPUT", "US$")
-    table(header, [*rows, tuple(total)], left=len(headings) + 1)
+    header = (*titles, "TOKENS", "REQUESTS", "CUT SHORT", "INPUT", "CACHED", "OUTPUT", "US$")
+    table(header, [*rows, tuple(total)], left=len(titles) + 1)
 
 
-def _print_balances(standings: Mapping[str, Standing]) -> None:
+def _print_balances(standings: Mapping[str, Standing], names: Mapping[str, str]) -> None:
     """What is left of keys that were credited."""
     from ocserve.accounts.pricing import dollars
+    from ocserve.cli import key_ids
     from ocserve.cli.tables import table
 
     if not standings:
         return
     click.echo()
     rows = [
-        (key, *map(dollars, (each.credited, each.charged, each.held, each.balance, each.month_charged)))
+        (
+            key_ids.shown(key, names),
+            *map(dollars, (each.credited, each.charged, each.held, each.balance, each.month_charged)),
+        )
         for key, each in standings.items()
     ]
     month = next(iter(standings.values())).month
@@ -178,8 +215,16 @@ def _bar(value: int, most: int) -> str:
     return "█" * full + (_EIGHTHS[rest] if rest else "")
 
 
-def _invoice(lines: Sequence[Line], credited: Sequence[Credit], standings: Mapping[str, Standing], span: Span) -> str:
+def _invoice(
+    lines: Sequence[Line],
+    credited: Sequence[Credit],
+    standings: Mapping[str, Standing],
+    span: Span,
+    names: Mapping[str, str],
+    operator: Operator,
+) -> str:
     from ocserve.accounts.pricing import dollars
+    from ocserve.cli import key_ids
 
     first = span.since.isoformat() if span.since else "the beginning"
     last = span.until.isoformat() if span.until else datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -193,7 +238,8 @@ def _invoice(lines: Sequence[Line], credited: Sequence[Credit], standings: Mappi
         [
             "# Invoice",
             "",
-            f"Key: {span.key or 'all keys'}  ",
+            *([f"From: {sender}  "] if (sender := _sender(operator)) else []),
+            f"Key: {key_ids.shown(span.key, names) if span.key else 'all keys'}  ",
             f"Period: {first} to {last}, days in UTC  ",
             "Amounts: US dollars, not rounded",
             "",
@@ -201,24 +247,30 @@ def _invoice(lines: Sequence[Line], credited: Sequence[Credit], standings: Mappi
             "|---|---|---:|---:|---:|",
             *rows,
             f"| | **total** | | | **{total}** |",
-            *_credited(credited),
-            *_balances(standings),
+            *_credited(credited, names),
+            *_balances(standings, names),
         ]
     )
 
 
+def _sender(operator: Operator) -> str:
+    """Who sends the invoice, as far as the settings say."""
+    return ", ".join(_cell(each) for each in (operator.name, operator.email) if each)
+
+
 def _tier(above: int) -> str:
-    return f", from {above:,} tokens of a month on" if above else ""
+    return f", above {above:,} tokens of a month" if above else ""
 
 
-def _credited(credited: Sequence[Credit]) -> list[str]:
+def _credited(credited: Sequence[Credit], names: Mapping[str, str]) -> list[str]:
     from ocserve.accounts.pricing import dollars
+    from ocserve.cli import key_ids
 
     if not credited:
         return []
     days = [datetime.datetime.fromtimestamp(each.credited_us // 1_000_000, datetime.UTC).date() for each in credited]
     rows = [
-        f"| {day} | {each.key_id} | {_cell(each.note)} | {dollars(each.amount)} |"
+        f"| {day} | {key_ids.shown(each.key_id, names)} | {_cell(each.note)} | {dollars(each.amount)} |"
         for day, each in zip(days, credited, strict=True)
     ]
     total = dollars(sum(each.amount for each in credited))
@@ -233,11 +285,15 @@ def _credited(credited: Sequence[Credit]) -> list[str]:
     ]
 
 
-def _balances(standings: Mapping[str, Standing]) -> list[str]:
+def _balances(standings: Mapping[str, Standing], names: Mapping[str, str]) -> list[str]:
     from ocserve.accounts.pricing import dollars
+    from ocserve.cli import key_ids
 
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    lines = [f"Balance of {key} on {today}: {dollars(each.balance)}  " for key, each in standings.items()]
+    lines = [
+        f"Balance of {key_ids.shown(key, names)} on {today}: {dollars(each.balance)}  "
+        for key, each in standings.items()
+    ]
     return ["", *lines] if lines else []
 
 

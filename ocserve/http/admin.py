@@ -9,6 +9,7 @@ import asyncio
 import datetime
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -17,14 +18,23 @@ from starlette.types import Receive, Scope, Send
 from ocserve import __version__, machine
 from ocserve.api import admin, openai_wire
 from ocserve.doors import CannotKeep, Maintenance
-from ocserve.errors import InternalError, ModelNotFound
+from ocserve.errors import Conflict, InternalError, ModelNotFound
 from ocserve.http import answers
 from ocserve.http.exchange import Exchange
 from ocserve.http.route_table import Route
-from ocserve.modelcard import ServedModel
+from ocserve.modelcard import KINDS, DatedPrices, Prices, ServedModel
 from ocserve.service import Service
 
 Act = Callable[[bytes], Awaitable[msgspec.Struct]]
+PriceChanges = Mapping[str, tuple[tuple[DatedPrices, ...], ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """What a reload has changed: settings by name, the listed prices by model; each before and after."""
+
+    settings: Mapping[str, tuple[object, object]]
+    prices: PriceChanges
 
 
 class Control(Protocol):
@@ -41,8 +51,14 @@ class Control(Protocol):
     async def include(self, reference: str, *, may_pull: bool) -> str:
         """Serve one more model, by its name, reference or path; its id. Raises `ApiError`."""
 
-    async def reload(self) -> Mapping[str, tuple[object, object]]:
-        """Read the settings anew; what has changed, by name, before and after. Raises `ApiError`: nothing has."""
+    def may_forget(self, name: str) -> bool:
+        """Whether a model was added by its path since the start."""
+
+    def forget(self, name: str) -> None:
+        """Serve such a model no more."""
+
+    async def reload(self) -> Changed:
+        """Read the settings and prices anew; what has changed. Raises `ApiError`: nothing has."""
 
     def stop(self, deadline_s: float | None) -> None:
         """End the server soon, as a signal does."""
@@ -86,8 +102,18 @@ class Administration:
         found = self._named(asked.model)
         if found is None:
             raise ModelNotFound("No model of this name is served. GET /admin/state lists them.", param="model")
+        if asked.forget and not self._control.may_forget(found.id):
+            raise Conflict(
+                f"{found.id} was named when the server started, is named in its settings or is in the store: only a "
+                "model that was loaded by its path can be forgotten.",
+                param="forget",
+                code="model_stays",
+            )
         await self._service.unload(found.id, asked.wait_s)
-        return self._moved(found.id)
+        moved = self._moved(found.id)
+        if asked.forget:
+            self._control.forget(found.id)
+        return moved
 
     async def drain(self, body: bytes) -> admin.DoorState:
         """`POST /admin/drain`."""
@@ -122,12 +148,13 @@ class Administration:
     async def reload(self, body: bytes) -> admin.Reloaded:
         """`POST /admin/reload`."""
         admin.nothing(body)
-        changed = await self._control.reload()
+        found = await self._control.reload()
         return admin.Reloaded(
             {
                 name: admin.Change(*(msgspec.to_builtins(value, enc_hook=str) for value in values))
-                for name, values in changed.items()
-            }
+                for name, values in found.settings.items()
+            },
+            {model: admin.Change(*map(_listed, schedules)) for model, schedules in found.prices.items()},
         )
 
     def _named(self, name: str) -> ServedModel | None:
@@ -199,6 +226,19 @@ async def _kept(change: Callable[[], None]) -> None:
         await asyncio.to_thread(change)
     except CannotKeep as error:
         raise InternalError(str(error), code="maintenance_not_kept") from None
+
+
+def _listed(schedule: tuple[DatedPrices, ...]) -> list[admin.Listed]:
+    """A model's prices, a row for each day from which there are others and for each tier."""
+    return [
+        admin.Listed(since=dated.since, above=above, prices=_named(prices))
+        for dated in schedule
+        for above, prices in dated.steps
+    ]
+
+
+def _named(prices: Prices) -> dict[str, str]:
+    return {kind: price for kind in KINDS if (price := getattr(prices, kind)) is not None}
 
 
 def _moment(seconds: float) -> datetime.datetime:

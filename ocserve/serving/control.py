@@ -16,6 +16,7 @@ from ocserve.catalog.pull import describe_file, pull
 from ocserve.catalog.references import FileReference, parse
 from ocserve.catalog.store import Installed, Store
 from ocserve.errors import ApiError, Conflict, InvalidRequest, ModelNotFound
+from ocserve.http.admin import Changed, PriceChanges
 from ocserve.http.edge.current import Edge
 from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import Stop
@@ -80,6 +81,14 @@ class Control:
             raise InvalidRequest(_told(error), param="model", code="model_not_servable") from None
         return model.name
 
+    def may_forget(self, name: str) -> bool:
+        """Whether a model was added by its path since the start."""
+        return self._lineup.may_forget(name)
+
+    def forget(self, name: str) -> None:
+        """Serve such a model no more."""
+        self._lineup.forget(name)
+
     def _find(self, reference: str) -> Installed:
         """A model that is here. Raises `CatalogError`."""
         parsed = parse(reference)
@@ -87,7 +96,10 @@ class Control:
             return describe_file(parsed.path)
         found = Store(self._settings.config.store).find(reference)
         if found is None:
-            raise NotInstalled(f"{reference} is not installed.", hint="pull it first, or ask with `pull`")
+            raise NotInstalled(
+                f"{reference} is not installed.",
+                hint="pull it first, or ask with `pull`, as `ocserve load --pull` does",
+            )
         return found
 
     def _bring(self, reference: str) -> Installed:
@@ -97,15 +109,15 @@ class Control:
         if self._service.doors.stopping:
             raise CatalogError("The server is shutting down; a later pull goes on with what has come.")
 
-    async def reload(self) -> Mapping[str, tuple[object, object]]:
+    async def reload(self) -> Changed:
         """Read the settings anew and apply the whole, or nothing and raise why."""
         async with self._one_at_a_time:
             try:
-                found = await self._reload()
+                found, prices = await self._reload()
             except (config.ConfigError, CatalogError) as error:
                 raise InvalidRequest(_told(error), code="settings_invalid") from None
         logs.event("settings_reloaded", count=len(found), detail=", ".join(found))
-        return shown(found)
+        return Changed(settings=shown(found), prices=prices)
 
     async def reload_at_hangup(self) -> None:
         """The same for nobody who could be answered: the log says why it was not done."""
@@ -114,7 +126,7 @@ class Control:
         except ApiError as error:
             logs.event("reload_refused", level="error", code=error.code, detail=error.message)
 
-    async def _reload(self) -> Changes:
+    async def _reload(self) -> tuple[Changes, PriceChanges]:
         before = self._settings
         after = await asyncio.to_thread(self._reread)
         found = changes(before, after)
@@ -134,14 +146,14 @@ class Control:
         if "log.level" in found:
             logs.configure(tree.log)
         self._settings = after
-        self._service.billing.reset(tree.billing, tariff)
+        prices = self._service.billing.reset(tree.billing, tariff)
         serve()
         self._service.limit(tree.limits)
         self._fetcher.obey(tree.images)
         self._edge.now = replace(self._edge.now, **{name: getattr(tree.server, name) for name in _IN_TREE})
         say_unserved(tree.limits, self._service.billing, self._lineup.described)
         say_unpriced(self._service.billing, self._lineup.described)
-        return found
+        return found, prices
 
 
 def say_unserved(limits: config.Limits, billing: Billing, served: Container[str]) -> None:

@@ -82,6 +82,7 @@ class Lineup:
         self._looking: asyncio.Task[None] | None = None
         self._patience = 0.0  # until when that one is waited for
         self._told: set[tuple[str, str]] = set()
+        self._added: set[str] = set()  # files of the user's own that came while the server ran
         self._members: dict[str, Member] = {}
         self._engines: dict[str, EngineHandle] = {}
         self._leaving: dict[str, EngineSpec] = {}  # of models that were withdrawn, while their engines last
@@ -219,6 +220,20 @@ class Lineup:
             member = await asyncio.to_thread(self._planned, model, tree, stays=model.source == "file")
         if not self._holds(model) and not self._offer(member):
             raise config.ConfigError(f"Another model called {model.name} is being unloaded.")
+        if model.source == "file":
+            self._added.add(model.name)
+        self._publish()
+
+    def may_forget(self, name: str) -> bool:
+        """Whether a model was added by its path while the server ran: nothing else would serve it again."""
+        return name in self._added
+
+    def forget(self, name: str) -> None:
+        """Serve one of those no more; its engine ends when nobody uses it."""
+        self._added.remove(name)
+        if name in self._uses:
+            self._uses.pop(name).close()
+        self._withdraw(name)
         self._publish()
 
     async def changed(self, tree: config.Config, also: Sequence[Installed] | None) -> Callable[[], None]:
@@ -241,6 +256,8 @@ class Lineup:
 
     def _obey(self, tree: config.Config, wanted: Mapping[str, Installed], fresh: Sequence[Member]) -> None:
         served_installed = self._tree.model.serve_installed
+        if tree.model.also != self._tree.model.also:
+            self._added -= wanted.keys()  # the settings name them now
         self._tree, self._seen = tree, None
         for name, member in list(self._members.items()):
             stays = name in wanted or member.model.source == "file"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner, Result
 
 from ocserve import cli
+from ocserve.audit.probes import PROBES
 from tests.audit.faults import chat, without
 from tests.audit.provider import KEY, MODEL, Fault, Provider, running
 
@@ -50,11 +52,57 @@ def test_a_failure_is_shown_and_is_the_exit_status(provider: tuple[Provider, str
     assert "fail: integration.chat-whole" in result.output
 
 
+def test_a_probe_that_passes_is_enough(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    served.fault = Fault()
+    result = check(url, "--probe", "models-list")  # no item rests on this one alone
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith(f"{MODEL} at {url}: 1 probe, 1 pass, 0 fail, 0 not_provable, 0 operator\n")
+
+
+def test_probes_are_listed_with_what_they_do() -> None:
+    lines = check("--list").stdout.splitlines()
+    assert len(lines) == len(PROBES)
+    assert lines[0].split(maxsplit=1) == ["models-list", PROBES["models-list"].about]
+
+
+def test_a_server_may_be_named_without_its_version(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    served.fault = Fault()
+    for bare in (url.removesuffix("/v1"), url.removesuffix("v1")):
+        report = json.loads(check(bare, "--probe", "chat-whole", "--json").stdout)
+        assert report["url"] == url
+
+
+def test_a_server_that_wants_a_key_is_said_to_and_how_it_is_given(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    served.fault = Fault()
+    environment = {"OCSERVE_API_KEY": KEY, "WRONG_KEY": "sk-wrong-0123456789abcdef"}
+    for arguments, why in (
+        ((url.removesuffix("/v1"),), f"{url}/models answers with status 401: it needs a key, and none was sent"),
+        ((url, "--model", MODEL, "--key-from", "WRONG_KEY"), "it does not accept the key that was sent"),
+    ):
+        result = CliRunner().invoke(cli.main, ["check", "--probe", "chat-whole", *arguments], env=environment)
+        assert result.exit_code == 1
+        assert why in result.stderr
+        assert "--key-from NAME" in result.stderr
+
+
+def test_the_address_of_the_settings_gets_their_key_however_it_is_written(provider: tuple[Provider, str]) -> None:
+    served, url = provider
+    served.fault = Fault()
+    environment = {"OCSERVE_API_KEY": KEY, "OCSERVE_SERVER_PORT": str(urlsplit(url).port)}
+    for own in (url, url.removesuffix("/v1")):
+        result = CliRunner().invoke(cli.main, ["check", own, "--probe", "chat-whole"], env=environment)
+        assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (("http://127.0.0.1:9/v1",), "cannot be audited"),
-        (("--probe", "nonsense"), "there is no probe"),
+        (("--probe", "zzzzz"), "there is no probe `zzzzz`; `ocserve check --list` shows all"),
+        (("--probe", "chat-hole"), "did you mean `chat-whole`"),
         (("--page", "nonsense=x"), "KIND=URL"),
         (("--suppress", "x"), "token ids"),
     ],

@@ -9,15 +9,19 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from ocserve import config
+from ocserve.catalog import planning
+from ocserve.catalog.store import Store
 from ocserve.cli import doctor, main
 from ocserve.cli.doctor import Verdict
 from ocserve.engine import devices
 from ocserve.machine import Device, HostMemory, LlamaFacts
+from tests.serving.models import install
 
 CPU = Device("CPU", "a processor", "cpu", 8_000_000_000, 16_000_000_000)
 GPU = Device("CUDA0", "a GPU", "gpu", 70_000_000_000, 80_000_000_000)
@@ -165,6 +169,31 @@ def test_a_model_that_does_not_fit_or_does_not_exist(monkeypatch: pytest.MonkeyP
     assert verdict("qwen3:32b").verdict == "fail"
     assert verdict("no-such-model").verdict == "fail"
     assert verdict("hf:owner/repo").verdict == "warn"
+
+
+def test_show_states_the_same_need(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    monkeypatch.setenv("OCSERVE_MODEL_DEFAULT", "tiny")
+    settings = config.load().config
+    install(Store(settings.store), "tiny", tiny_model)
+
+    def told(available: int) -> tuple[Any, list[Verdict]]:
+        memory = HostMemory(total_bytes=10**10, available_bytes=available)
+        monkeypatch.setattr(doctor.machine, "host_memory", lambda: memory)
+        monkeypatch.setattr(planning, "host_memory", lambda: memory)
+        shown = CliRunner().invoke(main, ["show", "tiny", "--json"])
+        return json.loads(shown.stdout)["memory"], doctor.check_model(settings)
+
+    roomy, (verdict,) = told(8 * 10**9)
+    whole = roomy["need"]["host_bytes"]
+    assert f"needs about {whole / 1e9:.1f} GB of memory" in verdict.message
+    assert roomy["remarks"] == []
+    lowered, (verdict, warning) = told(whole - roomy["need"]["host_cache_bytes"] // 2)
+    assert lowered["need"]["host_bytes"] < whole - 10**8
+    assert f"needs about {lowered['need']['host_bytes'] / 1e9:.1f} GB of memory" in verdict.message
+    assert lowered["remarks"] == [warning.message]
+    none, (verdict,) = told(10**6)
+    assert none["need"]["host_bytes"] > 10**8
+    assert verdict.message.endswith(none["remarks"][0])
 
 
 def test_a_port_that_is_taken_is_named() -> None:

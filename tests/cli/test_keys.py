@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ocserve import config
 from ocserve.accounts.keystore import KEY_PATTERN
+from ocserve.catalog.store import Store
 from ocserve.cli import main
+from tests.serving.models import install
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +21,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCSERVE_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("OCSERVE_AUTH_KEYS_FILE", str(tmp_path / "keys.json"))
     monkeypatch.setenv("OCSERVE_LEDGER_DIRECTORY", str(tmp_path / "data"))
+    monkeypatch.setenv("OCSERVE_STORE_DIRECTORY", str(tmp_path / "store"))
     (tmp_path / "config.toml").write_text("")
 
 
@@ -52,12 +56,37 @@ def test_a_key_alone_is_on_stdout() -> None:
     assert "cannot be shown again" in result.stderr
 
 
+def test_the_first_key_that_may_not_administer_warns_of_what_nobody_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    warned = keys("create", "--name", "acme", "--json")
+    assert "`ocserve keys create --name admin --admin` makes one that may" in warned.stderr
+    assert json.loads(warned.stdout)["name"] == "acme"
+    assert "warning" not in keys("create", "--name", "admin", "--admin").stderr
+    assert "warning" not in keys("create", "--name", "other").stderr
+    keys("revoke", "admin")
+    assert "none may administer" in keys("create", "--name", "late").stderr
+    monkeypatch.setenv("OCSERVE_API_KEY", "sk-of-the-settings-0123456789")  # may do everything
+    assert "warning" not in keys("create", "--name", "last").stderr
+
+
+def test_a_model_that_is_not_here_is_told_at_once(tmp_path: Path, tiny_model: Path) -> None:
+    install(Store(config.Store(directory=tmp_path / "store")), "other", tiny_model)
+    given = ("--model", "other", "--model", "default", "--model", "nonexist:1b")
+    made = keys("create", "--name", "acme", "--admin", *given, "--json")
+    assert json.loads(made.stdout)["models"] == ["other", "default", "nonexist:1b"]
+    assert made.stderr == ("warning: no model called nonexist:1b is installed here; the key may use it once it is\n")
+
+
 def test_the_life_of_a_key() -> None:
     first = as_json("create", "--name", "acme", "--admin", "--concurrent", "2")
     second = as_json("rotate", "acme", "--overlap", "1h")
     assert (first["id"], first["scope"]) == (second["id"], "admin")
+    assert as_json("show", first["id"])["name"] == "acme"
+    assert "there is a key called" in keys("create", "--name", first["id"], code=78).stderr
     assert first["key"] != second["key"]
-    assert len(second["replaced_secrets_valid_until"]) == 1
+    (until,) = second["replaced_secrets_valid_until"]
+    header, row = keys("list").stdout.splitlines()
+    assert header.split() == ["NAME", "ID", "STATE", "SCOPE", "CREATED", "EXPIRES", "LIMITS"]
+    assert f"active, old secret until {until}  admin" in row
     assert as_json("limits", "acme", "--concurrent", "default", "--tpm", "100")["limits"] == {"tokens_per_minute": 100}
     assert as_json("revoke", "acme")["state"] == "revoked"
     assert [key["state"] for key in as_json("list")["keys"]] == ["revoked"]
@@ -83,13 +112,14 @@ def test_a_prepaid_key_is_credited_and_shown_with_its_balance() -> None:
     [
         (("create", "--name", "a b"), "a key's name"),
         (("create", "--name", "x", "--rpm", "many"), "whole number"),
-        (("create", "--name", "x", "--expires", "soon"), "90s, 15m, 24h"),
+        (("create", "--name", "x", "--expires", "soon"), "a day such as 2027-01-31, or a duration such as 90s"),
+        (("rotate", "x", "--overlap", "2027-01-31"), "expected a duration such as 90s"),
         (("create", "--name", "x", "--price", "prompt"), "KIND=AMOUNT"),
         (("limits", "nobody", "--rpm", "1"), "no key called nobody"),
         (("limits", "nobody"), "at least one limit"),
         (("show", "nobody"), "no key called nobody"),
         (("create", "--name", "x", "--spend-cap", "much"), "US dollars such as 25.00"),
-        (("create", "--name", "x", "--spend-cap", "-1"), "no less than nothing"),
+        (("create", "--name", "x", "--spend-cap", "-1"), "expected 0 or more US dollars"),
         (("credit", "nobody", "1"), "no key called nobody"),
         (("credit", "nobody", "1e9"), "US dollars such as 25.00"),
     ],

@@ -20,6 +20,7 @@ COMMANDS = (
     ("reload",),
     ("drain",),
     ("drain", "--resume"),
+    ("maintenance",),
     ("maintenance", "2999-01-01T00:00Z", "2999-01-01T01:00Z"),
     ("stop",),
 )
@@ -50,6 +51,9 @@ def test_models_are_loaded_listed_and_unloaded(server: Served) -> None:
     assert json.loads(asked(server, "ps", "--json"))["models"]["tiny"]["state"] == "ready"
     assert asked(server, "unload", "tiny", "--wait", "5") == "tiny is unloaded\n"
     assert asked(server, "ps").splitlines()[1].split()[1] == "cold"
+    kept = ocserve("unload", "tiny", "--forget", "--url", server.url)
+    assert kept.exit_code == 1
+    assert "only a model that was loaded by its path can be forgotten" in kept.stderr
 
 
 def test_drains_and_maintenance_are_asked_for_and_shown(server: Served) -> None:
@@ -59,12 +63,22 @@ def test_drains_and_maintenance_are_asked_for_and_shown(server: Served) -> None:
     told = asked(server, "maintenance", "2999-01-01T00:00Z", "2999-01-01T03:00+02:00", "New disks.")
     assert told == "maintenance is announced from 2999-01-01T00:00:00Z to 2999-01-01T03:00:00+02:00\n"
     assert "maintenance from 2999-01-01" in asked(server, "ps")
+    assert asked(server, "maintenance") == told.replace("\n", ": New disks.\n")
+    assert json.loads(asked(server, "maintenance", "--json"))["maintenance"]["message"] == "New disks."
     assert asked(server, "maintenance", "--cancel") == "no maintenance is announced\n"
+    assert asked(server, "maintenance") == "no maintenance is announced\n"
     assert "maintenance" not in asked(server, "ps")
 
 
 def test_a_reload_and_the_end_are_told(server: Served) -> None:
-    assert asked(server, "reload") == "limits.queue: 64 -> 8\n"
+    today = "prompt 0.1, completion 0.1"
+    later = "from 2999-01-01: prompt 0.2, completion 0.1"
+    tier = "from 2999-01-01, above 1,000,000 tokens of a month: prompt 0.2, completion 0.05"
+    assert asked(server, "reload").splitlines() == [
+        "limits.queue: 64 -> 8",
+        f"prices of tiny: {today} -> {today}; {later}; {tier}",
+        f"prices of new: - -> {today}",
+    ]
     assert asked(server, "stop", "--deadline", "5") == "the server ends; 0 requests are to finish\n"
     assert server.thread is not None
     server.thread.join(10)
@@ -79,6 +93,10 @@ def test_where_no_server_answers_each_says_so(arguments: tuple[str, ...]) -> Non
     assert result.exit_code == 1
     assert f"error: no server answers at {gone.url} (ConnectError)" in result.stderr
     assert "hint: `ocserve run` starts a server" in result.stderr
+    assert "server.port" not in result.stderr
+    moved = ocserve(*arguments, OCSERVE_SERVER_PORT=str(gone.port))
+    assert f"error: no server answers at {gone.url}" in moved.stderr
+    assert "the port that it had before server.port was changed" in moved.stderr
     described = ocserve(*arguments, "--url", gone.url, "--json")
     assert gone.url in json.loads(described.stderr)["error"]["message"]
 
@@ -92,7 +110,7 @@ def test_a_refusal_is_told_with_its_reason(server: Served, tmp_path: Path) -> No
     with serving(store=store) as locked:
         result = ocserve("ps", "--url", locked.url, "--key-from", "USER_KEY", USER_KEY=user)
         assert "error: This needs a key with the scope `admin`." in result.stderr
-        assert "--key-from" in result.stderr
+        assert "hint: name the variable that has an admin key, such as --key-from OCSERVE_API_KEY" in result.stderr
         assert ocserve("ps", "--url", locked.url, "--key-from", "ADMIN_KEY", ADMIN_KEY=admin).exit_code == 0
 
 
@@ -109,7 +127,7 @@ def test_the_key_of_the_settings_goes_to_the_server_of_the_settings_only(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("maintenance",), "name START and END"),
+        (("maintenance", "2999-01-01"), "name END too"),
         (("maintenance", "soon", "later"), "expected a moment"),
         (("maintenance", "2999-01-01", "2999-01-02", "--cancel"), "leave START and END out"),
         (("drain", "--resume", "--deadline", "1"), "--deadline is for draining"),

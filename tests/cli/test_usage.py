@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from ocserve.accounts import balances
 from ocserve.accounts.balances import Credit
+from ocserve.accounts.keystore import Key, KeyStore
 from ocserve.accounts.ledger import Ledger, Row
 from ocserve.accounts.pricing import Rates, dollars
 from ocserve.cli import main
@@ -76,6 +77,7 @@ def recorded() -> list[Row]:
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     monkeypatch.setenv("OCSERVE_LEDGER_DIRECTORY", str(tmp_path))
     monkeypatch.setenv("OCSERVE_CACHE_DIRECTORY", str(tmp_path / "cache"))
+    monkeypatch.setenv("OCSERVE_AUTH_KEYS_FILE", str(tmp_path / "keys.json"))
     ledger = Ledger(tmp_path / "ledger.db", retention_days=10_000)
     made = recorded()
     assert all(each.result() for each in [ledger.settle(row) for row in made])
@@ -191,8 +193,52 @@ def test_what_is_purged_is_in_no_file_any_more_and_the_rest_is(rows: list[Row], 
     assert prefix.exists()
     left = json.loads(run("usage", "--by", "key", "--json").stdout)["usage"]
     assert {each["key"] for each in left} == {"anonymous", "key-1"}
-    assert run("privacy", "purge", "--yes").stdout.endswith("1 files of stored prefixes\n")
+    assert run("privacy", "purge", "--yes").stdout.endswith("1 file of stored prefixes\n")
     assert not prefix.exists()
     assert running.settle(replace(rows[0], id="running", key_id="key-1")).result()
     running.close()
     assert json.loads(run("usage", "--by", "key", "--json").stdout)["usage"][0]["requests"] == 1
+
+
+@pytest.fixture
+def acme(rows: list[Row], tmp_path: Path) -> Key:
+    """A key with a name, one request and a credit."""
+    made, _ = KeyStore(tmp_path / "keys.json").create("acme")
+    ledger = Ledger(tmp_path / "ledger.db", retention_days=10_000)
+    assert ledger.settle(replace(rows[0], id="own", key_id=made.id)).result()
+    ledger.close()
+    balances.add_credit(tmp_path / "ledger.db", Credit(key_id=made.id, amount=10**13, note="first", made_by="me"))
+    return made
+
+
+def test_a_key_is_meant_by_its_name_or_its_id_and_shown_with_both(acme: Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCSERVE_OPERATOR_NAME", "Acme | Sons")
+    monkeypatch.setenv("OCSERVE_OPERATOR_EMAIL", "bills@acme.example")
+    both = f"acme ({acme.id})"
+    for called in ("acme", acme.id):
+        found = json.loads(run("usage", "--by", "key", "--key", called, "--json").stdout)
+        for part in ("usage", "credits", "balances"):
+            assert [(each["key"], each["key_name"]) for each in found[part]] == [(acme.id, "acme")]
+        assert found["usage"][0]["requests"] == 1
+        text = run("usage", "--invoice", "--key", called).stdout
+        assert f"From: Acme \\| Sons, bills@acme.example  \nKey: {both}  \n" in text
+        assert f"| {both} | first | 10.00 |" in text
+        assert f"Balance of {both} on" in text
+    table = run("usage", "--by", "key").stdout
+    assert table.splitlines()[0].split()[:4] == ["KEY", "KEY", "NAME", "TOKENS"]
+    assert any(line.split()[:2] == [acme.id, "acme"] for line in table.splitlines())
+    assert any(line.startswith(both) for line in table.splitlines())
+    listed = list(csv.DictReader(io.StringIO(run("usage", "--by", "key", "--by", "model", "--csv").stdout)))
+    assert {each["key"]: each["key_name"] for each in listed} == {
+        acme.id: "acme", "anonymous": "", "key-1": "", CANARY: "",
+    }  # fmt: skip
+
+
+def test_what_is_neither_a_key_nor_in_the_ledger_is_refused(acme: Key) -> None:
+    for command in (("usage",), ("usage", "--invoice"), ("privacy", "purge", "--yes")):
+        result = run(*command, "--key", "pre")
+        assert (result.exit_code, result.stdout) == (78, "")
+        assert "there is no key called pre" in result.stderr
+        assert "hint: `ocserve keys list`" in result.stderr
+    assert run("privacy", "purge", "--yes", "--key", "acme").stdout.startswith("deleted: 1 row of")
+    assert run("usage", "--key", "acme").stdout.startswith("nothing is recorded")  # a key, if an idle one

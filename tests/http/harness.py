@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import socket
 import threading
@@ -21,10 +22,11 @@ from ocserve.accounts.keystore import KeyStore
 from ocserve.accounts.past import NO_PAST, Past
 from ocserve.errors import ModelNotFound
 from ocserve.generation import RequestRecord
+from ocserve.http.admin import Changed
 from ocserve.http.application import build
 from ocserve.http.edge.current import Edge
 from ocserve.http.server import Stop, serve
-from ocserve.modelcard import ModelCard, SamplingDefaults, ServedModel
+from ocserve.modelcard import DatedPrices, ModelCard, Prices, SamplingDefaults, ServedModel, Tier
 from ocserve.pages.publication import Publication, Texts
 from ocserve.policy.hooks import open_hook
 from ocserve.policy.judge import Judge
@@ -136,8 +138,20 @@ class Control:
     async def include(self, reference: str, *, may_pull: bool) -> str:
         raise ModelNotFound("It is not installed.", param="model", code="model_not_installed")
 
-    async def reload(self) -> Mapping[str, tuple[object, object]]:
-        return {"limits.queue": (64, 8)}
+    def may_forget(self, name: str) -> bool:
+        return False
+
+    def forget(self, name: str) -> None:
+        raise AssertionError("nothing may be forgotten")
+
+    async def reload(self) -> Changed:
+        before, after = (Prices(prompt=price, completion="0.1") for price in ("0.1", "0.2"))
+        tiered = replace(after, tiers=(Tier(above=10**6, completion="0.05"),))
+        tomorrow = DatedPrices(since=datetime.date(2999, 1, 1), announced=True, steps=tiered.steps)
+        today = DatedPrices(since=None, announced=False, steps=before.steps)
+        return Changed(
+            settings={"limits.queue": (64, 8)}, prices={"tiny": ((today,), (today, tomorrow)), "new": ((), (today,))}
+        )
 
     def stop(self, deadline_s: float | None) -> None:
         if self._stop is not None:

@@ -260,7 +260,14 @@ def test_the_status_page_tells_strangers_no_models_and_everybody_the_availabilit
 
 def test_a_reload_says_what_has_changed(served: Served) -> None:
     answer = shaped(served.request("POST", "/admin/reload"), "AdminReloaded")
-    assert answer == {"changed": {"limits.queue": {"before": 64, "after": 8}}}
+    assert answer["changed"] == {"limits.queue": {"before": 64, "after": 8}}
+    today = {"from": None, "above": 0, "prices": {"prompt": "0.1", "completion": "0.1"}}
+    assert answer["prices"]["new"] == {"before": [], "after": [today]}
+    assert [(row["from"], row["above"]) for row in answer["prices"]["tiny"]["after"]] == [
+        (None, 0),
+        ("2999-01-01", 0),
+        ("2999-01-01", 1_000_000),
+    ]
 
 
 def test_the_server_ends_when_it_is_asked_to() -> None:

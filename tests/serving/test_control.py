@@ -13,6 +13,7 @@ from ocserve.accounts.limits import Limiter
 from ocserve.catalog.pull import describe_file
 from ocserve.catalog.store import Store
 from ocserve.errors import ApiError
+from ocserve.http.admin import Administration
 from ocserve.http.edge.current import Edge
 from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import Stop
@@ -78,6 +79,28 @@ async def test_a_model_of_the_store_or_a_file_is_served_from_now_on(
     site.store.remove("later")
     await site.service.look()
     assert site.names == ["tiny", "mine"]  # one's own file is nobody's to take away
+
+
+async def test_a_file_that_was_added_can_be_forgotten_and_comes_back_when_asked_for(
+    site: Site, tmp_path: Path, tiny_model: Path
+) -> None:
+    install(site.store, "later", tiny_model)
+    mine = tmp_path / "mine.gguf"
+    mine.hardlink_to(tiny_model)
+    administration = Administration(site.service, site.control)
+    for _ in range(2):
+        for reference in ("later", str(mine)):
+            await site.control.include(reference, may_pull=False)
+        (await site.lineup.changed(config.Config(), None))()  # a reload keeps it
+        assert site.names == ["tiny", "later", "mine"]
+        for staying in ("tiny", "later"):
+            with pytest.raises(ApiError, match="can be forgotten") as found:
+                await administration.unload(f'{{"model": "{staying}", "forget": true}}'.encode())
+            assert (found.value.status, found.value.code) == (409, "model_stays")
+        moved = await administration.unload(b'{"model": "mine", "forget": true}')
+        assert (moved.model, moved.state) == ("mine", "cold")
+        assert site.names == ["tiny", "later"]
+    assert mine.exists()
 
 
 async def test_only_who_may_pull_brings_a_model_here(site: Site) -> None:

@@ -112,7 +112,8 @@ async def test_what_can_change_does_and_the_rest_is_refused_whole(
         site.write("")
         await daemon.control.reload()
         assert service.limits == config.Limits()
-        assert await daemon.control.reload() == {}
+        again = await daemon.control.reload()
+        assert (again.settings, again.prices) == ({}, {})
     assert levels == ["error", "info"]
 
 
@@ -121,7 +122,9 @@ async def _limits(site: Site, daemon: app.Daemon) -> None:
     limiter = daemon.service.limiter
     limiter.admit("acme").settle(0)
     site.write("[limits]\nrequests_per_minute = 2\nqueue = 3\n")
-    assert await daemon.control.reload() == {"limits.requests_per_minute": (None, 2), "limits.queue": (64, 3)}
+    found = await daemon.control.reload()
+    assert found.settings == {"limits.requests_per_minute": (None, 2), "limits.queue": (64, 3)}
+    assert found.prices == {}
     limiter.admit("acme").settle(0)
     limiter.admit("acme").settle(0)
     with pytest.raises(RateLimited):
@@ -139,11 +142,14 @@ async def _prices(site: Site, daemon: app.Daemon) -> None:
 
     assert price() is None
     site.write(f"[billing]\nprices = '{site.prices}'\ncancelled = 'free'\n")
-    await daemon.control.reload()
+    before, after = (await daemon.control.reload()).prices["tiny"]
+    assert (before, [step.prompt for _, step in after[0].steps]) == ((), ["0.1"])
     assert price() == "0.1"
     assert "is not charged" in daemon.service.billing.policy
     site.prices.write_text(PRICES.format("0.2"))
-    assert await daemon.control.reload() == {}
+    found = await daemon.control.reload()
+    assert found.settings == {}
+    assert [dated.steps[0][1].prompt for (dated,) in found.prices["tiny"]] == ["0.1", "0.2"]
     assert price() == "0.2"
     site.prices.write_text(PRICES.format("free"))
     assert (await refused(daemon)).code == "settings_invalid"
