@@ -62,11 +62,11 @@ class Publication:
             policy=tree.policy,
             kept=_kept(tree),
             texts=Texts(
-                policy=_text("policy.text", tree.policy.text),
-                privacy=_text("operator.privacy_text", stated.privacy_text),
-                payment=_text("operator.payment_text", stated.payment_text),
-                sla=_text("operator.sla_text", stated.sla_text),
-                incident=_text("operator.incident_text", stated.incident_text),
+                policy=read_text("policy.text", tree.policy.text),
+                privacy=read_text("operator.privacy_text", stated.privacy_text),
+                payment=read_text("operator.payment_text", stated.payment_text),
+                sla=read_text("operator.sla_text", stated.sla_text),
+                incident=read_text("operator.incident_text", stated.incident_text),
             ),
             ledger_days=None if tree.ledger.use == "off" else tree.ledger.retention_days,
             collector=tree.otel.endpoint is not None,
@@ -133,7 +133,8 @@ def _in_memory(what: str, seconds: float) -> Kept:
     return Kept(what, content=True, on_disk=False, until=until, seconds=seconds)
 
 
-def _text(setting: str, file: Path | None) -> str:
+def read_text(setting: str, file: Path | None) -> str:
+    """A text of the operator's, empty without a file. Raises `ConfigError`."""
     if file is None:
         return ""
     try:
