@@ -47,7 +47,7 @@ class PublishedLimits:
 
     def __init__(self, service: Service, publication: Publication) -> None:
         self._service = service
-        self._links = publication.links
+        self._publication = publication
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = Exchange.of(scope).caller
@@ -56,9 +56,9 @@ class PublishedLimits:
         own = None if caller is None or caller.limits == AS_SETTINGS else caller.limits.over(held)
         vary = (b"vary", b"accept, authorization, x-api-key, x-goog-api-key")
         if wants_json(scope):
-            await answers.json(send, 200, dumps(limits.document(held, own, models)), (vary,))
+            await answers.json(send, 200, dumps(limits.document(held, own, models, self._publication)), (vary,))
             return
-        page = limits.page(held, own, models, self._links)
+        page = limits.page(held, own, models, self._publication)
         await answers.whole(send, 200, "text/html; charset=utf-8", page, (CONTENT_SECURITY, vary))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from msgspec import UNSET
 from starlette.types import Receive, Scope, Send
 
 from ocserve.api import admin, openai_wire
@@ -27,10 +28,10 @@ class PublicStatus:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = Exchange.of(scope).caller
-        models = self._service.open_to(caller).models if caller is not None else ()
+        models = () if caller is None else tuple(model.id for model in self._service.open_to(caller).models)
         found = admin.Status(
             ready=self._service.ready,
-            models=tuple(model.id for model in models),
+            models=UNSET if caller is None else models,
             uptime_s=round(time.time() - self._service.started, 3),
             availability=self._availability(),
             maintenance=announcement(self._service),
@@ -40,7 +41,7 @@ class PublicStatus:
             return
         page = status.page(
             ready=found.ready,
-            models=found.models,
+            models=models,
             uptime_s=found.uptime_s,
             availability=found.availability,
             maintenance=self._service.doors.announced,

@@ -128,8 +128,15 @@ def _size(count: int) -> str:
     return f"{count / 2**30:g} GiB" if count >= 2**30 else f"{count / 2**20:g} MiB"
 
 
+def _lasting(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} seconds"
+
+
 def _in_memory(what: str, seconds: float) -> Kept:
-    until = f"{seconds:g} seconds, or until the server stops"
+    until = f"{_lasting(seconds)}, or until the server stops"
     return Kept(what, content=True, on_disk=False, until=until, seconds=seconds)
 
 
