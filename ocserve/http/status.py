@@ -14,17 +14,17 @@ from ocserve.http.admin import announcement
 from ocserve.http.exchange import Exchange, wants_json
 from ocserve.http.published import HEADERS
 from ocserve.pages import status
-from ocserve.pages.publication import Publication
+from ocserve.pages.publication import Published
 from ocserve.service import Service
 
 
 class PublicStatus:
     """As the published pages. `availability` tells the share of requests that did not fail."""
 
-    def __init__(self, service: Service, availability: Callable[[], float | None], publication: Publication) -> None:
+    def __init__(self, service: Service, availability: Callable[[], float | None], published: Published) -> None:
         self._service = service
         self._availability = availability
-        self._links = publication.links
+        self._published = published
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = Exchange.of(scope).caller
@@ -45,6 +45,6 @@ class PublicStatus:
             uptime_s=found.uptime_s,
             availability=found.availability,
             maintenance=self._service.doors.announced,
-            links=self._links,
+            links=self._published.now.links,
         )
         await answers.whole(send, 200, "text/html; charset=utf-8", page, HEADERS)

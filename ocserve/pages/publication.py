@@ -99,6 +99,13 @@ class Publication:
 NOTHING_STATED = Publication()
 
 
+@dataclass(slots=True)
+class Published:
+    """What is published at present; a reload puts another in its place."""
+
+    now: Publication = NOTHING_STATED
+
+
 def _kept(tree: config.Config) -> tuple[Kept, ...]:
     server, found = tree.server, []
     if tree.ledger.use != "off":

@@ -25,7 +25,7 @@ from ocserve.http.application import build
 from ocserve.http.edge.current import Edge
 from ocserve.http.server import Stop, serve
 from ocserve.modelcard import ModelCard, SamplingDefaults, ServedModel
-from ocserve.pages.publication import Publication, Texts
+from ocserve.pages.publication import Publication, Published, Texts
 from ocserve.policy.hooks import open_hook
 from ocserve.policy.judge import Judge
 from ocserve.service import Service
@@ -265,7 +265,7 @@ def serving(
             ready.set()
 
         edge = Edge(server)
-        app = build(service, keys, edge, Control(stop), publication, trace)
+        app = build(service, keys, edge, Control(stop), Published(publication), trace)
         try:
             await serve(app, edge, on_ready, service.stop, stop=stop)
         finally:

@@ -19,6 +19,7 @@ from ocserve.engine.handle import LoadError
 from ocserve.http.edge.current import Edge
 from ocserve.http.metrics import meter
 from ocserve.http.routes import routes
+from ocserve.pages.publication import Published
 from tests.http.harness import CHAT, Answer, Control, Served, serving, wait_for
 from tests.scripted import Script, ScriptedEngine
 
@@ -58,7 +59,7 @@ def test_every_route_of_administration_is_for_administrators(tmp_path: Path) -> 
     _, user = store.create("user")
     _, owner = store.create("owner", scope="admin")
     with serving(store=store) as server:
-        listed = routes(server.service, Edge(config.Server()), meter(server.service), Control())
+        listed = routes(server.service, Edge(config.Server()), meter(server.service), Control(), Published())
         below = {(route.method, route.path): route for route in listed if route.path.startswith("/admin")}
         assert set(below) >= set(ADMIN)
         assert all(route.admin and not route.public for route in below.values())
