@@ -39,7 +39,7 @@ from ocserve.http.edge.current import Edge
 from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import CannotListen as CannotListen  # likewise
 from ocserve.machine import host_memory
-from ocserve.pages.publication import Publication
+from ocserve.pages.publication import Publication, Published
 from ocserve.policy.hooks import open_hook
 from ocserve.policy.judge import Judge
 from ocserve.service import Service
@@ -117,7 +117,7 @@ async def running(
     refuse_exposure(tree.server, has_key=has_key)
     stores = tree.engine.prefix_cache and tree.cache.disk_bytes
     secret = lasting_secret(config.cache_directory(tree.cache)) if stores else None
-    doors, publication = open_doors(tree), Publication.of(tree)
+    doors, published = open_doors(tree), Published(Publication.of(tree))
     for model in models:
         if model is models[0] or model.header.pooling == "none":  # a longest input is lowered, a conversation is not
             refuse_context(tree.engine, model, model.header.context_length)
@@ -150,9 +150,9 @@ async def running(
 
         lineup.tell(changed)
         stop = server.Stop()
-        control = Control(settings, reread or (lambda: settings), lineup, service, edge, fetcher, stop)
+        control = Control(settings, reread or (lambda: settings), lineup, service, edge, fetcher, published, stop)
         keys = KeyRing(key, tree.auth, secret, store)
-        asgi = application.build(service, keys, edge, control, publication, observe)
+        asgi = application.build(service, keys, edge, control, published, observe)
         yield Daemon(facts, service, asgi, edge, control, stop)
 
 

@@ -121,7 +121,8 @@ def load(
 ) -> Settings:
     """Read all sources. `flags` are dotted names, None meaning absent; `path` is a `config.toml` that must exist.
 
-    An empty environment variable counts as absent. Raises `ConfigError`.
+    An empty environment variable counts as absent. Relative paths in the file are from the file's folder, all others
+    from the current one. Raises `ConfigError`.
     """
     environ = os.environ if environ is None else environ
     known = catalogue()
@@ -129,9 +130,11 @@ def load(
     file = named or _default_path()
     values: dict[str, tuple[object, str]] = {name: (setting.default, "default") for name, setting in known.items()}
     for name, value in _from_toml(file, known, must_exist=named is not None).items():
-        values[name] = (_converted(known[name], value, str(file), strict=True), "config.toml")
+        converted = _converted(known[name], value, str(file), strict=True)
+        values[name] = (_anchored(name, converted, file.absolute().parent), "config.toml")
     for name, variable, text in _from_environment(environ, known):
-        values[name] = (_converted(known[name], _split(known[name], text), variable, strict=False), variable)
+        converted = _converted(known[name], _split(known[name], text), variable, strict=False)
+        values[name] = (_anchored(name, converted), variable)
     for name, value in (flags or {}).items():
         if name not in known:
             raise ConfigError(f"unknown setting `{name}`", _nearest(name, known))
@@ -273,6 +276,16 @@ def _path(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str | Path):
         return Path(value).expanduser()
     raise ValueError("Expected `str`")
+
+
+def _anchored(name: str, value: object, folder: Path = Path()) -> object:
+    """A relative path as one from `folder` (a file's own says the same wherever a program is started)."""
+    if isinstance(value, Path):
+        return folder / value
+    if name == "policy.command" and isinstance(value, tuple) and value and "/" in value[0]:
+        # A name without a slash is looked up in PATH. The program does not start in this process' folder.
+        return (str((folder / Path(value[0]).expanduser()).absolute()), *value[1:])
+    return value
 
 
 def _expected(annotation: Any) -> str:

@@ -198,6 +198,10 @@ class ScriptedEngine:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
+    def taking(self) -> bool:
+        return self.ready
+
+    @property
     def facts(self) -> EngineFacts | None:
         return self._facts() if self.facts_known else None
 

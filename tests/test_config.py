@@ -107,6 +107,30 @@ def test_values_of_all_kinds_come_from_the_file(toml: Path) -> None:
     assert tree.auth.key_file == Path("~/key").expanduser()
 
 
+def test_relative_paths_are_from_the_folder_of_the_file_that_names_them(
+    toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    toml.write_text(
+        '[policy]\ntext = "policy.md"\ncommand = ["hooks/judge", "a/b"]\n[billing]\nprices = "/srv/prices.toml"\n'
+        '[log]\nfile = "../log"\n[store]\ndirectory = "models"\n[auth]\nkey_file = "~/key"\n'
+    )
+    tree = load(environ={}, path=Path("../config.toml")).config
+    folder = elsewhere / ".."
+    assert (tree.policy.text, tree.log.file) == (folder / "policy.md", folder / ".." / "log")
+    assert tree.policy.command == (str(folder / "hooks/judge"), "a/b")
+    assert (tree.billing.prices, tree.auth.key_file) == (Path("/srv/prices.toml"), Path("~/key").expanduser())
+    assert tree.store.directory == folder / "models"
+    from_elsewhere = {"OCSERVE_POLICY_TEXT": "policy.md", "OCSERVE_POLICY_COMMAND": "./judge,a/b"}
+    tree = load({"log.file": "log"}, environ=from_elsewhere, path=toml).config
+    assert (tree.policy.text, tree.log.file) == (Path("policy.md"), Path("log"))
+    assert tree.policy.command == (str(elsewhere / "judge"), "a/b")
+    toml.write_text('[policy]\ncommand = ["judge", "a/b"]\n')
+    assert load(environ={}, path=toml).config.policy.command == ("judge", "a/b")
+
+
 def test_lists_are_written_with_commas_in_the_environment(toml: Path) -> None:
     settings = load(environ={"OCSERVE_MODEL_ALIASES": " a, b ,,c"}, path=toml)
     assert settings.config.model.aliases == ("a", "b", "c")

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "service": VOCABULARY | {"config", "accounts", "doors", "engine", "policy", "telemetry", "telling", "trace"},
     "http": VOCABULARY | {"config", "doors", "service", "telling", "trace", "api", "accounts", "telemetry", "pages"},
     "headstart": VOCABULARY | {"config", "engine"},
-    "serving": VOCABULARY | {"config", "accounts", "catalog", "engine", "http", "service", "telemetry"},
+    "serving": VOCABULARY | {"config", "accounts", "catalog", "engine", "http", "pages", "service", "telemetry"},
     "app": VOCABULARY
     | {
         "serving",

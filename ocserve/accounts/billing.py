@@ -178,9 +178,9 @@ class Billing:
     @property
     def policy(self) -> str:
         """What is charged, in sentences to publish."""
-        if not self._tariff:
-            return "Nothing is charged, except to keys with prices of their own."
         ends = (_POLICY["cancelled"][self._settings.cancelled], _POLICY["failed"][self._settings.failed])
+        if not self._tariff:
+            return " ".join(("Nothing is charged, except to keys with prices of their own. Of these:", *ends))
         return " ".join(
             (
                 "Answers are charged by the token at the prices in the list of models, those of the moment of "

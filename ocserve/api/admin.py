@@ -108,10 +108,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What everybody is told. `availability` is the share of requests since the start that the server did not fail."""
+    """What everybody is told, and callers the models that they may use.
+
+    `availability` is the share of requests since the start that the server did not fail.
+    """
 
     ready: bool
-    models: tuple[str, ...]
+    models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     uptime_s: float
     availability: float | None
     maintenance: Announcement | None

@@ -246,8 +246,8 @@ SCHEMAS: dict[str, Schema] = {
         {"ready": BOOLEAN, "active": COUNT, "models": ANY_OBJECT, "maintenance": _MAINTENANCE}, status=word("ok")
     ),
     "Status": shape(
+        {"models": some(STRING)},
         ready=BOOLEAN,
-        models=some(STRING),
         uptime_s=NUMBER,
         availability=or_null(NUMBER),
         maintenance=or_null(_MAINTENANCE),

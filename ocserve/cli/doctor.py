@@ -15,8 +15,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ocserve.catalog.store import Damaged, Installed, Store
 
 _DEPENDENCIES = ("llama-cpp-python", "starlette", "uvicorn", "h11", "msgspec", "jinja2", "huggingface_hub")
+_TEXTS = ("privacy_text", "payment_text", "sla_text", "incident_text")
 _MISSING_HINT = "reinstall with: pip install --force-reinstall ocserve"
 
 
@@ -69,6 +72,7 @@ def examine() -> list[Verdict]:
         return [
             *check_versions(),
             *settings_verdicts,
+            *check_files(settings),
             *llama.result(),
             *check_memory(),
             *check_store(settings.store),
@@ -89,6 +93,36 @@ def _settings() -> tuple[config.Config, list[Verdict]]:
     source = str(settings.path) if settings.path.exists() else f"no file at {settings.path}"
     changed = sum(origin != "default" for _, _, origin in settings)
     return settings.config, [Verdict("settings", "ok", f"{source}, {changed} values differ from the defaults")]
+
+
+def check_files(settings: config.Config) -> list[Verdict]:
+    """Whether the files that the settings name can be used: texts to publish, the price list, the policy's program."""
+    from ocserve.accounts import pricing
+    from ocserve.pages import publication
+
+    verdicts = []
+    texts = {f"operator.{name}": getattr(settings.operator, name) for name in _TEXTS} | {
+        "policy.text": settings.policy.text
+    }
+    for name, file in texts.items():
+        if file is not None:
+            verdicts.append(_read(name, file, partial(publication.read_text, name, file)))
+    if (prices := settings.billing.prices) is not None:
+        verdicts.append(_read("billing.prices", prices, partial(pricing.load, prices)))
+    if settings.policy.command:
+        program = settings.policy.command[0]
+        found = shutil.which(program, path=config.bare_environment()["PATH"])
+        missing = Verdict("policy.command", "fail", f"{program} is no program that can be started")
+        verdicts.append(Verdict("policy.command", "ok", f"{found} can be started") if found else missing)
+    return verdicts
+
+
+def _read(setting: str, file: Path, read: Callable[[], object]) -> Verdict:
+    try:
+        read()
+    except config.ConfigError as error:
+        return Verdict(setting, "fail", error.message, error.hint)
+    return Verdict(setting, "ok", f"{file} can be read")
 
 
 def check_versions() -> list[Verdict]:

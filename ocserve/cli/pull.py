@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO
 
 import click
@@ -14,6 +15,7 @@ import msgspec
 from ocserve.catalog.progress import OnProgress, Progress
 
 JSON_INTERVAL_S = 1.0
+LOG_INTERVAL_S = 10.0
 BAR_WIDTH = 24
 
 
@@ -42,16 +44,24 @@ def command(model: str, as_json: bool, quiet: bool) -> None:
 
 
 @contextmanager
-def progress(*, as_json: bool = False, quiet: bool = False) -> Iterator[OnProgress]:
+def progress(
+    *, as_json: bool = False, quiet: bool = False, say: Callable[[str], None] | None = None
+) -> Iterator[OnProgress]:
     """Shows a pull's progress: a bar on a terminal, JSON lines elsewhere; on stderr unless JSON was asked for.
 
-    `quiet` leaves only the notes: that another source is taken, that another process is waited for.
+    `quiet` leaves only the notes: that another source is taken, that another process is waited for. Notes, and what
+    would be JSON lines, are sentences for `say` if there is one: a server's log.
     """
     if quiet:
-        yield _notes
+        yield partial(_note, say or partial(click.echo, err=True))
         return
     if as_json or not sys.stderr.isatty():
-        yield _JsonLines(sys.stdout if as_json else sys.stderr)
+        stream = sys.stdout if as_json else sys.stderr
+        yield (
+            _Lines(partial(_json_line, stream), JSON_INTERVAL_S)
+            if say is None
+            else _Lines(partial(_sentence, say), LOG_INTERVAL_S)
+        )
         return
     bar = _Bar(sys.stderr)
     try:
@@ -60,16 +70,27 @@ def progress(*, as_json: bool = False, quiet: bool = False) -> Iterator[OnProgre
         bar.clear()
 
 
-def _notes(step: Progress) -> None:
+def _note(say: Callable[[str], None], step: Progress) -> None:
     if step.note:
-        click.echo(step.note, err=True)
+        say(step.note)
 
 
-class _JsonLines:
-    """At most one line a second for each phase of each file, and one for each note."""
+def _json_line(stream: IO[str], step: Progress) -> None:
+    line = {"event": "progress", **msgspec.structs.asdict(step)}
+    click.echo(msgspec.json.encode(line).decode(), file=stream)
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+
+def _sentence(say: Callable[[str], None], step: Progress) -> None:
+    of = f" of {step.total_bytes / 1e6:,.0f}" if step.total_bytes else ""
+    say(step.note or f"{step.file}: {step.phase}, {step.done_bytes / 1e6:,.0f}{of} MB")
+
+
+class _Lines:
+    """At most one line in so many seconds for each phase of each file, and one for each note and each end."""
+
+    def __init__(self, write: Callable[[Progress], None], interval_s: float) -> None:
+        self._write = write
+        self._interval_s = interval_s
         self._next = 0.0
         self._showing = ("", "")
 
@@ -78,9 +99,8 @@ class _JsonLines:
         showing = (step.phase, step.file)
         finished = 0 < step.total_bytes == step.done_bytes
         if step.note or finished or showing != self._showing or now >= self._next:
-            line = {"event": "progress", **msgspec.structs.asdict(step)}
-            click.echo(msgspec.json.encode(line).decode(), file=self._stream)
-            self._next, self._showing = now + JSON_INTERVAL_S, showing
+            self._write(step)
+            self._next, self._showing = now + self._interval_s, showing
 
 
 class _Bar:

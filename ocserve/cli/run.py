@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -93,17 +94,18 @@ def _serve(loop: asyncio.Runner, settings: Settings, given: Mapping[str, object]
     logs.catch_uncaught()
     app.refuse_exposure(tree.server, has_key=app.has_key(tree.auth))
     say = _say_nothing if quiet else _say
+    tell = partial(_say, level="warning") if quiet else _say  # the notes that are left, whatever the log leaves out
     references = (tree.model.default or choose_default(tree.store, say=say), *tree.model.also)
     installed: list[Installed] = []
     for reference in references:
-        with progress(quiet=quiet) as on_progress:
+        with progress(quiet=quiet, say=tell) as on_progress:
             model = pull(reference, tree.store, on_progress)
         installed.append(model)
         size = f"{model.size_bytes / 1e6:.0f} MB"
         say(f"{model.name}: {model.quantisation}, {size}, from {SOURCES[model.source]}")
     drafting: list[Installed] = []
     if tree.engine.draft_model is not None:
-        with progress(quiet=quiet) as on_progress:
+        with progress(quiet=quiet, say=tell) as on_progress:
             draft = pull(tree.engine.draft_model, tree.store, on_progress)
         drafting.append(draft)
         given = {**given, "engine.draft_model": draft.path}

@@ -93,13 +93,24 @@ class Fleet:
         return self._residency.standing(name)
 
     def can_serve(self, name: str) -> bool:
-        """Whether a request for the model that arrives now would be taken: it is loaded, or it was and can be again."""
+        """Whether a request for the model that arrives now would be taken: it is loaded, or it was and can be again.
+
+        A request waits for an engine that restarts, so that counts as loaded, if it does not take long.
+        """
+        return self.obstacle(name) is None
+
+    def obstacle(self, name: str) -> ApiError | None:
+        """Why a request for the model that arrives now would not be taken; None if it would."""
         if name not in self.engines or self._residency.retired(name):
-            return False
+            return _not_ready("The model is being removed.")
+        if retry_s := self._residency.retry_in_s(name, _now()):
+            return _load_failed(retry_s)
         engine = self.engines[name]
-        if self.phase(name) is Phase.READY:
-            return engine.ready
-        return engine.facts is not None and not self._residency.retry_in_s(name, _now())
+        if engine.facts is None:
+            return _not_ready("The model is being loaded for the first time.")
+        if self.phase(name) is Phase.READY and not engine.taking:
+            return _not_ready("The model's engine stopped, and its restart takes long; the server's log says why.")
+        return None
 
     async def open(self, name: str) -> EngineFacts:
         """Load a model now, as the server's start does; raises `LoadError` with the reason for the operator.
@@ -270,6 +281,10 @@ class Fleet:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _not_ready(why: str) -> EngineUnavailable:
+    return EngineUnavailable(why, code="not_ready")
 
 
 def _load_failed(retry_s: float) -> EngineUnavailable:

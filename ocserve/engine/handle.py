@@ -38,6 +38,10 @@ class Engine(Protocol):
         """Whether the model is loaded and has been warmed up."""
 
     @property
+    def taking(self) -> bool:
+        """Whether a request that comes now may count on it: it is ready, or restarts and has not for long."""
+
+    @property
     def facts(self) -> wire.EngineFacts | None:
         """What the engine said of itself when it was last started; None before the first time."""
 
@@ -111,12 +115,18 @@ class EngineHandle:
         self._ready = asyncio.Event()
         self._landed = asyncio.Event()  # set for a moment whenever a request is in flight no more
         self._restarts = 0
+        self._died: float | None = None  # since when a restart has been awaited, if one is
         self._victims = False  # whether those in flight at the coming crash are known not to be its cause
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
         return self._ready.is_set()
+
+    @property
+    def taking(self) -> bool:
+        waited = None if self._died is None else time.monotonic() - self._died
+        return self.ready or (waited is not None and waited < self._limits.restart_wait_s)
 
     @property
     def facts(self) -> wire.EngineFacts | None:
@@ -153,6 +163,7 @@ class EngineHandle:
             await self._connection.end()
             self._connection = None
         self._ready.clear()
+        self._died = None
         self._stats = wire.EngineStats()
 
     def obey(self, images: Images) -> None:
@@ -183,6 +194,7 @@ class EngineHandle:
                 self._stats = wire.EngineStats(
                     steps_by_sequences=(0,) * (facts.parallel + 1), cells_total=facts.pool_tokens
                 )
+                self._died = None
                 self._ready.set()
                 return connection, facts
             case wire.LoadFailed(error=error):
@@ -197,6 +209,7 @@ class EngineHandle:
         backoff_s = 0.0
         while True:
             reason = await self._run(connection)
+            self._died = time.monotonic()
             self._ready.clear()
             status = await connection.kill()
             connection.writer.close()

@@ -138,7 +138,7 @@ class Administration:
         asked = admin.maintenance(body)
         maintenance = Maintenance(starts=asked.starts, ends=asked.ends, message=asked.message)
         await _kept(lambda: self._service.doors.announce(maintenance))
-        return asked
+        return announcement(self._service) or asked  # as it is kept, in UTC
 
     async def take_back(self, body: bytes) -> admin.DoorState:
         """`DELETE /admin/maintenance`."""

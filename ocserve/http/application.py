@@ -28,7 +28,7 @@ from ocserve.http.edge.routing import RouteExists
 from ocserve.http.exchange import Exchange
 from ocserve.http.route_table import RouteTable
 from ocserve.http.routes import VENDORS, routes
-from ocserve.pages.publication import NOTHING_STATED, Publication
+from ocserve.pages.publication import Published
 from ocserve.service import Service
 from ocserve.telemetry import logs
 
@@ -41,7 +41,7 @@ def build(
     keys: KeyRing,
     edge: Edge,
     control: Control,
-    publication: Publication = NOTHING_STATED,
+    pages: Published,
     trace: Callable[[RequestRecord], None] | None = None,
 ) -> ASGIApp:
     """The whole server as a value. `trace` is told of every request that has ended."""
@@ -66,7 +66,7 @@ def build(
             await service.look()
         await route.endpoint(scope, receive, send)
 
-    table = RouteTable(routes(service, edge, meter, control, publication), VENDORS)
+    table = RouteTable(routes(service, edge, meter, control, pages), VENDORS)
     guards: tuple[Guard, ...] = (
         lambda app: Handshake(app, table),
         lambda app: Access(app, table, on_end, announced),

@@ -7,7 +7,6 @@ from starlette.types import Receive, Scope, Send
 
 from ocserve.api import openai_models, openai_wire, openrouter
 from ocserve.api.dialect import Catalogue
-from ocserve.errors import EngineUnavailable
 from ocserve.http import answers
 from ocserve.http.admin import announcement
 from ocserve.http.exchange import Exchange, by_caller, caller_of
@@ -92,7 +91,7 @@ class Health:
 
 
 class Ready:
-    """`GET /ready`: 200 when a request for the default model that arrives now would be taken, else 503."""
+    """`GET /ready`: 200 when a request for the default model that arrives now would be taken, else 503 and why."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -100,8 +99,6 @@ class Ready:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._service.billing.check()
         self._service.doors.check()
-        if not self._service.ready:
-            raise EngineUnavailable(
-                "The server is not ready: the model is loading, or the server is shutting down.", code="not_ready"
-            )
+        if (obstacle := self._service.fleet.obstacle(self._service.default)) is not None:
+            raise obstacle
         await answers.json(send, 200, openai_wire.dumps({"status": "ready"}))

@@ -16,7 +16,7 @@ from ocserve.http import answers
 from ocserve.http.exchange import wants_json
 from ocserve.http.reference import CONTENT_SECURITY
 from ocserve.pages import conduct, pricing, privacy, support
-from ocserve.pages.publication import Publication
+from ocserve.pages.publication import Publication, Published
 from ocserve.service import Service
 
 HEADERS = (CONTENT_SECURITY, (b"vary", b"accept"))
@@ -36,7 +36,7 @@ class Page:
             await answers.whole(send, 200, "text/html; charset=utf-8", self.html(), HEADERS)
 
 
-def prices(service: Service, publication: Publication) -> Page:
+def prices(service: Service, published: Published) -> Page:
     """`GET /pricing`."""
 
     def models() -> pricing.Lists:
@@ -48,35 +48,33 @@ def prices(service: Service, publication: Publication) -> Page:
         return pricing.Terms(billing.charges("cancelled"), billing.charges("failed"), billing.policy)
 
     return Page(
-        lambda: pricing.html(models(), terms(), publication),
-        lambda: pricing.document(models(), terms(), publication),
+        lambda: pricing.html(models(), terms(), published.now),
+        lambda: pricing.document(models(), terms(), published.now),
     )
 
 
-def data(publication: Publication) -> Page:
+def data(published: Published) -> Page:
     """`GET /privacy`."""
-    return Page(lambda: privacy.html(publication), lambda: privacy.document(publication))
+    return Page(lambda: privacy.html(published.now), lambda: privacy.document(published.now))
 
 
-def content(publication: Publication) -> Page:
+def content(published: Published) -> Page:
     """`GET /policy`."""
-    if not publication.has_policy:
-        return _nothing("The operator of this server has published no content policy, and none is enforced.")
-    return Page(lambda: conduct.html(publication), lambda: conduct.document(publication))
+
+    def found() -> Publication:
+        if not published.now.has_policy:
+            raise NotFound("The operator of this server has published no content policy, and none is enforced.")
+        return published.now
+
+    return Page(lambda: conduct.html(found()), lambda: conduct.document(found()))
 
 
-def contact(publication: Publication) -> Page:
+def contact(published: Published) -> Page:
     """`GET /support`."""
-    if not publication.has_support:
-        return _nothing("The operator of this server has not stated how it is reached.")
-    return Page(lambda: support.html(publication), lambda: support.document(publication))
 
+    def found() -> Publication:
+        if not published.now.has_support:
+            raise NotFound("The operator of this server has not stated how it is reached.")
+        return published.now
 
-def _nothing(why: str) -> Page:
-    def html() -> bytes:
-        raise NotFound(why)
-
-    def document() -> dict[str, object]:
-        raise NotFound(why)
-
-    return Page(html, document)
+    return Page(lambda: support.html(found()), lambda: support.document(found()))

@@ -58,14 +58,12 @@ from ocserve.http.responses import (
 from ocserve.http.route_table import SOCKET, ErrorBody, Route
 from ocserve.http.status import PublicStatus
 from ocserve.http.vendor import by_vendor
-from ocserve.pages.publication import NOTHING_STATED, Publication
+from ocserve.pages.publication import Published
 from ocserve.service import Service
 from ocserve.telemetry.metrics import Meter
 
 
-def routes(
-    service: Service, edge: Edge, meter: Meter, control: Control, publication: Publication = NOTHING_STATED
-) -> tuple[Route, ...]:
+def routes(service: Service, edge: Edge, meter: Meter, control: Control, pages: Published) -> tuple[Route, ...]:
     """The list."""
 
     def generates(path: str, dialect: Dialect) -> Route:
@@ -119,7 +117,7 @@ def routes(
         answers("/apply-template", llama_tokens.TEMPLATE),
         Route("GET", "/props", LlamaServerProps(service)),
         *credit.routes(service, edge),
-        *_of_the_server(service, meter, publication),
+        *_of_the_server(service, meter, pages),
         *admin.routes(service, control),
     )
 
@@ -133,19 +131,19 @@ VENDORS: tuple[tuple[str, ErrorBody], ...] = (
 )
 
 
-def _of_the_server(service: Service, meter: Meter, publication: Publication) -> tuple[Route, ...]:
+def _of_the_server(service: Service, meter: Meter, pages: Published) -> tuple[Route, ...]:
     """What the server says of itself."""
     return (
         Route("GET", "/openrouter/models", ProviderFeed(service)),
-        Route("GET", "/openapi.json", reference.document(service), public=True),
-        Route("GET", "/docs", reference.page(service, publication), public=True),
+        Route("GET", "/openapi.json", reference.document(service, pages), public=True),
+        Route("GET", "/docs", reference.page(service, pages), public=True),
         Route("GET", "/metrics", Metrics(meter), looks=False),
-        Route("GET", "/status", PublicStatus(service, meter.availability, publication), public=True),
-        Route("GET", "/limits", reference.PublishedLimits(service, publication), public=True),
-        Route("GET", "/pricing", published.prices(service, publication), public=True),
-        Route("GET", "/privacy", published.data(publication), public=True, looks=False),
-        Route("GET", "/policy", published.content(publication), public=True, looks=False),
-        Route("GET", "/support", published.contact(publication), public=True, looks=False),
+        Route("GET", "/status", PublicStatus(service, meter.availability, pages), public=True),
+        Route("GET", "/limits", reference.PublishedLimits(service, pages), public=True),
+        Route("GET", "/pricing", published.prices(service, pages), public=True),
+        Route("GET", "/privacy", published.data(pages), public=True, looks=False),
+        Route("GET", "/policy", published.content(pages), public=True, looks=False),
+        Route("GET", "/support", published.contact(pages), public=True, looks=False),
         Route("GET", "/health", Health(service), public=True, looks=False),
         Route("GET", "/ready", Ready(service), public=True, looks=False),
     )

@@ -7,8 +7,9 @@ from html import escape
 
 from ocserve import config
 from ocserve.modelcard import ServedModel
-from ocserve.pages.frame import LINKS, Link, prose
 from ocserve.pages.frame import page as framed
+from ocserve.pages.frame import prose
+from ocserve.pages.publication import NOTHING_STATED, Publication
 
 _ROWS = (
     ("requests_per_minute", "Requests per minute"),
@@ -17,9 +18,7 @@ _ROWS = (
     ("tokens_per_day", "Tokens per day (prompt and answer)"),
     ("concurrent_requests", "Requests at the same time"),
 )
-_RAISED = (
-    "Ask the operator, who runs `ocserve keys limits NAME --rpm 600 --tpm 100000`; it holds from the next request on."
-)
+_HOLDS = "a limit that is raised holds from the next request on."
 _METHOD = (
     "A minute's or a day's worth may come at once; then the limit refills continuously. Tokens are held for a "
     "request's prompt and the most that it may answer, and what it did not use comes back when it ends. A model's own "
@@ -27,7 +26,12 @@ _METHOD = (
 )
 
 
-def document(limits: config.Limits, own: config.Allowance | None, models: Sequence[ServedModel]) -> dict[str, object]:
+def document(
+    limits: config.Limits,
+    own: config.Allowance | None,
+    models: Sequence[ServedModel],
+    publication: Publication = NOTHING_STATED,
+) -> dict[str, object]:
     """The limits for programs; null is unlimited. `own` are a caller's own, `models` those whose names may be told."""
     of_models = {each.model: each for each in limits.models}
     return {
@@ -43,8 +47,17 @@ def document(limits: config.Limits, own: config.Allowance | None, models: Sequen
             for model in models
         ],
         "method": _METHOD,
-        "raise": _RAISED,
+        "raise": _raised(publication),
     }
+
+
+def _raised(publication: Publication) -> str:
+    """Whom a customer asks; where nothing is stated, the reader may be the operator."""
+    if email := publication.operator.email:
+        return f"Ask {email}; {_HOLDS}"
+    if publication.has_support:
+        return f"Ask the operator, as Support says; {_HOLDS}"
+    return f"Ask the operator, who runs `ocserve keys limits NAME --rpm 600 --tpm 100000`; {_HOLDS}"
 
 
 def _allowed(limits: config.Allowance) -> dict[str, int | None]:
@@ -52,7 +65,10 @@ def _allowed(limits: config.Allowance) -> dict[str, int | None]:
 
 
 def page(
-    limits: config.Limits, own: config.Allowance | None, models: Sequence[ServedModel], links: Sequence[Link] = LINKS
+    limits: config.Limits,
+    own: config.Allowance | None,
+    models: Sequence[ServedModel],
+    publication: Publication = NOTHING_STATED,
 ) -> bytes:
     """The same for readers."""
     of_models = {each.model: each for each in limits.models}
@@ -68,12 +84,12 @@ def page(
         for model in models
     )
     body = f"""<table><tr><th>Limit</th>{head}</tr>{rows}</table>
-<p>{_METHOD} A key may have limits of its own; the headers of every answer say which hold and what is left:
-<code>x-ratelimit-limit-requests</code>, <code>-remaining-requests</code>, <code>-reset-requests</code>, and the same of
-tokens. Beyond a limit, and where a model has no room, the answer is 429 at once, and <code>Retry-After</code> names a
-moment at which the same request is served.</p><ul>{queues}</ul>
-<h2>To have a limit raised</h2><p>{prose(_RAISED)}</p>"""
-    return framed("Limits", body, links)
+<p>{_METHOD} A key may have limits of its own. Where there are limits, headers of the answers say which hold and
+what is left: <code>x-ratelimit-limit-requests</code>, <code>-remaining-requests</code>,
+<code>-reset-requests</code>, and the same of tokens. Beyond a limit, and where a model has no room, the answer is 429
+at once, and <code>Retry-After</code> names a moment at which the same request is served.</p><ul>{queues}</ul>
+<h2>To have a limit raised</h2><p>{prose(_raised(publication))}</p>"""
+    return framed("Limits", body, publication.links)
 
 
 def _shown(limits: config.Allowance, name: str) -> str:

@@ -62,11 +62,11 @@ class Publication:
             policy=tree.policy,
             kept=_kept(tree),
             texts=Texts(
-                policy=_text("policy.text", tree.policy.text),
-                privacy=_text("operator.privacy_text", stated.privacy_text),
-                payment=_text("operator.payment_text", stated.payment_text),
-                sla=_text("operator.sla_text", stated.sla_text),
-                incident=_text("operator.incident_text", stated.incident_text),
+                policy=read_text("policy.text", tree.policy.text),
+                privacy=read_text("operator.privacy_text", stated.privacy_text),
+                payment=read_text("operator.payment_text", stated.payment_text),
+                sla=read_text("operator.sla_text", stated.sla_text),
+                incident=read_text("operator.incident_text", stated.incident_text),
             ),
             ledger_days=None if tree.ledger.use == "off" else tree.ledger.retention_days,
             collector=tree.otel.endpoint is not None,
@@ -99,6 +99,13 @@ class Publication:
 NOTHING_STATED = Publication()
 
 
+@dataclass(slots=True)
+class Published:
+    """What is published at present; a reload puts another in its place."""
+
+    now: Publication = NOTHING_STATED
+
+
 def _kept(tree: config.Config) -> tuple[Kept, ...]:
     server, found = tree.server, []
     if tree.ledger.use != "off":
@@ -128,12 +135,20 @@ def _size(count: int) -> str:
     return f"{count / 2**30:g} GiB" if count >= 2**30 else f"{count / 2**20:g} MiB"
 
 
+def _lasting(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} seconds"
+
+
 def _in_memory(what: str, seconds: float) -> Kept:
-    until = f"{seconds:g} seconds, or until the server stops"
+    until = f"{_lasting(seconds)}, or until the server stops"
     return Kept(what, content=True, on_disk=False, until=until, seconds=seconds)
 
 
-def _text(setting: str, file: Path | None) -> str:
+def read_text(setting: str, file: Path | None) -> str:
+    """A text of the operator's, empty without a file. Raises `ConfigError`."""
     if file is None:
         return ""
     try:

@@ -20,6 +20,7 @@ from ocserve.http.admin import Changed, PriceChanges
 from ocserve.http.edge.current import Edge
 from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import Stop
+from ocserve.pages.publication import Publication, Published
 from ocserve.service import Service
 from ocserve.serving.lineup import Lineup
 from ocserve.serving.reload import LIVE, Changes, changes, differing, shown
@@ -39,6 +40,7 @@ class Control:
         service: Service,
         edge: Edge,
         fetcher: ImageFetcher,
+        published: Published,
         stop: Stop,
     ) -> None:
         self._settings = settings
@@ -47,6 +49,7 @@ class Control:
         self._service = service
         self._edge = edge
         self._fetcher = fetcher
+        self._published = published
         self._stop = stop
         self._one_at_a_time = asyncio.Semaphore()
 
@@ -138,6 +141,7 @@ class Control:
         tree = after.config
         tariff = await asyncio.to_thread(pricing.load, tree.billing.prices)  # its content may be another one
         self._service.billing.check_tariff(tariff)
+        publication = await asyncio.to_thread(Publication.of, tree)  # as its texts
         also = None
         if "model.also" in found:
             also = await asyncio.to_thread(lambda: [self._find(name) for name in tree.model.also])
@@ -150,6 +154,7 @@ class Control:
         serve()
         self._service.limit(tree.limits)
         self._fetcher.obey(tree.images)
+        self._published.now = publication
         self._edge.now = replace(self._edge.now, **{name: getattr(tree.server, name) for name in _IN_TREE})
         say_unserved(tree.limits, self._service.billing, self._lineup.described)
         say_unpriced(self._service.billing, self._lineup.described)

@@ -295,7 +295,7 @@ def test_the_policy_is_published_as_it_is_applied(tmp_path: Path) -> None:
     )
     with serving() as free:
         assert (
-            "Nothing is charged, except to keys with prices of their own."
+            "Nothing is charged, except to keys with prices of their own. Of these: "
             in free.request("GET", "/openapi.json").json["info"]["description"]
         )
         assert "cost" not in free.chat().json["usage"]

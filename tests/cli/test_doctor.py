@@ -93,6 +93,29 @@ def test_wrong_settings_are_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "OCSERVE_SERVER_PORT" in result.output
 
 
+def test_files_that_the_settings_name_are_looked_at(tmp_path: Path) -> None:
+    text, prices, program = tmp_path / "text.md", tmp_path / "prices.toml", tmp_path / "judge"
+    tree = config.Config(
+        operator=config.Operator(sla_text=text, privacy_text=text),
+        policy=config.Policy(text=text, command=(str(program), "--strict")),
+        billing=config.Billing(prices=prices),
+    )
+    assert doctor.check_files(config.Config()) == []
+    names = ["operator.privacy_text", "operator.sla_text", "policy.text", "billing.prices", "policy.command"]
+    missing = doctor.check_files(tree)
+    assert [(each.check, each.verdict) for each in missing] == [(name, "fail") for name in names]
+    assert str(text) in missing[0].message
+    text.write_text("We promise.")
+    prices.write_text('[[price]]\nmodel = "tiny"\nprompt = "0.1"\ncompletion = "much"\n')
+    program.write_text("#!/bin/sh\ntouch " + str(tmp_path / "ran"))
+    assert [each.verdict for each in doctor.check_files(tree)] == ["ok", "ok", "ok", "fail", "fail"]
+    prices.write_text('[[price]]\nmodel = "tiny"\nprompt = "0.1"\ncompletion = "0.2"\n')
+    program.chmod(0o755)
+    assert [each.verdict for each in doctor.check_files(tree)] == ["ok"] * 5
+    assert not (tmp_path / "ran").exists()
+    assert [each.verdict for each in doctor.check_files(config.Config(policy=config.Policy(command=("sh",))))] == ["ok"]
+
+
 def test_a_gpu_that_is_not_used_is_loud() -> None:
     *_, gpu = doctor.judge_llama(facts(CPU, offload=False), ["NVIDIA"])
     assert gpu.verdict == "warn"

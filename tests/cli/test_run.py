@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from ocserve import app, config
+from ocserve.catalog import pull
+from ocserve.catalog.progress import OnProgress, Progress, notice
 from ocserve.catalog.store import Installed
 from ocserve.cli import main
 from tests import tiny
@@ -81,6 +84,29 @@ def test_no_engine_process_is_left_of_a_run_that_came_to_nothing(tmp_path: Path)
     result = CliRunner().invoke(main, ["run", str(tmp_path / "none.gguf")])
     assert result.exit_code == 1
     assert not psutil.Process().children()
+
+
+@pytest.mark.parametrize("flags", [[], ["--quiet"]])
+def test_where_stderr_is_no_terminal_a_download_is_told_in_the_form_of_the_log(
+    served: list[config.Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    model = str(tiny.write(tmp_path / "tiny.gguf"))
+
+    def told(reference: str, store: config.Store, say: OnProgress) -> Installed:
+        say(notice("Another source is taken."))
+        say(Progress(phase="downloading", file="tiny.gguf", done_bytes=5_000_000, total_bytes=9_000_000))
+        say(Progress(phase="downloading", file="tiny.gguf", done_bytes=6_000_000, total_bytes=9_000_000))
+        return here(reference, store, say)
+
+    here = pull.pull
+    monkeypatch.setattr(pull, "pull", told)
+    result = CliRunner().invoke(main, ["run", model, *flags])
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert all(line["v"] and line["timestamp"] and line["event"] == "notice" for line in lines)
+    said = ["Another source is taken.", "tiny.gguf: downloading, 5 of 9 MB"]
+    assert [line["detail"] for line in lines][:2] == (said[:1] if flags else said)
+    assert len(lines) == (1 if flags else 3)  # the last names the model
 
 
 def test_quiet_says_only_what_matters(served: list[config.Config], tmp_path: Path) -> None:

@@ -290,7 +290,9 @@ def test_client_addresses_come_from_the_configured_hop_only(
         assert "203.0.113.9" not in str(headers)
         assert parse(front.send(request("GET", "/v1/models", Authorization=""))).status == 401
         assert parse(front.send(request("GET", "/metrics"))).status == 404
-        assert len(seen) == 2  # the proxy kept /metrics to itself
+        for path in ("/admin/state", "//admin/state", "/%61dmin/state", "//metrics", "/%6detrics"):
+            assert parse(front.send(request("GET", path))).status == 404, path
+        assert len(seen) == 2  # the proxy kept /metrics and /admin to itself
         with socket.create_connection(("127.0.0.1", served.port), 5, source_address=("127.0.0.5", 0)) as stranger:
             stranger.sendall(request("GET", "/v1/models", X_Forwarded_For="127.0.0.1"))
             assert harness.read_one(stranger).error["code"] == "untrusted_proxy"

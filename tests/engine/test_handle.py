@@ -17,9 +17,10 @@ from msgspec.structs import replace
 
 from ocserve.engine import handle as handle_module
 from ocserve.engine import wire
+from ocserve.engine.connection import Connection
 from ocserve.engine.handle import EngineHandle, LoadError, Supervision
 from ocserve.engine.process import Spare
-from ocserve.engine.wire import EngineSpec
+from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.errors import (
     ApiError,
     EngineCrashed,
@@ -210,7 +211,31 @@ async def test_a_request_that_arrives_while_the_engine_restarts_waits_and_succee
         os.kill(engine.pid, signal.SIGKILL)
         while engine.ready:
             await asyncio.sleep(0.01)
+        assert engine.taking
         assert isinstance((await run(engine, request("emit 1")))[-1], Finished)
+
+
+async def test_an_engine_whose_restart_takes_long_takes_nothing_until_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with handle(restart_wait_s=0.2) as engine:
+        launch = engine._launch
+
+        async def slow() -> tuple[Connection, EngineFacts]:
+            await asyncio.sleep(1)
+            return await launch()
+
+        monkeypatch.setattr(engine, "_launch", slow)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        while engine.taking:
+            await asyncio.sleep(0.01)
+        assert not engine.ready
+        with pytest.raises(EngineUnavailable, match="not ready in time"):
+            await engine.prepare(request("emit 1"))
+        while not engine.ready:
+            await asyncio.sleep(0.05)
+        assert engine.taking
 
 
 async def test_a_poison_request_crashes_the_engine_twice_and_is_then_refused() -> None:

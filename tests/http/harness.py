@@ -27,7 +27,7 @@ from ocserve.http.application import build
 from ocserve.http.edge.current import Edge
 from ocserve.http.server import Stop, serve
 from ocserve.modelcard import DatedPrices, ModelCard, Prices, SamplingDefaults, ServedModel, Tier
-from ocserve.pages.publication import Publication, Texts
+from ocserve.pages.publication import Publication, Published, Texts
 from ocserve.policy.hooks import open_hook
 from ocserve.policy.judge import Judge
 from ocserve.service import Service
@@ -279,7 +279,7 @@ def serving(
             ready.set()
 
         edge = Edge(server)
-        app = build(service, keys, edge, Control(stop), publication, trace)
+        app = build(service, keys, edge, Control(stop), Published(publication), trace)
         try:
             await serve(app, edge, on_ready, service.stop, stop=stop)
         finally:

@@ -39,6 +39,7 @@ from ocserve.http.application import build
 from ocserve.http.edge.current import Edge
 from ocserve.http.server import bind, serve
 from ocserve.modelcard import ServedModel
+from ocserve.pages.publication import Published
 from ocserve.telemetry import logs
 from tests.accounts.books import priced
 from tests.http.harness import MODEL, Control
@@ -102,7 +103,7 @@ async def main(options: dict[str, Any], say: Callable[[str], None]) -> None:
     settings = replace(config.Server(), **{"port": 0, **options.get("server", {})})
     edge = Edge(settings)
     store = KeyStore(Path(options["keys_file"])) if "keys_file" in options else None
-    app = build(service, KeyRing(options.get("key"), config.Auth(), store=store), edge, Control())
+    app = build(service, KeyRing(options.get("key"), config.Auth(), store=store), edge, Control(), Published())
     watch = Watch()
     looking = asyncio.create_task(watch.look())
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: say(json.dumps(watch.told())))

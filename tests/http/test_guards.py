@@ -16,6 +16,7 @@ from ocserve.http.edge.current import Edge
 from ocserve.http.metrics import meter
 from ocserve.http.route_table import SOCKET, Route
 from ocserve.http.routes import routes
+from ocserve.pages.publication import Published
 from tests.http.harness import CHAT, COMPLETION, KEY, MODEL, Answer, Control, Served, serving
 
 # Reviewed: nothing else answers without a caller. Of the reference, names of models are for callers only.
@@ -67,7 +68,7 @@ def locked() -> Iterator[Served]:
 def walk(served: Served) -> list[tuple[Route, str]]:
     """Every route with a concrete path, in every spelling that clients make of base URLs."""
     found = []
-    for route in routes(served.service, Edge(config.Server()), meter(served.service), Control()):
+    for route in routes(served.service, Edge(config.Server()), meter(served.service), Control(), Published()):
         if route.method == SOCKET:  # tests/http/test_websocket.py
             continue
         path = route.path.replace("{id:path}", "tiny").replace("{model:path}", "tiny")
@@ -85,7 +86,7 @@ def ask(served: Served, route: Route, path: str, **headers: str) -> Answer:
 
 
 def test_the_public_routes_are_the_reviewed_ones(locked: Served) -> None:
-    listed = routes(locked.service, Edge(config.Server()), meter(locked.service), Control())
+    listed = routes(locked.service, Edge(config.Server()), meter(locked.service), Control(), Published())
     assert {(route.method, route.path) for route in listed if route.public} == PUBLIC
 
 

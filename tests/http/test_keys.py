@@ -162,7 +162,7 @@ def test_the_published_limits_are_those_that_hold() -> None:
         page = served.request("GET", "/limits").body.decode()
         assert "<td>Requests per minute</td><td>60</td></tr>" in page
         assert "<td>Tokens per day (prompt and answer)</td><td>1,000,000</td>" in page
-        assert "ocserve keys limits NAME" in page
+        assert "Ask help@acme.example" in page
         assert "tiny" not in page
         page = served.request("GET", "/limits", None, {"x-api-key": "a-key-of-sixteen"}).body.decode()
         assert "<td>Requests per minute</td><td>60</td><td>2</td></tr>" in page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.http.harness import Served
+from tests.http.harness import Served, serving
 
 
 def test_models_are_found_by_id_and_by_alias_with_slashes(served: Served) -> None:
@@ -21,3 +21,15 @@ def test_the_feed_is_on_an_address_of_its_own(served: Served) -> None:
     answer = served.request("GET", "/openrouter/models")
     assert answer.status == 200
     assert [each["id"] for each in answer.json["data"]] == ["tiny"]
+
+
+def test_not_ready_says_why() -> None:
+    with serving() as served:
+        assert served.chat().status == 200
+        assert served.request("GET", "/ready").status == 200
+        served.engine.ready = False
+        answer = served.request("GET", "/ready")
+        assert (answer.status, answer.error["code"]) == (503, "not_ready")
+        assert "its restart takes long" in answer.error["message"]
+        served.engine.facts_known = False
+        assert "loaded for the first time" in served.request("GET", "/ready").error["message"]

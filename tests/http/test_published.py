@@ -132,7 +132,10 @@ def test_prices_from_always_and_per_piece() -> None:
 def test_a_server_without_prices_says_so() -> None:
     with serving() as served:
         assert read(served, "/pricing")["models"] == []
-        assert "No prices are published." in text(served.request("GET", "/pricing"))
+        page = text(served.request("GET", "/pricing"))
+        assert "No prices are published." in page
+        assert "own. Of these: A request whose client goes away is charged for what it used" in page
+        assert "A request that fails by our fault is not charged" in page
 
 
 def test_privacy_says_what_the_settings_keep(tmp_path: Path) -> None:
@@ -173,7 +176,24 @@ def test_privacy_follows_the_settings() -> None:
     assert found["zero_data_retention"] is True
     assert found["disclosed"] == []
     assert "zero data retention" in page
+    assert "24 hours, or until the server stops" in page
     assert "Nobody." in page
+
+
+def test_limits_say_whom_to_ask(tmp_path: Path) -> None:
+    with serving(publication=Publication.of(stated(tmp_path)), key=KEY) as served:
+        page = text(served.request("GET", "/limits"))
+        document = served.request("GET", "/limits", headers=JSON).json
+    assert "<p>Ask help@acme.example; a limit" in page
+    assert document["raise"].startswith("Ask help@acme.example; ")
+    assert "ocserve keys" not in page + document["raise"]
+    links_only = config.Config(operator=config.Operator(terms_url="https://acme.example/terms"))
+    with serving(publication=Publication.of(links_only), key=KEY) as served:
+        page = text(served.request("GET", "/limits"))
+    assert "Ask the operator, as Support says" in page
+    assert "ocserve keys" not in page
+    with serving(publication=Publication(), key=KEY) as served:
+        assert "<code>ocserve keys limits NAME" in text(served.request("GET", "/limits"))
 
 
 def test_the_content_policy_and_what_enforces_it(tmp_path: Path) -> None:

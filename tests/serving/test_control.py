@@ -18,6 +18,7 @@ from ocserve.http.edge.current import Edge
 from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import Stop
 from ocserve.machine import HostMemory
+from ocserve.pages.publication import Publication, Published
 from ocserve.service import Service
 from ocserve.serving.control import Control
 from ocserve.serving.lineup import Lineup, Place
@@ -56,7 +57,12 @@ async def site(tmp_path: Path, tiny_model: Path, hub: FakeHub) -> Site:
     service = Service(lineup.fleet, lineup.described, Limiter(tree.limits), tree.limits, look=lineup.look)
     lineup.tell(service.offer)
     edge, fetcher = Edge(tree.server), ImageFetcher(tree.images)
-    return Site(Control(settings, lambda: settings, lineup, service, edge, fetcher, Stop()), service, lineup, store)
+    return Site(
+        Control(settings, lambda: settings, lineup, service, edge, fetcher, Published(Publication()), Stop()),
+        service,
+        lineup,
+        store,
+    )
 
 
 async def refused(site: Site, reference: str, *, may_pull: bool = False) -> ApiError:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from httpx2 import ASGITransport, AsyncClient
 
 from ocserve import app, config
 from ocserve.accounts.keys import ANONYMOUS, Caller
@@ -155,6 +156,29 @@ async def _prices(site: Site, daemon: app.Daemon) -> None:
     assert (await refused(daemon)).code == "settings_invalid"
     assert price() == "0.2"
     site.prices.write_text(PRICES.format("0.1"))
+
+
+async def test_texts_to_publish_are_read_anew(tmp_path: Path, tiny_model: Path) -> None:
+    site, text = Site(tmp_path), tmp_path / "sla.md"
+    site.write("[operator]\nsla_text = 'sla.md'\n[images]\nfetch = 'off'\n")
+    text.write_text("99 %")
+    async with (
+        running(site, tiny_model) as daemon,
+        AsyncClient(transport=ASGITransport(daemon.asgi), base_url="http://localhost") as client,
+    ):
+        assert "99 %" in (await client.get("/support")).text
+        assert 'href="support"' in (await client.get("/docs")).text
+        text.write_text("98 %")
+        site.write("[operator]\nsla_text = 'sla.md'\n[images]\nfetch = 'public'\n")
+        assert (await daemon.control.reload()).settings == {"images.fetch": ("off", "public")}
+        assert "98 %" in (await client.get("/support")).text
+        assert "the hosts of images" in (await client.get("/privacy")).text.lower()
+        text.write_bytes(b"\xff")
+        assert (await refused(daemon)).code == "settings_invalid"
+        text.write_text("")
+        await daemon.control.reload()
+        assert (await client.get("/support")).status_code == 404
+        assert 'href="support"' not in (await client.get("/docs")).text
 
 
 async def _models(site: Site, daemon: app.Daemon) -> None:
