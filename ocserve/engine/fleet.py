@@ -103,14 +103,14 @@ class Fleet:
         """Why a request for the model that arrives now would not be taken; None if it would."""
         if name not in self.engines or self._residency.retired(name):
             return _not_ready("The model is being removed.")
-        if retry_s := self._residency.retry_in_s(name, _now()):
-            return _load_failed(retry_s)
         engine = self.engines[name]
         if engine.facts is None:
             return _not_ready("The model is being loaded for the first time.")
-        if self.phase(name) is Phase.READY and not engine.taking:
-            return _not_ready("The model's engine stopped, and its restart takes long; the server's log says why.")
-        return None
+        if self.phase(name) is Phase.READY:
+            long = "The model's engine stopped, and its restart takes long; the server's log says why."
+            return None if engine.taking else _not_ready(long)
+        retry_s = self._residency.retry_in_s(name, _now())
+        return _load_failed(retry_s) if retry_s else None
 
     async def open(self, name: str) -> EngineFacts:
         """Load a model now, as the server's start does; raises `LoadError` with the reason for the operator.
