@@ -19,7 +19,7 @@ from ocserve.generation import Failed, Finished, GenerateEvent, Started
 TRIAL_S, LONGEST_TRIAL_S = 0.3, 2.4
 _QUIET = 10  # trials; after so long a request is new no more, though it has generated nothing
 # How long the first of the suspects waits for an empty engine (shared by all that wait), and for one without new work.
-_EMPTYING_S, _SETTLING_S = 1.0, 2.0
+_EMPTYING_S, _SETTLING_S = 2.0, 3.0
 _FRESH_WAIT_S = 5.0  # how long work that is not suspect waits for trials
 
 
