@@ -290,13 +290,15 @@ async def nothing_in_flight(engine: EngineHandle) -> None:
 
 async def test_suspects_come_one_at_a_time_and_do_not_wait_for_each_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flights, "_FRESH_WAIT_S", 60.0)
+    monkeypatch.setattr(flights, "_SETTLING_S", 60.0)
     texts = [f"emit 100000 {index}" for index in range(3)]
     async with handle() as engine:
         suspect(engine, *texts)
         trials = [asyncio.create_task(run(engine, request(text))) for text in texts]
         await in_flight(engine)
         assert len(engine._flights) == 1
-        assert isinstance((await run(engine, request("emit 5")))[-1], Finished)  # waits for the trials, not longer
+        async with asyncio.timeout(30):  # it waits for the trials, not longer
+            assert isinstance((await run(engine, request("emit 5")))[-1], Finished)
         came = [flight.begun for flight in engine._flights.values()]
         assert len(came) == 3
         assert all(later - earlier >= flights.TRIAL_S for earlier, later in itertools.pairwise(came))
