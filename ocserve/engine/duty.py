@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ocserve.engine import wire
+from ocserve.errors import ApiError, EngineFailed
 
 
 class Duty(Protocol):
@@ -28,6 +29,11 @@ class Duty(Protocol):
 
     def heartbeat(self) -> wire.Heartbeat:
         """How it stands."""
+
+
+def cancelled() -> ApiError:
+    """What is answered once nothing works any more on what nobody waits for."""
+    return EngineFailed("The request was cancelled.")
 
 
 class EngineBroken(Exception):

@@ -18,7 +18,7 @@ import numpy as np
 
 from ocserve.engine import wire
 from ocserve.engine.context import DecodeStatus, Row
-from ocserve.engine.duty import EngineBroken
+from ocserve.engine.duty import EngineBroken, cancelled
 from ocserve.engine.embedding_context import Pooling, PoolingContext, Vector
 from ocserve.engine.embedding_inputs import Ids, InputEncoder
 from ocserve.errors import ApiError, EngineFailed, InvalidRequest
@@ -173,7 +173,7 @@ class Embedder:
             self._encoding = question.request_id, time.monotonic()
             try:
                 if not self._is_wanted(question.request_id):
-                    pass
+                    self._answer(question, cancelled())
                 elif isinstance(question, EncodeRequest):
                     self._answer(question, self._encoder.answer(question))
                 else:
@@ -219,10 +219,8 @@ class Embedder:
         with self._lock:
             wanted = question.request_id in self._wanted
             self._wanted.discard(question.request_id)
-        if not wanted:
-            return
         try:
-            self._reply(question.request_id, answer)
+            self._reply(question.request_id, answer if wanted else cancelled())
         except wire.FrameError:
             self._reply(question.request_id, InvalidRequest("The answer would be too large; ask for less at once."))
 
@@ -255,6 +253,7 @@ class Embedder:
                 if self._unfinished is not None and self._unfinished[0].job is job:
                     self._context.forget(self._unfinished[1])
                     self._unfinished = None
+                self._answer(job.question, cancelled())
 
     def _step(self) -> None:
         """Compute one batch and answer what it completes."""

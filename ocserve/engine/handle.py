@@ -19,11 +19,11 @@ from msgspec.structs import replace
 from ocserve.config import Images
 from ocserve.engine import wire
 from ocserve.engine.connection import Connection
-from ocserve.engine.flights import Events, Flight, unfinished
+from ocserve.engine.flights import Events, Flight, Turn, Turns, unfinished
 from ocserve.engine.process import WORKER, Spare, spawn
 from ocserve.engine.quarantine import Mark, Quarantine
 from ocserve.errors import ApiError, EngineCrashed, EngineUnavailable, PayloadTooLarge
-from ocserve.generation import Answer, Failed, Finished, GenerateEvent, GenerateRequest, Question
+from ocserve.generation import Answer, Failed, Finished, GenerateEvent, GenerateRequest, Question, Started
 
 _LONGEST_STEP_S = 120.0  # a single step that takes longer is a hang, even on a slow machine
 _LONGEST_PREPARATION_S = 30.0  # rendering and tokenising one request, not the time behind others
@@ -112,8 +112,8 @@ class EngineHandle:
         self._stats = wire.EngineStats()
         self._flights: dict[str, Flight] = {}
         self._quarantine = Quarantine()
+        self._turns = Turns(self._flights, self._quarantine)
         self._ready = asyncio.Event()
-        self._landed = asyncio.Event()  # set for a moment whenever a request is in flight no more
         self._restarts = 0
         self._died: float | None = None  # since when a restart has been awaited, if one is
         self._victims = False  # whether those in flight at the coming crash are known not to be its cause
@@ -296,49 +296,50 @@ class EngineHandle:
     async def _reply(
         self, message: wire.Prepare | wire.Ask, work: GenerateRequest | Question, choices: int
     ) -> wire.Prepared | wire.Told:
-        mark = self._quarantine.mark(work)
-        connection = await self._turn(mark, work.request_id)
-        flight = Flight(mark, asyncio.get_running_loop().create_future(), choices=choices, unfinished=choices)
-        self._flights[work.request_id] = flight
+        turn = self._turns.come(self._quarantine.mark(work), _request(work.request_id))
         try:
+            connection = await self._let_in(turn)
             _tell(connection, message)
+            flight = self._turns.flight(turn, asyncio.get_running_loop().create_future(), choices)
+            self._flights[work.request_id] = flight
+        finally:
+            self._turns.leave(turn)
+        try:
             return await flight.reply
         except BaseException:
             self.cancel(work.request_id)
             raise
 
-    async def _turn(self, mark: Mark, request_id: str) -> Connection:
-        """The engine, once it is ready and, for a suspect, no other request's suspect is in it."""
+    async def _let_in(self, turn: Turn) -> Connection:
+        """The engine, once it is ready and it is this one's turn."""
         try:
             async with asyncio.timeout(self._limits.restart_wait_s):
                 while True:
-                    self._quarantine.check(mark)
+                    self._quarantine.check(turn.mark)
                     if not self._ready.is_set():
                         await self._ready.wait()
-                    elif self._quarantine.suspects(mark) and self._on_trial(request_id):
-                        await self._landed.wait()
+                    elif delay_s := self._turns.delay(turn):
+                        await self._turns.change(delay_s)
                     else:
                         break
         except TimeoutError:
-            raise EngineUnavailable(
-                "The engine is restarting and was not ready in time, or runs requests one after another to find out "
-                "which of them stopped it.",
-                retry_after_s=self._limits.restart_wait_s,
-            ) from None
+            if not self._ready.is_set():
+                raise EngineUnavailable(
+                    "The engine is restarting and was not ready in time.", retry_after_s=self._limits.restart_wait_s
+                ) from None
+            if self._quarantine.suspicion(turn.mark):
+                raise EngineUnavailable(
+                    "The engine stopped while this request and others were in it. They run one after another now, to "
+                    "find out which of them stopped it, and this one's turn did not come in time.",
+                    retry_after_s=self._turns.expected_s,
+                ) from None
         assert self._connection is not None
         return self._connection
-
-    def _on_trial(self, request_id: str) -> bool:
-        """Whether a suspect of another request than this one is in the engine."""
-        return any(
-            self._quarantine.suspects(flight.mark) and _request(other) != _request(request_id)
-            for other, flight in self._flights.items()
-        )
 
     def start(self, request_id: str) -> AsyncIterator[GenerateEvent]:
         flight = self._flights.get(request_id)
         if flight is None or self._connection is None:
-            flight = Flight(Mark(b"", b""), asyncio.get_running_loop().create_future(), choices=1, unfinished=1)
+            flight = Flight("", Mark(b"", b""), asyncio.get_running_loop().create_future(), choices=1, unfinished=1)
             flight.events.put_nowait(Failed(error=_crash_error().info))
         else:
             flight.started = True
@@ -349,7 +350,7 @@ class EngineHandle:
         flight = self._flights.get(request_id)
         if flight is None:
             return
-        if not flight.started:
+        if flight.answered and not flight.started:
             self._land(request_id)
         if self._connection is not None and not self._connection.writer.is_closing():
             self._connection.send(wire.Cancel(request_id=request_id))
@@ -363,8 +364,7 @@ class EngineHandle:
     def _land(self, *request_ids: str) -> list[Flight]:
         """Those of these that were in flight, and are no more; whoever waits for a turn looks again."""
         landed = [self._flights.pop(request_id) for request_id in request_ids if request_id in self._flights]
-        self._landed.set()
-        self._landed.clear()
+        self._turns.changed()
         return landed
 
     def _deliver(self, connection: Connection, request_id: str, event: GenerateEvent) -> None:
@@ -372,6 +372,8 @@ class EngineHandle:
         if flight is None:
             return
         flight.events.put_nowait(event)
+        if not isinstance(event, Started):
+            self._turns.generates(flight)
         flight.unfinished = unfinished(flight.unfinished, event)
         if not flight.unfinished:
             self._land(request_id)
@@ -380,18 +382,20 @@ class EngineHandle:
 
     def _answer(self, connection: Connection, message: wire.Prepared | wire.Told | wire.Refused) -> None:
         flight = self._flights.get(message.request_id)
-        if flight is None or flight.reply.done():
+        if flight is None:
             return
-        match message:
-            case wire.Prepared():
-                flight.reply.set_result(message)
-            case wire.Told():
-                self._land(message.request_id)
-                flight.reply.set_result(message)
-                self._completed(connection, flight)
-            case wire.Refused(error=error):
-                self._land(message.request_id)
-                flight.reply.set_exception(ApiError.from_info(error))
+        flight.answered = True
+        abandoned = flight.reply.done()
+        if abandoned or not isinstance(message, wire.Prepared):
+            self._land(message.request_id)
+        if isinstance(message, wire.Told):
+            self._completed(connection, flight)
+        if abandoned:
+            return
+        if isinstance(message, wire.Refused):
+            flight.reply.set_exception(ApiError.from_info(message.error))
+        else:
+            flight.reply.set_result(message)
 
     def _completed(self, connection: Connection, flight: Flight) -> None:
         """Its work ran to its end: neither the engine nor the work is suspect."""
@@ -401,17 +405,16 @@ class EngineHandle:
     def _blame(self, request_id: str | None) -> None:
         """One request is known to be the cause: it fails and is remembered, the others are only victims."""
         for flight in self._land(*([] if request_id is None else [request_id])):
-            self._quarantine.crashed([flight.mark])
+            self._quarantine.crashed([flight.mark], tried=[flight.mark])
             self._fail(flight, EngineCrashed("The prompt could not be prepared in time."))
         self._victims = True
 
     def _crashed(self) -> None:
         """Answer everything that was in flight, and remember it unless the cause is known."""
-        flights = self._land(*self._flights)
         if not self._victims:
-            self._quarantine.crashed({flight.mark for flight in flights})
+            self._turns.crashed()
         self._victims = False
-        for flight in flights:
+        for flight in self._land(*self._flights):
             self._fail(flight, _crash_error())
 
     @staticmethod

@@ -1,7 +1,8 @@
 """Preparing requests beside the decode loop: render, tokenise, compile the constraint, check, build the samplers.
 
-One thread takes requests in order and answers `Prepared` or `Refused`, and questions with `Told`. What it prepared
-waits here until `Start` or `Cancel`. The lock guards two small dictionaries, nothing is computed under it.
+One thread takes requests in order and answers `Prepared` or `Refused`, and questions with `Told`; what was cancelled
+meanwhile is refused, for the front to know that nothing works on it any more. What was prepared waits here until
+`Start` or `Cancel`. The lock guards two small dictionaries, nothing is computed under it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from queue import SimpleQueue
 
 from ocserve.engine.answers import AnswerPlan, Promises
 from ocserve.engine.constraint import GrammarCompiler, Guide
+from ocserve.engine.duty import cancelled
 from ocserve.engine.llama import Vocab
 from ocserve.engine.prediction import Prediction
 from ocserve.engine.sampler import DrySamplers, sampler_of
@@ -100,7 +102,9 @@ class Preparer:
             request = self._queue.get()
             with self._lock:
                 wanted = request.request_id in self._wanted
-            if wanted:
+            if not wanted:
+                self._refuse(request, cancelled())
+            else:
                 self._busy = request.request_id, time.monotonic()
                 try:
                     self._prepare(request) if isinstance(request, GenerateRequest) else self._answer(request)
@@ -117,8 +121,9 @@ class Preparer:
         with self._lock:
             wanted = question.request_id in self._wanted
             self._wanted.discard(question.request_id)
-        if wanted:
-            self._emit(Told(request_id=question.request_id, answer=answer))
+        if not wanted:
+            raise cancelled()
+        self._emit(Told(request_id=question.request_id, answer=answer))
 
     def _prepare(self, request: GenerateRequest) -> None:
         ignored = self._encoder.unread(request)
@@ -146,7 +151,7 @@ class Preparer:
                 self._ready[request.request_id] = group
         if not wanted:
             _close(group)
-            return
+            raise cancelled()
         self._emit(
             Prepared(request_id=request.request_id, prompt_tokens=len(prompt), max_tokens=max_tokens, ignored=ignored)
         )

@@ -1,8 +1,15 @@
-"""Finds out which request makes the engine die, and refuses it.
+"""Finds out which request makes the engine die, and refuses it to the key that it came from.
 
-Whatever was in flight at a crash is a suspect until it has completed once. A suspect that comes again runs beside no
-other suspect, only beside work that is none; so at its second crash the cause is known, and its bystanders are victims.
-The cause is refused to the key that it came from, and to everybody once it came from several keys.
+1. Whatever was in the engine at a crash is a suspect until it has completed once, or for some minutes.
+2. A suspect that comes again is on trial: it is let in by itself, so that nothing else in the engine is as new
+   (`flights.Turns` says when). What has generated for a while beside a trial stays where it is.
+3. A suspect is refused once it was in the engine with nothing else at another crash. Nothing less is proof: beside it
+   may have been work that never came before and never comes again.
+4. A suspect that was on trial at a crash, but not by itself, is let only into an empty engine from then on.
+
+So a poison that is tried again as it is crashes the engine twice, or three times where answers that take long go on
+beside its trial. One that lets a trial pass is tried for longer after each crash; one that is worded anew each time is
+never recognised, and condemns nobody.
 
 Work is recognised by a keyed digest of what it asks for, since a client's retry carries a new id. The digests' key is
 random and lives in memory only, so they say nothing about content.
@@ -24,8 +31,8 @@ from msgspec.structs import replace
 from ocserve.errors import RequestQuarantined
 from ocserve.generation import GenerateRequest, Question
 
-SEVERAL_KEYS = 2
-FORGET_AFTER_S = 3600.0
+SUSPECT_S = 600.0
+REFUSE_S = 3600.0
 CAPACITY = 4096
 
 _encoder = msgspec.msgpack.Encoder()
@@ -39,14 +46,23 @@ class Mark:
     tenant: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """Why work is let in with care: how many crashes it has been in, and whether it runs in an empty engine only."""
+
+    crashes: int
+    alone: bool
+    since: float
+
+
 class Quarantine:
     """Who is suspected and who is refused; bounded and expiring. The prompts of one request have a mark each."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._key = secrets.token_bytes(32)
         self._clock = clock
-        self._suspects: OrderedDict[Mark, float] = OrderedDict()  # when they were last in flight at a crash
-        self._refused: OrderedDict[bytes, dict[bytes, float]] = OrderedDict()  # by work: since when, by tenant
+        self._suspects: OrderedDict[Mark, Suspicion] = OrderedDict()
+        self._refused: OrderedDict[Mark, float] = OrderedDict()  # since when
 
     def mark(self, work: GenerateRequest | Question) -> Mark:
         """What this work will be recognised by."""
@@ -57,31 +73,36 @@ class Quarantine:
 
     def check(self, mark: Mark) -> None:
         """Raise `RequestQuarantined` for work that is known to stop the engine."""
-        tenants = [tenant for tenant, since in self._refused.get(mark.work, {}).items() if self._recent(since)]
-        if mark.tenant in tenants or len(tenants) >= SEVERAL_KEYS:
+        if mark in self._refused and self._clock() - self._refused[mark] <= REFUSE_S:
             raise RequestQuarantined(
                 "The engine stopped twice while it worked on this request, which is not run again. Change it, or wait "
-                f"{FORGET_AFTER_S / 60:.0f} minutes."
+                f"{REFUSE_S / 60:.0f} minutes."
             )
 
-    def suspects(self, mark: Mark) -> bool:
-        """Whether this was in flight at a crash and has not completed since."""
-        return mark in self._suspects and self._recent(self._suspects[mark])
+    def suspicion(self, mark: Mark) -> Suspicion | None:
+        """What is held against work that was in the engine at a crash and has not completed since."""
+        found = self._suspects.get(mark)
+        return found if found is not None and self._clock() - found.since <= SUSPECT_S else None
 
-    def crashed(self, marks: Collection[Mark]) -> None:
-        """The engine died while these were in flight.
+    def crashed(self, marks: Collection[Mark], tried: Collection[Mark] = ()) -> None:
+        """The engine died with these in it; the prompts `tried` are of the one request that was new, if there was one.
 
-        1. Some were suspects: since suspects of different requests never run together, these are the cause.
-        2. None was: each may be the cause.
+        1. They are suspects, and nothing else was there: they are the cause.
+        2. They are suspects, and other work was there: they will be alone next time.
+        3. Whatever else was there may be the cause.
         """
-        known = [mark for mark in marks if self.suspects(mark)]
-        for mark in known:  # 1
-            del self._suspects[mark]
-            self._refused.setdefault(mark.work, {})[mark.tenant] = self._clock()
-            self._refused.move_to_end(mark.work)
-        for mark in () if known else marks:  # 2
-            self._suspects[mark] = self._clock()
-            self._suspects.move_to_end(mark)
+        proven = bool(tried) and all(map(self.suspicion, tried))
+        if proven and set(tried) == set(marks):  # 1
+            for mark in tried:
+                self._suspects.pop(mark, None)
+                self._refused[mark] = self._clock()
+                self._refused.move_to_end(mark)
+        else:
+            for mark in marks:
+                known = self.suspicion(mark) or Suspicion(crashes=0, alone=False, since=0.0)
+                alone = known.alone or (proven and mark in tried)  # 2
+                self._suspects[mark] = Suspicion(crashes=known.crashes + 1, alone=alone, since=self._clock())  # 3
+                self._suspects.move_to_end(mark)
         for kept in (self._suspects, self._refused):
             while len(kept) > CAPACITY:
                 kept.popitem(last=False)
@@ -89,6 +110,3 @@ class Quarantine:
     def completed(self, mark: Mark) -> None:
         """This work ran to its end, so it does not stop the engine by itself."""
         self._suspects.pop(mark, None)
-
-    def _recent(self, since: float) -> bool:
-        return self._clock() - since <= FORGET_AFTER_S

@@ -82,7 +82,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
-    """Forget a request or a question in whatever phase; a started one ends with `Finished(reason="cancelled")`."""
+    """Forget a request or a question in whatever phase; a started one ends with `Finished(reason="cancelled")`.
+
+    What has not been answered yet still is once nothing works on it any more, with `Refused` if with nothing else.
+    """
 
     request_id: str
 

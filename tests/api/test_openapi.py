@@ -20,6 +20,7 @@ from ocserve.http.edge.current import Edge
 from ocserve.http.metrics import meter
 from ocserve.http.route_table import SOCKET
 from ocserve.http.routes import routes
+from ocserve.pages.publication import Published
 from tests.api.models import EMBEDDING, TOOLS
 from tests.http.harness import MODEL, Control
 from tests.scripted import ScriptedEngine, alone
@@ -35,13 +36,13 @@ def test_every_route_is_in_the_reference_and_the_other_way_round() -> None:
     service = alone(ScriptedEngine(), MODEL, config.Limits())
     listed = {
         (each.method, each.path)
-        for each in routes(service, Edge(config.Server()), meter(service), Control())
+        for each in routes(service, Edge(config.Server()), meter(service), Control(), Published())
         if each.method != SOCKET
     }
     assert {operation.route for operation in OPERATIONS} == listed
     public = {
         (route.method, route.path)
-        for route in routes(service, Edge(config.Server()), meter(service), Control())
+        for route in routes(service, Edge(config.Server()), meter(service), Control(), Published())
         if route.public
     }
     assert {operation.route for operation in OPERATIONS if operation.public} == public

@@ -1,8 +1,9 @@
 """An engine process without a model: speaks the real wire, does what the prompt's text says.
 
-`emit N`: N deltas, then `Finished`. `emit N crash`: N deltas, then abort. `crash-in-prepare`, `stuck-in-prepare`,
-`refuse`. Each delta is one word; a delta leaves every millisecond, with `every S` every S seconds. Questions: a token
-for each word, or `crash`, `never`, `refuse`. `load-fails` as the model path refuses the load.
+`emit N`: N deltas, then `Finished`. `emit N crash`: N deltas, then abort. `crash-in-prepare`, `slow-crash-in-prepare`,
+`slow-prepare`, `stuck-in-prepare`, `refuse`. Each delta is one word; a delta leaves every millisecond, with `every S`
+every S seconds. Questions: a token for each word, or `crash`, `slow-crash`, `never` (until it is cancelled), `refuse`.
+`load-fails` as the model path refuses the load.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ class Script:
 
     def prepare(self, request: GenerateRequest) -> None:
         words = text_of(request)
-        if words == ["crash-in-prepare"]:
+        if words == ["slow-crash-in-prepare"]:
+            time.sleep(0.3)
+        if words[0].endswith("crash-in-prepare"):
             os.abort()
         if words == ["stop-in-prepare"]:
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -107,11 +110,14 @@ class Script:
         """One token for each word of a text."""
         assert isinstance(question, EncodeRequest)
         words = text_of(question)
-        if words == ["crash"]:
+        if words == ["slow-crash"]:
+            time.sleep(0.3)
+        if words[0].endswith("crash"):
             os.abort()
         if words == ["never"]:
-            return
-        if words == ["refuse"]:
+            while question.request_id not in self.cancelled:
+                time.sleep(0.01)
+        if words in (["never"], ["refuse"]):
             error = InvalidRequest("refused as asked", param="prompt").info
             self.send(wire.Refused(request_id=question.request_id, error=error))
             return

@@ -20,7 +20,7 @@ from ocserve.engine.context import KV_TYPES
 from ocserve.engine.embedding import Embedder, Job, Part, compose
 from ocserve.engine.embedding_context import PoolingContext
 from ocserve.engine.embedding_inputs import InputEncoder
-from ocserve.errors import ApiError, InputTooLong, InvalidRequest
+from ocserve.errors import ApiError, EngineFailed, InputTooLong, InvalidRequest
 from ocserve.generation import (
     Answer,
     ChatPrompt,
@@ -348,11 +348,15 @@ def test_who_was_passed_over_for_want_of_room_comes_first_in_its_turn() -> None:
 # --- life -------------------------------------------------------------------------------------------------------------
 
 
-def test_who_no_longer_waits_gets_no_answer_and_others_do(running: dict[Kind, Running]) -> None:
+def test_who_no_longer_waits_is_refused_once_and_others_are_answered(running: dict[Kind, Running]) -> None:
     each = running["encoder"]
     each.embedder.handle(wire.Ask(question=embed(*["a" * 60] * 500, name="gone")))
     each.embedder.handle(wire.Cancel(request_id="gone"))
-    assert each.ask(embed("b", name="kept"))
+    each.embedder.handle(wire.Ask(question=embed("b", name="kept")))
+    answers = dict(each.replies.get(timeout=20) for _ in range(2))
+    assert isinstance(answers["gone"], EngineFailed)
+    assert isinstance(answers["kept"], Embedded)
+    assert each.embed("b")
     assert each.replies.empty()
 
 
@@ -364,6 +368,7 @@ def test_an_input_that_is_given_up_halfway_leaves_its_cells_to_others(models: di
         parted.embedder.handle(wire.Ask(question=embed("ab", name=f"kept{number}")))
         assert parted.replies.get(timeout=20)[0] == f"kept{number}"
         parted.embedder.handle(wire.Cancel(request_id=f"gone{number}"))
+        assert parted.replies.get(timeout=20)[0] == f"gone{number}"
     np.testing.assert_allclose(vectors(parted.embed("the cat")), expected, atol=NOISE)
     parted.stop()
 

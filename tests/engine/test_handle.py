@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -15,11 +16,12 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
+from ocserve.engine import flights, wire
 from ocserve.engine import handle as handle_module
-from ocserve.engine import wire
 from ocserve.engine.connection import Connection
 from ocserve.engine.handle import EngineHandle, LoadError, Supervision
 from ocserve.engine.process import Spare
+from ocserve.engine.quarantine import Mark
 from ocserve.engine.wire import EngineFacts, EngineSpec
 from ocserve.errors import (
     ApiError,
@@ -304,17 +306,98 @@ async def in_flight(engine: EngineHandle) -> str:
     return next(iter(engine._flights))
 
 
-async def test_a_suspect_waits_for_another_one_and_work_that_is_none_does_not() -> None:
+async def nothing_in_flight(engine: EngineHandle) -> None:
+    deadline = time.monotonic() + 10
+    while engine._flights:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_suspects_come_one_at_a_time_and_do_not_wait_for_each_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "_FRESH_WAIT_S", 60.0)
+    monkeypatch.setattr(flights, "_SETTLING_S", 60.0)
+    texts = [f"emit 100000 {index}" for index in range(3)]
     async with handle() as engine:
-        suspect(engine, "emit 100000", "emit 10", "emit 11")
+        suspect(engine, *texts)
+        trials = [asyncio.create_task(run(engine, request(text))) for text in texts]
+        await in_flight(engine)
+        assert len(engine._flights) == 1
+        async with asyncio.timeout(30):  # it waits for the trials, not longer
+            assert isinstance((await run(engine, request("emit 5")))[-1], Finished)
+        came = [flight.begun for flight in engine._flights.values()]
+        assert len(came) == 3
+        assert all(later - earlier >= flights.TRIAL_S for earlier, later in itertools.pairwise(came))
+        assert {flight.mark for flight in engine._flights.values()} == {
+            engine._quarantine.mark(request(text)) for text in texts
+        }
+        engine.fail_all(InvalidRequest("enough"))
+        await asyncio.gather(*trials)
+
+
+async def test_work_that_is_no_suspect_waits_for_trials_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "_FRESH_WAIT_S", 0.2)
+    monkeypatch.setattr(flights, "TRIAL_S", 60.0)
+    async with handle() as engine:
+        suspect(engine, "emit 100000")
         trial = asyncio.create_task(run(engine, request("emit 100000")))
-        name = await in_flight(engine)
-        waiting = [asyncio.create_task(run(engine, request(text))) for text in ("emit 10", "emit 11", "emit 11")]
-        assert isinstance((await run(engine, request("emit 50")))[-1], Finished)
-        assert not any(task.done() for task in waiting)
-        engine.cancel(name)
-        assert [isinstance((await task)[-1], Finished) for task in waiting] == [True] * 3
+        await in_flight(engine)
+        begun = time.monotonic()
+        assert isinstance((await run(engine, request("emit 5")))[-1], Finished)
+        assert 0.2 <= time.monotonic() - begun < 30
+        engine.fail_all(InvalidRequest("enough"))
         await trial
+
+
+async def test_a_poison_that_is_worded_anew_condemns_nobody() -> None:
+    async with handle() as engine:
+        for number in range(3):
+            bystander = asyncio.create_task(run(engine, request("emit 300 every 0.01")))
+            await in_flight(engine)
+            poison = request(f"emit {number + 2} crash")
+            assert isinstance((await run(engine, poison))[-1], Failed)
+            assert isinstance((await bystander)[-1], Failed)
+            assert engine._quarantine.suspicion(engine._quarantine.mark(poison))
+        engine._quarantine.check(engine._quarantine.mark(request("emit 300 every 0.01")))
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_what_is_left_while_it_is_prepared_is_suspected_of_what_it_does(asks: bool) -> None:
+    async with handle() as engine:
+        for number in range(2):
+            work = engine.ask(question("slow-crash")) if asks else engine.prepare(request("slow-crash-in-prepare"))
+            poison = asyncio.create_task(work)
+            await in_flight(engine)
+            poison.cancel()
+            while engine.restarts == number or not engine.ready:
+                await asyncio.sleep(0.01)
+        with pytest.raises(RequestQuarantined):
+            await (engine.ask(question("slow-crash")) if asks else engine.prepare(request("slow-crash-in-prepare")))
+
+
+async def test_what_is_left_while_it_is_prepared_is_in_flight_until_it_is_prepared() -> None:
+    async with handle() as engine:
+        left = asyncio.create_task(engine.prepare(request("slow-prepare")))
+        await in_flight(engine)
+        left.cancel()
+        await asyncio.wait([left])
+        assert engine._flights
+        await nothing_in_flight(engine)
+        assert not engine._turns._queue
+
+
+async def test_a_suspect_that_has_to_be_alone_waits_for_an_empty_engine_and_keeps_nobody_waiting() -> None:
+    async with handle() as engine:
+        mark = engine._quarantine.mark(request("emit 20"))
+        for _ in range(2):
+            engine._quarantine.crashed([mark, Mark(b"", b"")], tried=[mark])
+        long = asyncio.create_task(run(engine, request("emit 100000")))
+        name = await in_flight(engine)
+        alone = asyncio.create_task(run(engine, request("emit 20")))
+        assert isinstance((await run(engine, request("emit 5")))[-1], Finished)
+        assert list(engine._flights) == [name]
+        engine.cancel(name)
+        assert isinstance((await alone)[-1], Finished)
+        await long
 
 
 async def test_the_prompts_of_one_request_do_not_wait_for_each_other() -> None:
@@ -334,13 +417,17 @@ async def test_the_prompts_of_one_request_do_not_wait_for_each_other() -> None:
         assert all(isinstance(events[-1], Finished) for events in await asyncio.wait_for(both("b"), 10))
 
 
-async def test_a_suspect_whose_turn_does_not_come_is_told_when_to_come_again() -> None:
-    async with handle(restart_wait_s=1.0) as engine:
+async def test_a_suspect_whose_turn_does_not_come_is_told_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "TRIAL_S", 60.0)
+    monkeypatch.setattr(flights, "LONGEST_TRIAL_S", 60.0)
+    monkeypatch.setattr(flights, "_SETTLING_S", 60.0)
+    async with handle(restart_wait_s=0.5) as engine:
         suspect(engine, "emit 100000", "emit 50000")
         long = asyncio.create_task(run(engine, request("emit 100000")))
         await in_flight(engine)
-        with pytest.raises(EngineUnavailable, match="one after another"):
+        with pytest.raises(EngineUnavailable, match="one after another") as told:
             await engine.prepare(request("emit 50000"))
+        assert told.value.retry_after_s == pytest.approx(60 + 2 * 60.0)
         engine.fail_all(InvalidRequest("enough"))
         await long
 
@@ -439,7 +526,7 @@ async def test_one_stuck_preparation_is_blamed_alone(monkeypatch: pytest.MonkeyP
     async with handle() as engine:
         for _ in range(2):
             bystander = asyncio.create_task(run(engine, request("emit 100000")))
-            await asyncio.sleep(0.1)
+            await in_flight(engine)
             with pytest.raises(EngineCrashed, match="could not be prepared"):
                 await engine.prepare(request("stuck-in-prepare"))
             assert isinstance((await bystander)[-1], Failed)
@@ -478,7 +565,7 @@ async def test_a_question_that_nobody_waits_for_any_more_is_forgotten() -> None:
     async with handle() as engine:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(engine.ask(question("never")), 0.2)
-        assert not engine._flights
+        await nothing_in_flight(engine)
 
 
 async def test_what_no_message_can_hold_is_too_large_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

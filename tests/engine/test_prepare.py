@@ -18,7 +18,7 @@ from ocserve.engine.llama import LoadLog, Model
 from ocserve.engine.prepare import Preparer
 from ocserve.engine.sampler import SamplerChain
 from ocserve.engine.speculation import PromptLookup, Speculator
-from ocserve.engine.tokens import PromptEncoder
+from ocserve.engine.tokens import EncodedPrompt, PromptEncoder
 from ocserve.engine.turns import Turns
 from ocserve.engine.wire import Prepared, Refused
 from ocserve.generation import GenerateRequest, JsonConstraint, Sampling, TextPrompt
@@ -99,6 +99,30 @@ def test_what_is_cancelled_before_it_starts_is_freed(replies: tuple[Preparer, Si
     preparer.cancel("a")
     assert (Chain.open, Drafts.open) == (0, 0)
     assert preparer.take("a") is None
+
+
+def test_what_is_cancelled_before_it_is_prepared_is_refused_once_nothing_works_on_it(
+    replies: tuple[Preparer, SimpleQueue[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preparer, told = replies
+    encode, begun, goes_on = preparer._encoder.encode, threading.Event(), threading.Event()
+
+    def slow(asked: GenerateRequest) -> EncodedPrompt:
+        begun.set()
+        assert goes_on.wait(10)
+        return encode(asked)
+
+    monkeypatch.setattr(preparer._encoder, "encode", slow)
+    for name in ("in work", "waiting"):
+        preparer.submit(request(name))
+    assert begun.wait(10)
+    for name in ("in work", "waiting"):
+        preparer.cancel(name)
+    assert told.empty()
+    goes_on.set()
+    refusals = [told.get(timeout=10) for _ in range(2)]
+    assert [(type(refusal), refusal.request_id) for refusal in refusals] == [(Refused, "in work"), (Refused, "waiting")]
+    assert (Chain.open, Drafts.open) == (0, 0)
 
 
 def test_a_sampler_that_cannot_be_made_refuses_its_request_alone(
