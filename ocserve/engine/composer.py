@@ -28,7 +28,7 @@ from ocserve.engine.speculation import MOST_DRAFTED
 STRETCH = 6.25
 # … or up to this many times, if it is then no longer than so many seconds: five tokens a second are read as fast as
 # they come, and small chunks are dear.
-MOST_STRETCH, SMOOTH_S = 8.0, 0.2
+MOST_STRETCH, SMOOTH_S = 7.25, 0.2
 # Beside running streams a prompt should take at most this many times what it takes in the largest chunks. Where both
 # aims cannot be had (attention far into a long prompt is dear in small chunks), the larger miss is kept small.
 SLOWDOWN = 1.3
@@ -115,7 +115,7 @@ class Composer:
         self._attention = attention or Attention()
         self._order = order
         self._fast_forward = fast_forward
-        self._prompts_turn = False  # whether the last of alternating steps was the prompts'
+        self._prompts_turn = False  # whether the last step was one of prompts alone, beside decoding sequences
 
     @property
     def prefill_row_s(self) -> float:
@@ -139,16 +139,16 @@ class Composer:
         `free` is how many drafted tokens find cells. None are drafted where prompts take all the time there is: a
         drafted row, which may be for nothing, would take the place of one of theirs.
         """
+        had_turn, self._prompts_turn = self._prompts_turn, False
         if not sequences or not prompts:
             return self._decode(sequences, free), self._prefill(prompts, self._batch_tokens, 0)
         share = self._share(sequences, prompts)
-        if share.apart:
-            self._prompts_turn = not self._prompts_turn
-            if self._prompts_turn:
-                return [], self._prefill(prompts, share.rows, 0)
+        if share.apart and not had_turn:
+            self._prompts_turn = True
+            return [], self._prefill(prompts, share.rows, 0)
         wanted = min(self._batch_tokens - len(sequences), sum(sequence.remaining for sequence in prompts))
         decode = self._decode(sequences, free if share.rows >= wanted else 0)
-        if share.apart:
+        if share.apart or had_turn:  # after a turn of theirs, prompts in this step too would be two waits in one
             return decode, ()
         rows = sum(chunk.rows for chunk in decode)
         drafted = sum(len(chunk.drafts) for chunk in decode)
