@@ -6,6 +6,7 @@ are overbooked by the share of them that is used, which is learnt, and no slot w
 1. A ticket is claimed by the same key's next attempt, from its moment on, or by the same request again from a client
    that does not count (rule 1 of a key's line). Its holder passes if any slot is free.
 2. Whoever holds none passes if slots are left for those whose tickets are due about now, as many as usually come.
+   Those that the end of the queue takes need none: a slot that is kept free serves nobody.
 3. Tickets are given out at the pace at which their holders can be served: that of the measured durations, less what
    chance needs (the fewer slots, the more), over the share that is used. None is for later than clients wait.
 4. An unclaimed ticket lapses after a grace period; what it teaches is how many come.
@@ -122,13 +123,17 @@ class Crowd:
         own = sum(stay.width for stay in self._stays if stay.holder == holder) + room.width
         if free >= 0 and own <= spare:
             return True  # 5
-        held_back = spare + (0 if has_ticket else room.returning + self._kept(now_ns))
+        held_back = spare + (0 if has_ticket else max(room.returning, self._kept(room, now_ns)))
         return free >= min(held_back, room.slots - room.width)  # who wants them all has them when nobody is here
 
-    def _kept(self, now_ns: int) -> int:
-        """Slots for those whose tickets are due (rule 2): half a request's time is how long one would be missed."""
+    def _kept(self, room: Room, now_ns: int) -> int:
+        """Slots for those whose tickets are due (rule 2).
+
+        Half a request's time is how long one would be missed, and less where its holder may wait.
+        """
+        missed_ns = self._mean_ns(now_ns) // (3 if room.returning else 2)
         late = bisect_right(self._tickets, now_ns, key=_due)
-        soon = bisect_right(self._tickets, now_ns + self._mean_ns(now_ns) // 2, key=_due) - late
+        soon = bisect_right(self._tickets, now_ns + missed_ns, key=_due) - late
         return math.ceil((soon + late * _LATE) * self._share_used)
 
     def _wait_ns(self, room: Room, now_ns: int, *, has_ticket: bool) -> int:

@@ -21,16 +21,21 @@ Seconds = Callable[[random.Random], float]
 class Overload:
     """Callers at random moments, `factor` times as many as can be served, of whom a share waits as told and returns.
 
-    In virtual time; those who return do so at most twice, as the usual SDK does.
+    In virtual time; those who return do so at most twice, as the usual SDK does. `queue` of those who are let in may
+    wait for a slot: places for who returns.
     """
 
-    def __init__(self, *, factor: float, waiting: float, seconds: Seconds, seed: int) -> None:
+    def __init__(self, *, factor: float, waiting: float, seconds: Seconds, seed: int, queue: int = 0) -> None:
         self.now = 0.0
         self.limiter = Limiter(config.Limits(), lambda: self.now)
         self.random = random.Random(seed)
         self.waiting = waiting
         self.seconds = seconds
         self.rate = factor * SLOTS / (sum(seconds(random.Random(index)) for index in range(500)) / 500)
+        self.queue = queue
+        self.running = 0
+        self.queued: list[tuple[Lease, float]] = []
+        self.waits: list[float] = []
         self.busy_s = 0.0
         self.returned = self.served_on_return = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -41,8 +46,22 @@ class Overload:
 
     def enter(self, retry: int) -> Lease:
         lease = self.limiter.admit("key", retry=retry)
-        lease.enter(Room("model", SLOTS), "key")
+        lease.enter(Room("model", SLOTS + self.queue, self.queue), "key")
         return lease
+
+    def begin(self, lease: Lease, came: float) -> None:
+        """Answer, for as long as it takes, whoever is next."""
+        lasts = self.seconds(self.random)
+        self.running += 1
+        self.waits.append(self.now - came)
+        self.busy_s += lasts
+        self.at(self.now + lasts, lambda: self.settle(lease))
+
+    def settle(self, lease: Lease) -> None:
+        lease.settle(0)
+        self.running -= 1
+        if self.queued:
+            self.begin(*self.queued.pop(0))
 
     def attempt(self, retry: int) -> None:
         waits = retry > 0 or self.random.random() < self.waiting
@@ -55,9 +74,10 @@ class Overload:
                 self.at(self.now + told_s + self.random.uniform(0, 0.05), lambda: self.attempt(retry + 1))
             return
         self.served_on_return += retry > 0
-        lasts = self.seconds(self.random)
-        self.busy_s += lasts
-        self.at(self.now + lasts, lambda: lease.settle(0))
+        if self.running < SLOTS:
+            self.begin(lease, self.now)
+        else:
+            self.queued.append((lease, self.now))
 
     def run(self, seconds: float) -> None:
         for _ in range(20):  # what an unloaded server has learnt
@@ -114,6 +134,25 @@ def test_an_overload_is_served_at_full_pace_and_honestly(
     assert used > 0.5
     assert honest > 0.95 or not returned
     assert recovery_s < 5.0
+
+
+@pytest.mark.parametrize("waiting", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("seconds", [steady, uneven])
+def test_where_who_returns_may_wait_a_moment_no_slot_is_idle(waiting: float, seconds: Seconds, full: bool) -> None:
+    runs = [
+        Overload(factor=10, waiting=waiting, seconds=seconds, seed=seed, queue=2) for seed in range(8 if full else 2)
+    ]
+    for each in runs:
+        each.run(60.0)
+    used = sum(each.busy_s for each in runs) / len(runs) / 60.0 / SLOTS
+    returned = sum(each.returned for each in runs)
+    honest = sum(each.served_on_return for each in runs) / max(1, returned)
+    waits = sorted(wait for each in runs for wait in each.waits)
+    p99_s = waits[len(waits) * 99 // 100]
+    print(f"{used:.3f} of the slots, {honest:.3f} of {returned} served on return, waits p99 {p99_s:.2f} s")
+    assert used > 0.95
+    assert honest > 0.95 or not returned
+    assert p99_s < 0.75  # what an answer takes
 
 
 def test_a_client_that_counts_from_anew_is_known_by_the_same_request() -> None:

@@ -121,7 +121,7 @@ async def recovery_s(port: int) -> float:
 @pytest.mark.alone
 def test_ten_times_what_can_be_served(full: bool) -> None:
     seconds = 60.0 if full else 6.0
-    limits = {"queue": 1}  # who is let in is to be answered at once
+    limits = {"queue": 2}  # newcomers are answered at once, who was told to come a moment later at most
     refused: list[float] = []
 
     elsewhere: tuple[list[float], list[float]] = ([], [])
@@ -150,9 +150,10 @@ def test_ten_times_what_can_be_served(full: bool) -> None:
     refusals = [each.answered_s for each in everyone if each.status == 429]
     alone, accepted = first_tokens(unloaded), first_tokens(everyone)
     honest = sum(each.status == 200 for each in overload.returned) / len(overload.returned)
+    goodput = len(accepted) * LASTS_S / SLOTS / seconds
     print(
-        f"\n{len(everyone)} requests in {seconds} s: {len(accepted)} served, "
-        f"{len(accepted) * LASTS_S / SLOTS / seconds:.2f} of what can be; {len(refusals)} refused "
+        f"\n{len(everyone)} requests in {seconds} s: {len(accepted)} served, {goodput:.2f} of what can be; "
+        f"{len(refusals)} refused "
         f"in p50/p99 {statistics.median(refusals) * 1000:.1f}/{p99(refusals) * 1000:.1f} ms; "
         f"of {len(overload.returned)} who waited as told {honest:.3f} were served; "
         f"first token p50/p99 {statistics.median(accepted) * 1000:.0f}/{p99(accepted) * 1000:.0f} ms against "
@@ -167,6 +168,7 @@ def test_ten_times_what_can_be_served(full: bool) -> None:
     assert usual(accepted) <= 2 * max(*alone, usual(elsewhere[1]))
     assert min(each.told_s for each in everyone if each.status == 429) > 0
     assert honest >= (0.95 if full else 0.55)  # the short form has about ten of them, of whom chance may take some
+    assert goodput >= (0.95 if full else 0.7)  # in the short form it has not yet learnt how many come back
     assert recovered_s <= 5.0
     assert tokens == [35] * 4
     assert refused

@@ -175,3 +175,4 @@ def test_p9_what_clients_leave_behind_is_freed_within_a_step(tiny_model: Path, t
     )
     assert outcomes["cancelled"] > rounds
     assert worst < step + SLACK_S
+    assert worst <= 10 * (step + 0.05)  # on a machine of one's own a step and 50 ms; others' work may take it all
