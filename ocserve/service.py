@@ -337,6 +337,8 @@ class Service:
                 return
             why = shutting_down if self.doors.stopping else drained
             self.fleet.refuse_waiting(why())
+            if self.judge:
+                self.judge.refuse_waiting(why())
             for desk in self._desks.values():
                 desk.shares.refuse_waiting(why())
             for engine in self.fleet.engines.values():  # those that are to go have requests too

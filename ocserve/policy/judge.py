@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ocserve import config
-from ocserve.errors import ContentFiltered, PolicyUnavailable
+from ocserve.errors import ApiError, ContentFiltered, PolicyUnavailable
 from ocserve.policy.hooks import Hook
 from ocserve.policy.protocol import NoVerdict, Question, Refusal, Stage, verdict
 
@@ -48,6 +48,7 @@ class Judge:
         self._hook = hook
         self._on_event = on_event
         self._places = asyncio.Semaphore(settings.most_at_once)
+        self._waits: dict[asyncio.Timeout, ApiError | None] = {}  # for verdicts, and what some are to end with
         self._outcomes: dict[Stage, Counter[Outcome]] = {stage: Counter() for stage in settings.checks}
         self._took: dict[Stage, list[int]] = {stage: [0] * (len(BOUNDS_S) + 1) for stage in settings.checks}
         self._took_s: dict[Stage, float] = dict.fromkeys(settings.checks, 0.0)
@@ -87,21 +88,28 @@ class Judge:
             raise error
 
     async def verdict(self, question: Question) -> Refusal | None:
-        """What is held against the content; raises `PolicyUnavailable`."""
+        """What is held against the content; raises `PolicyUnavailable`, and what `refuse_waiting` is given."""
         stage = question.stage
         begun = time.monotonic()
-        refusal, failure = None, ""
+        refusal, failure, refused_with = None, "", None
+        wait = asyncio.timeout(self._settings.timeout_s)
+        self._waits[wait] = None
         try:
-            async with asyncio.timeout(self._settings.timeout_s), self._places:
+            async with wait, self._places:
                 refusal = verdict(await self._hook.ask(question.encoded()))
         except TimeoutError:
             failure = f"no verdict within {self._settings.timeout_s:g} s"
+            refused_with = self._waits[wait]
         except NoVerdict as error:
             failure = str(error)
+        finally:
+            del self._waits[wait]
         took_s = time.monotonic() - begun
         self._outcomes[stage]["failed" if failure else "refused" if refusal else "allowed"] += 1
         self._took[stage][bisect_left(BOUNDS_S, took_s)] += 1
         self._took_s[stage] += took_s
+        if refused_with is not None:
+            raise refused_with
         if not failure:
             return refusal
         self._on_event("policy_failed", level="warning", request_id=question.request_id, state=stage, reason=failure)
@@ -111,6 +119,13 @@ class Judge:
             "The content of this request cannot be judged at present, and nothing passes here without.",
             retry_after_s=_RETRY_S,
         )
+
+    def refuse_waiting(self, error: ApiError) -> None:
+        """End every wait for a verdict with `error`, whatever is to happen where none comes."""
+        for wait in self._waits:
+            if not wait.expired():
+                self._waits[wait] = error
+                wait.reschedule(0.0)
 
     async def close(self) -> None:
         """Let go of what the hook keeps."""

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ocserve.accounts.ledger import Ledger
 from ocserve.generation import ChatPrompt, FillPrompt, GenerateRequest, ReasoningDelta, TextPrompt, ToolCallDelta
 from ocserve.telemetry import logs
 from tests.accounts.books import COMPLETION, PROMPT, REQUEST, priced, rows
-from tests.http.harness import CHAT, MODEL, Served, serving, wait_for
+from tests.http.harness import CHAT, MODEL, Served, read_all, serving, wait_for
 from tests.http.test_websocket import opened, refusal, said
 from tests.policy.moderation import ALLOWED, REFUSED, Moderator, by_word, moderating
 from tests.scripted import Script, ScriptedEngine
@@ -424,6 +425,33 @@ def test_a_client_that_leaves_while_its_answer_is_judged_is_charged_as_one_that_
         release.set()
         moderator.answer = by_word
         ledger.close()
+
+
+@pytest.mark.parametrize("stage", ["prompt", "answer"])
+def test_what_is_judged_at_the_deadline_of_a_drain_ends_with_an_error(moderator: Moderator, stage: str) -> None:
+    release = threading.Event()
+
+    def slow(question: dict[str, Any]) -> Any:
+        if question["stage"] == stage:
+            release.wait(10)
+        return 200, ALLOWED, {}
+
+    moderator.answer = slow
+    try:
+        settings = moderator.settings(timeout_s=20.0, on_failure="allow")
+        with serving(policy=settings, stream_heartbeat_s=0.02) as served, served.connect() as peer:
+            before = len(moderator.of(stage))
+            peer.sendall(served.compose("POST", "/v1/chat/completions", {**CHAT, "stream": True}))
+            wait_for(lambda: len(moderator.of(stage)) > before)
+            begun = time.monotonic()
+            assert served.request("POST", "/admin/drain", {"deadline_s": 0.05}).json["active"] == 0
+            told = read_all(peer)
+            assert b'"code":"draining"' in told
+            assert b"Hello" not in told
+            assert time.monotonic() - begun < 5
+    finally:
+        release.set()
+        moderator.answer = by_word
 
 
 def test_a_program_judges_as_a_server_does() -> None:
