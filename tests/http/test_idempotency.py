@@ -180,14 +180,6 @@ def test_what_is_being_recorded_counts_too() -> None:
             steps[name].clear()
             await send({"type": "http.response.body", "body": bytes(600 * (1 - piece)), "more_body": piece == 0})
 
-    async def ask(guard: Idempotency, name: bytes) -> None:
-        scope: Scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "raw_path": PATH.encode()}
-        scope["headers"] = [(b"idempotency-key", name)]
-        exchange = Exchange(Trace("r", PATH), Match(), local=True, error_body=lambda _: b"", on_end=lambda _: None)
-        exchange.caller = Caller("key-1", b"", anonymous=False)
-        exchange.bind(scope)
-        await guard(scope, forever, swallow)
-
     async def scenario() -> None:
         guard = Idempotency(app, config.Server(idempotent_answer_bytes=1000))
         names = b"one", b"two"
@@ -210,6 +202,37 @@ def test_what_is_being_recorded_counts_too() -> None:
         assert computed == [b"one", b"two", b"two"]
 
     asyncio.run(asyncio.wait_for(scenario(), 5))
+
+
+@pytest.mark.parametrize(("much", "count", "most"), [(300, 20, 1000), (0, 5000, 1_000_000)])
+async def test_nobody_pushes_out_what_another_keeps(much: int, count: int, most: int) -> None:
+    """Not by bytes, and not by number."""
+    computed: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        computed.append(dict(scope["headers"])[b"idempotency-key"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(much)})
+
+    guard = Idempotency(app, config.Server(idempotent_answer_bytes=most))
+    await ask(guard, b"mine", "little")
+    for number in range(count):
+        await ask(guard, b"%d" % number, "much")
+    await ask(guard, b"mine", "little")
+    await ask(guard, b"%d" % (count - 1), "much")
+    assert len(computed) == 1 + count
+    await ask(guard, b"0", "much")
+    assert len(computed) == 2 + count, "nothing was forgotten"
+
+
+async def ask(guard: Idempotency, name: bytes, caller: str = "key-1") -> None:
+    """A request under that Idempotency-Key."""
+    scope: Scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "raw_path": PATH.encode()}
+    scope["headers"] = [(b"idempotency-key", name)]
+    exchange = Exchange(Trace("r", PATH), Match(), local=True, error_body=lambda _: b"", on_end=lambda _: None)
+    exchange.caller = Caller(caller, b"", anonymous=False)
+    exchange.bind(scope)
+    await guard(scope, forever, swallow)
 
 
 async def forever() -> Message:

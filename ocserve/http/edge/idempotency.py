@@ -5,7 +5,8 @@ repeat waits for it; afterwards it gets the bytes that the first one got. Only w
 error in their stream) are kept, since what was refused or failed is free and may be tried again. Because a repeat
 usually follows a lost connection, a request with a key is finished even if its client goes away.
 
-Answers live in memory only, for a while and within a bound, the oldest going first; a restart forgets them.
+Answers live in memory only, for a while and within a bound; a restart forgets them. What goes first is the
+oldest of the caller who has most kept, so that nobody pushes out what another may ask for again.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import asyncio
 import hashlib
 import re
 import time
-from collections import OrderedDict
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,6 +58,14 @@ class _Answer:
     expires_at: float
 
 
+@dataclass(slots=True)
+class _Share:
+    """What one caller has kept, the oldest first; `bytes` are of these and of what is being recorded."""
+
+    kept: dict[Name, None] = field(default_factory=dict)
+    bytes: int = 0
+
+
 class Idempotency:
     """Answers repeats of requests that carry a key; other requests pass."""
 
@@ -64,7 +74,8 @@ class Idempotency:
         self._keep_s = settings.idempotent_answer_s
         self._most_bytes = settings.idempotent_answer_bytes
         self._bytes = 0
-        self._entries: OrderedDict[Name, _Entry] = OrderedDict()
+        self._entries: dict[Name, _Entry] = {}
+        self._shares: defaultdict[str, _Share] = defaultdict(_Share)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
@@ -88,42 +99,37 @@ class Idempotency:
     async def _first(self, name: Name, digest: bytes, scope: Scope, send: Send) -> None:
         """Answer a request, and keep its answer if there is one."""
         entry = self._entries[name] = _Entry(digest)
-        recorder = _Recorder(Exchange.of(scope), send, self._hold)
+        recorder = _Recorder(Exchange.of(scope), send, partial(self._hold, name[0]))
         try:
             await self._app(scope, _never, recorder.send)
             if recorder.whole:
                 self._keep(name, entry, recorder.answer(time.monotonic() + self._keep_s))
         finally:
             if entry.answer is None:
-                self._hold(-recorder.held)
+                self._hold(name[0], -recorder.held)
             entry.ended.set()
             if entry.answer is None:
                 self._entries.pop(name, None)
 
     def _keep(self, name: Name, entry: _Entry, answer: _Answer) -> None:
         entry.answer = answer
-        self._entries.move_to_end(name)
-        kept = self._kept()
-        if len(kept) > _MOST_KEPT:
-            self._forget(kept[0])
+        self._shares[name[0]].kept[name] = None
+        if sum(len(share.kept) for share in self._shares.values()) > _MOST_KEPT:
+            self._forget(next(iter(max(self._shares.values(), key=lambda share: len(share.kept)).kept)))
 
-    def _hold(self, count: int) -> bool:
-        """Remember so many more bytes, the oldest answers making room; False, and nothing changed, if there is none.
+    def _hold(self, caller: str, count: int) -> bool:
+        """Remember so many more bytes of a caller's, for which what is kept may have to go; False: there is no room.
 
         What is being recorded counts as what is kept: it takes the same memory.
         """
-        self._bytes += count
-        kept = self._kept() if self._bytes > self._most_bytes else []
-        while kept and self._bytes > self._most_bytes:
-            self._forget(kept.pop(0))
-        if count > 0 and self._bytes > self._most_bytes:
-            self._bytes -= count
-            return False
+        self._count(caller, count)
+        while count > 0 and self._bytes > self._most_bytes:
+            largest = max(self._shares.values(), key=lambda share: share.bytes)
+            if not largest.kept:
+                self._count(caller, -count)
+                return False
+            self._forget(next(iter(largest.kept)))
         return True
-
-    def _kept(self) -> list[Name]:
-        """Whose answers are kept, the oldest first."""
-        return [name for name, found in self._entries.items() if found.answer is not None]
 
     def _found(self, name: Name) -> _Entry | None:
         entry = self._entries.get(name)
@@ -135,7 +141,15 @@ class Idempotency:
     def _forget(self, name: Name) -> None:
         answer = self._entries.pop(name).answer
         assert answer is not None
-        self._bytes -= len(answer.body)
+        del self._shares[name[0]].kept[name]
+        self._count(name[0], -len(answer.body))
+
+    def _count(self, caller: str, count: int) -> None:
+        share = self._shares[caller]
+        share.bytes += count
+        self._bytes += count
+        if not share.bytes and not share.kept:
+            del self._shares[caller]
 
 
 class _Recorder:
