@@ -7,21 +7,27 @@ are rounded for reading, the exact ones are in the JSON.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 from xml.sax.saxutils import escape
 
 from ocserve.bench.measures import Ratio, percentile
 
 WIDTH = 420
-_HEIGHT = 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 16, 40, 44
+_LEFT, _RIGHT, _TOP = 48, 16, 40
+_FLOOR = 206  # where a plot ends; its axis and legend are below
+_LEGEND_ROW, _LETTER = 18, 6.7
+_LETTERS = int((2 * WIDTH - 2 * _RIGHT) / _LETTER)
 _POINTS = 120
 _WIDE = 20.0  # values that lie further apart than this are drawn on a logarithmic axis
 
-_COLOURS = 6
 _LIGHT = ("#2563eb", "#d9580d", "#0d8f6f", "#8b46d6", "#b3261e", "#5b6b00")
 _DARK = ("#6ea2ff", "#ff9a57", "#4fd0ac", "#c397ff", "#ff8a80", "#c6d64a")
+COLOURS = len(_LIGHT)
+
+Panel: TypeAlias = tuple[str, int]  # a drawing, and its height in pixels
 
 
 def _colours(series: Sequence[str], *, ink: str, soft: str, line: str, paper: str) -> str:
@@ -42,6 +48,7 @@ text{{font-family:system-ui,-apple-system,"Segoe UI",sans-serif;font-size:12px}}
 .title{{font-size:14px;font-weight:600}}
 .grid{{stroke-width:1}}
 .curve{{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}}
+.dashed{{stroke-dasharray:5 4}}
 .whisker{{stroke-width:2;stroke-linecap:round}}
 .one{{stroke-width:1;stroke-dasharray:3 3}}
 {_ON_WHITE}
@@ -51,11 +58,16 @@ text{{font-family:system-ui,-apple-system,"Segoe UI",sans-serif;font-size:12px}}
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A named curve; `values` are a sample for a distribution and (x, y) points for a line."""
+    """A named curve; `values` are a sample for a distribution and (x, y) points for a line.
+
+    Curves that are to be compared have one `colour`, counted from 0, and the second of them is `dashed`.
+    """
 
     name: str
     values: Sequence[float]
     points: Sequence[tuple[float, float]] = ()
+    colour: int = 0
+    dashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,36 +118,36 @@ def seconds(value: float) -> str:
     return f"{1000 * value:.3g} ms"
 
 
-def distribution(title: str, series: Sequence[Series]) -> str:
+def distribution(title: str, series: Sequence[Series]) -> Panel:
     """Cumulative distributions of durations in seconds: the share of values at most x."""
     pooled = [value for each in series for value in each.values]
     across = axis(pooled, _LEFT, WIDTH - _RIGHT)
-    up = Axis(0.0, 1.0, _HEIGHT - _BOTTOM, _TOP)
+    up = Axis(0.0, 1.0, _FLOOR, _TOP)
     parts = [_frame(title, across, up, seconds, lambda share: f"{share:.0%}")]
-    for number, each in enumerate(series):
+    for each in series:
         points = []
         for step in range(_POINTS + 1):
             value = min(max(percentile(each.values, 100 * step / _POINTS), across.low), across.high)
             points.append((across(value), up(step / _POINTS)))
-        parts.append(_curve(points, number))
-    return "".join([*parts, _legend([each.name for each in series])])
+        parts.append(_curve(points, each))
+    return _with_legend(parts, series)
 
 
-def lines(title: str, series: Sequence[Series]) -> str:
+def lines(title: str, series: Sequence[Series]) -> Panel:
     """Rates over concurrency: one line for each series of (concurrency, rate)."""
     xs = [x for each in series for x, _ in each.points]
     across = Axis(0.0, max(xs) * 1.05, _LEFT, WIDTH - _RIGHT)
-    up = Axis(0.0, max(y for each in series for _, y in each.points) * 1.1 or 1.0, _HEIGHT - _BOTTOM, _TOP)
+    up = Axis(0.0, max(y for each in series for _, y in each.points) * 1.1 or 1.0, _FLOOR, _TOP)
     parts = [_frame(title, across, up, lambda value: f"{value:g}", lambda value: f"{value:g}")]
-    for number, each in enumerate(series):
+    for each in series:
         points = [(across(x), up(y)) for x, y in each.points]
-        parts.append(_curve(points, number))
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="f{number % _COLOURS}"/>' for x, y in points]
-    return "".join([*parts, _legend([each.name for each in series])])
+        parts.append(_curve(points, each))
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="f{each.colour}"/>' for x, y in points]
+    return _with_legend(parts, series)
 
 
-def whiskers(title: str, ratios: Sequence[tuple[str, Ratio]]) -> tuple[str, int]:
-    """Paired ratios with their intervals on a logarithmic axis around 1; the drawing and its height in pixels."""
+def whiskers(title: str, ratios: Sequence[tuple[str, Ratio]]) -> Panel:
+    """Paired ratios with their intervals on a logarithmic axis around 1."""
     left, width, row = 250, 2 * WIDTH, 24
     values = [value for _, each in ratios for value in (each.median, each.low or each.median, each.high or each.median)]
     reach = max(1.1, *(max(value, 1 / value) for value in values if value > 0)) * 1.05
@@ -162,13 +174,24 @@ def whiskers(title: str, ratios: Sequence[tuple[str, Ratio]]) -> tuple[str, int]
     return "".join(parts), height
 
 
-def sheet(panels: Sequence[str], wide: Sequence[tuple[str, int]] = ()) -> str:
-    """One SVG document: panels two beside one another, wide ones (drawing, height) below."""
-    parts = []
-    y = 0
-    for number, panel in enumerate(panels):
-        parts.append(f'<g transform="translate({WIDTH * (number % 2)},{_HEIGHT * (number // 2)})">{panel}</g>')
-    y = _HEIGHT * math.ceil(len(panels) / 2)
+def heading(title: str, rows: Sequence[str]) -> Panel:
+    """What the figure is about."""
+    texts = [line for row in rows for line in textwrap.wrap(row, _LETTERS, break_on_hyphens=False)]
+    parts = [_title(title)]
+    parts += [
+        f'<text x="{_LEFT - 32}" y="{42 + 18 * number}">{escape(line)}</text>' for number, line in enumerate(texts)
+    ]
+    return "".join(parts), 38 + 18 * len(texts)
+
+
+def sheet(head: Panel, panels: Sequence[Panel], wide: Sequence[Panel] = ()) -> str:
+    """One SVG document: panels two beside one another, wide ones below."""
+    parts, y = [head[0]], head[1]
+    for pair in (panels[at : at + 2] for at in range(0, len(panels), 2)):
+        parts += [
+            f'<g transform="translate({WIDTH * column},{y})">{panel}</g>' for column, (panel, _) in enumerate(pair)
+        ]
+        y += max(height for _, height in pair)
     for panel, height in wide:
         parts.append(f'<g transform="translate(0,{y})">{panel}</g>')
         y += height
@@ -190,21 +213,27 @@ def _frame(title: str, across: Axis, up: Axis, x_label: Callable[[float], str], 
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{y_label(tick)}</text>')
     for tick in across.ticks():
         x = across(tick)
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{x_label(tick)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{_FLOOR + 16}" text-anchor="middle">{x_label(tick)}</text>')
     return "".join(parts)
 
 
-def _curve(points: Sequence[tuple[float, float]], number: int) -> str:
+def _curve(points: Sequence[tuple[float, float]], series: Series) -> str:
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path class="curve s{number % _COLOURS}" d="M{path}"/>'
+    return f'<path class="curve {_stroke(series)}" d="M{path}"/>'
 
 
-def _legend(names: Sequence[str]) -> str:
-    parts, x = [], float(_LEFT)
-    for number, name in enumerate(names):
-        parts.append(
-            f'<rect x="{x:.0f}" y="{_HEIGHT - 14}" width="10" height="10" rx="2" class="f{number % _COLOURS}"/>'
-        )
-        parts.append(f'<text x="{x + 14:.0f}" y="{_HEIGHT - 5}">{escape(name)}</text>')
-        x += 26 + 6.4 * len(name)
-    return "".join(parts)
+def _stroke(series: Series) -> str:
+    return f"s{series.colour} dashed" if series.dashed else f"s{series.colour}"
+
+
+def _with_legend(parts: Sequence[str], series: Sequence[Series]) -> Panel:
+    """A plot with the names of its curves below, in as many rows as they take."""
+    legend, x, y = [], float(_LEFT), _FLOOR + 38
+    for each in series:
+        wide = 30 + _LETTER * len(each.name)
+        if x > _LEFT and x + wide > WIDTH - _RIGHT:
+            x, y = float(_LEFT), y + _LEGEND_ROW
+        legend.append(f'<line class="curve {_stroke(each)}" x1="{x:.0f}" x2="{x + 16:.0f}" y1="{y - 4}" y2="{y - 4}"/>')
+        legend.append(f'<text x="{x + 21:.0f}" y="{y}">{escape(each.name)}</text>')
+        x += wide
+    return "".join([*parts, *legend]), y + 22

@@ -10,8 +10,6 @@ from ocserve.bench.charts import Series, seconds
 from ocserve.bench.measures import COMPARED, Ratio
 from ocserve.bench.session import Cell, Report
 
-_MOST_CURVES = 6
-
 _STYLE = """
 :root{color-scheme:light dark}
 body{margin:0 auto;max-width:920px;padding:40px 24px;font:15px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;
@@ -59,17 +57,11 @@ def ratio_text(ratio: Ratio) -> str:
 
 
 def svg(report: Report) -> str:
-    """The figure: latency distributions, throughput over concurrency where it varies, ratios."""
-    several = len(report.targets) > 1
+    """The figure: what was measured, latency distributions, throughput over concurrency where it varies, ratios."""
     panels = []
     for title, field in (("Time to first token", "ttft_s"), ("Inter-token latency", "itl_s")):
-        series = [
-            Series(f"{each.target} {each.name}" if several else each.name, getattr(each, field))
-            for each in report.cells
-            if getattr(each, field)
-        ]
-        if series:
-            panels.append(charts.distribution(title, series[:_MOST_CURVES]))
+        if series := _distributions(report, field):
+            panels.append(charts.distribution(title, series))
     if curves := _throughput(report):
         panels.append(charts.lines("Output tokens/s over concurrency", curves))
     wide = []
@@ -77,11 +69,44 @@ def svg(report: Report) -> str:
         names = [(f"{each.name}  {COMPARED[each.measure]}", each) for each in report.ratios]
         one, other = (target.label for target in report.targets)
         wide.append(charts.whiskers(f"{one} / {other}, paired by round, with 95 % intervals", names))
-    return charts.sheet(panels, wide)
+    about = [f"{each.label}: {each.what}, model {each.model}" for each in report.targets]
+    return charts.sheet(charts.heading(_title(report), [*about, _facts(report)]), panels, wide)
+
+
+def _title(report: Report) -> str:
+    return f"ocserve bench: {report.scenario}"
+
+
+def _facts(report: Report) -> str:
+    rounds = f"{report.rounds} {'round' if report.rounds == 1 else 'rounds'}"
+    facts = f"{rounds} · {report.machine} · {report.created} · seed {report.seed}"
+    missing = len(_names(report)) - charts.COLOURS
+    return f"{facts} · {missing} more cells are in the table and the JSON" if missing > 0 else facts
+
+
+def _names(report: Report) -> list[str]:
+    """What the cells of each target are called, in their order."""
+    return list(dict.fromkeys(each.name for each in report.cells))
+
+
+def _distributions(report: Report, field: str) -> list[Series]:
+    """The curves of the first cells, as many as there are colours, the same cell's in one colour."""
+    colours = {name: number for number, name in enumerate(_names(report)[: charts.COLOURS])}
+    labels = [target.label for target in report.targets]
+    return [
+        Series(
+            f"{each.target} {each.name}" if len(labels) > 1 else each.name,
+            getattr(each, field),
+            colour=colours[each.name],
+            dashed=each.target != labels[0],
+        )
+        for each in report.cells
+        if each.name in colours and getattr(each, field)
+    ]
 
 
 def _throughput(report: Report) -> list[Series]:
-    found = []
+    found: list[Series] = []
     for target in report.targets:
         points = [
             (float(each.concurrency), each.summary.output_per_s)
@@ -89,7 +114,7 @@ def _throughput(report: Report) -> list[Series]:
             if each.target == target.label and each.concurrency is not None
         ]
         if len({x for x, _ in points}) == len(points) > 1:
-            found.append(Series(target.label, (), sorted(points)))
+            found.append(Series(target.label, (), sorted(points), colour=len(found), dashed=bool(found)))
     return found
 
 
@@ -100,9 +125,8 @@ def html(report: Report) -> str:
         f"<p><b>{escape(each.label)}</b> <code>{escape(each.what)}</code>, model {escape(each.model)}</p>"
         for each in report.targets
     )
-    facts = f"{report.rounds} rounds · {report.machine} · {report.created} · seed {report.seed}"
     parts = [
-        f"<h1>{escape(report.scenario)}</h1><p>{escape(report.about)}</p>{targets}<p>{escape(facts)}</p>",
+        f"<h1>{escape(report.scenario)}</h1><p>{escape(report.about)}</p>{targets}<p>{escape(_facts(report))}</p>",
         svg(report),
         _table(HEADINGS, [row(each, with_target=several) for each in report.cells]),
         "".join(f'<p class="bad">{escape(line)}</p>' for line in errors(report)),
@@ -111,7 +135,7 @@ def html(report: Report) -> str:
         parts.append(_table(("ratio", ""), [(each.name, ratio_text(each)) for each in report.relations]))
     if report.same_answers is not None:
         parts.append("<p>{} of {} answers are the same</p>".format(*report.same_answers))
-    title = escape(f"ocserve bench: {report.scenario}")
+    title = escape(_title(report))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"/><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"/><style>{_STYLE}</style></head>'

@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from msgspec.structs import replace
 
 from ocserve.bench import charts, measures, page, session
 from ocserve.bench.charts import Series
@@ -73,7 +74,24 @@ def test_the_figure_is_an_svg_document_with_its_numbers(report: Report) -> None:
     assert any("x1/g<&>  TTFT p50" in text for text in texts)
     titles = {"Time to first token", "Inter-token latency", "Output tokens/s over concurrency"}
     assert titles <= set(texts)
+    assert {"ocserve bench: chat & more", "A: http://a, model m<1>", "B: ocserve run x, model m"} <= set(texts)
     assert len(root.findall(f".//{SVG}path")) == 4 + 4 + 2
+
+
+def test_curves_that_are_compared_share_a_colour_and_none_is_left_out_silently(report: Report) -> None:
+    many = replace(
+        report,
+        cells=tuple(cell(target, f"x{level}", level, 0.5) for target in ("A", "B") for level in range(1, 9)),
+        ratios=(),
+    )
+    root = ElementTree.fromstring(page.svg(many))
+    curves = [path.get("class") for path in root.findall(f".//{SVG}path")]
+    assert curves[:12] == [f"curve s{number}{dash}" for dash in ("", " dashed") for number in range(6)]
+    assert any("2 more cells" in "".join(text.itertext()) for text in root.iter(f"{SVG}text"))
+    width = float(root.attrib["viewBox"].split()[2])
+    for text in root.findall(f".//{SVG}g/{SVG}text"):  # none runs into the panel beside it
+        if text.get("text-anchor") is None:
+            assert float(text.get("x", "0")) + 6.7 * len("".join(text.itertext())) <= width / 2
 
 
 def test_the_page_is_well_formed_and_has_every_figure_and_error(report: Report) -> None:
@@ -105,7 +123,7 @@ def test_a_session_without_any_answer_still_has_a_page(report: Report) -> None:
 
 
 def test_a_distribution_passes_through_its_quantiles() -> None:
-    drawing = charts.distribution("t", [Series("a", [1.0, 2.0, 3.0, 4.0, 5.0])])
+    drawing, _ = charts.distribution("t", [Series("a", [1.0, 2.0, 3.0, 4.0, 5.0])])
     found = re.search(r' d="M([^"]+)"', drawing)
     assert found
     points = [tuple(map(float, point.split())) for point in found.group(1).split("L")]
