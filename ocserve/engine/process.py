@@ -31,7 +31,13 @@ _OOM_SCORE = "500"  # under memory pressure the kernel ends the engine, not the 
 # seconds here; with a short spin and then sleep the same step took 30 ms. No debugger is started on an abort: the front
 # is told by the exit status, and a backtrace would take longer than the restart.
 # NumPy's library for linear algebra, of which nothing is used, would start threads that spin too.
-_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
+# What one thread allocates another frees here, which leaves glibc's arenas, one for each thread, ever larger.
+_ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "1000",
+    "GGML_NO_BACKTRACE": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 FROM_STDIN = "stdin"
 WORKER = (sys.executable, "-m", "ocserve.engine.worker")
