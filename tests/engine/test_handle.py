@@ -410,7 +410,8 @@ async def test_the_prompts_of_one_request_do_not_wait_for_each_other() -> None:
             return [[event async for event in engine.start(part.request_id)] for part in parts]
 
         first = asyncio.create_task(both("a"))
-        await asyncio.sleep(0.05)
+        while not any(flight.started for flight in engine._flights.values()):
+            await asyncio.sleep(0.01)
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         assert all(isinstance(events[-1], Failed) for events in await first)
