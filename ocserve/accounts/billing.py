@@ -51,8 +51,12 @@ _POLICY = {
 class Bill:
     """One request's account: written down when it is admitted, settled once, whoever asks for it how often."""
 
-    def __init__(self, billing: Billing, row: Row, rates: Rates | None, account: Account = UNBOUNDED) -> None:
+    def __init__(
+        self, billing: Billing, settings: config.Billing, row: Row, rates: Rates | None, account: Account = UNBOUNDED
+    ) -> None:
+        """`settings` are those of its admission: others may hold by the time at which it ends."""
         self._billing = billing
+        self._settings = settings
         self._row = row
         self._rates = rates
         self._account = account
@@ -111,7 +115,7 @@ class Bill:
 
     def _charge(self, usage: Usage, outcome: Outcome) -> None:
         if self._rates is not None:
-            self.cost = self._rates.cost(usage, self._row.images) if self._billing.charges(outcome) else 0
+            self.cost = self._rates.cost(usage, self._row.images) if _charges(self._settings, outcome) else 0
         if self.remaining is not None:
             self.remaining += self._row.held - (self.cost or 0)
         if self._billing.ledger is not None:
@@ -223,15 +227,7 @@ class Billing:
 
     def charges(self, outcome: Outcome) -> bool:
         """Whether a request that ended so is charged for what it used."""
-        match outcome:
-            case "completed":
-                return True
-            case "cancelled":
-                return self._settings.cancelled == "used"
-            case "failed":
-                return self._settings.failed == "used"
-            case _:
-                return False
+        return _charges(self._settings, outcome)
 
     async def admit(
         self,
@@ -248,6 +244,7 @@ class Billing:
         `ModelNotPriced`.
         """
         self.check()
+        settings = self._settings
         prices = pricing.with_own(self._tariff.prices(model, self._today()), own)
         if prices is None and self.refuses_unpriced:
             raise ModelNotPriced(
@@ -273,7 +270,7 @@ class Billing:
             tier=tier,
             **({} if rates is None else {f"price_{name}": getattr(rates, name) for name in rates.__struct_fields__}),
         )
-        return Bill(self, row, rates, account)
+        return Bill(self, settings, row, rates, account)
 
     def count(self, key_id: str, model: str) -> None:
         """Have the ledger remember that a request was admitted which is no row of it."""
@@ -319,6 +316,18 @@ class Billing:
                 "caps and no volume tiers."
             )
         return self.ledger
+
+
+def _charges(settings: config.Billing, outcome: Outcome) -> bool:
+    match outcome:
+        case "completed":
+            return True
+        case "cancelled":
+            return settings.cancelled == "used"
+        case "failed":
+            return settings.failed == "used"
+        case _:
+            return False
 
 
 def _unwritable() -> LedgerUnavailable:

@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import apsw
 
 _BUSY_MS = 5000  # how long another process may hold the file
 _LARGEST_WAL = 8 * 1024 * 1024
+_NEWER = "it was written by a newer version of ocserve"
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 RECENT_HOURS = 72  # of which it is known how much of the day limits each key used
@@ -212,6 +214,26 @@ def reading(file: Path) -> Iterator[apsw.Connection]:
             connection.close()
 
 
+def check(file: Path) -> None:
+    """Raise `LedgerError` for a file that a server of this version could not use; nothing is made or brought to it."""
+    existing = next(each for each in (file, *file.parents) if each.exists())
+    with named_failures(file):
+        if not os.access(existing, os.W_OK | os.R_OK):
+            raise LedgerError(f"{existing} cannot be read and written")
+        if existing != file:
+            if not existing.is_dir():
+                raise LedgerError(f"{existing} is not a folder")
+            return
+        connection = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            connection.set_busy_timeout(_BUSY_MS)
+            if cast(int, connection.pragma("user_version")) > len(MIGRATIONS):
+                raise LedgerError(_NEWER)
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        finally:
+            connection.close()
+
+
 def _make(file: Path) -> None:
     """An empty file for this user only (SQLite gives its further files the same mode) that no power cut takes away."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -236,7 +258,7 @@ def _migrate(connection: apsw.Connection) -> None:
                 connection.execute(script)
                 connection.pragma("user_version", version)
     if connection.pragma("user_version") > len(MIGRATIONS):
-        raise LedgerError("it was written by a newer version of ocserve")
+        raise LedgerError(_NEWER)
 
 
 def now_us() -> int:

@@ -73,6 +73,7 @@ def examine() -> list[Verdict]:
             *check_versions(),
             *settings_verdicts,
             *check_files(settings),
+            check_ledger(settings),
             *llama.result(),
             *check_memory(),
             *check_store(settings.store),
@@ -115,6 +116,26 @@ def check_files(settings: config.Config) -> list[Verdict]:
         missing = Verdict("policy.command", "fail", f"{program} is no program that can be started")
         verdicts.append(Verdict("policy.command", "ok", f"{found} can be started") if found else missing)
     return verdicts
+
+
+def check_ledger(settings: config.Config) -> Verdict:
+    """Whether requests can be recorded, by the rules of a start."""
+    from ocserve import app
+    from ocserve.accounts import ledger_schema
+
+    if settings.ledger.use == "off":
+        return Verdict("ledger", "ok", "requests are not recorded: ledger.use is off")
+    file = config.ledger_file(settings.ledger)
+    try:
+        ledger_schema.check(file)
+    except ledger_schema.LedgerError as error:
+        try:
+            needed = settings.ledger.use == "on" or settings.billing.prices is not None or app.has_key(settings.auth)
+        except config.ConfigError:  # which the access says
+            needed = True
+        hint = "name another folder with ledger.directory, or set ledger.use to off"
+        return Verdict("ledger", "fail" if needed else "warn", str(error), hint)
+    return Verdict("ledger", "ok", f"{file} can be used" if file.exists() else f"{file} can be made")
 
 
 def _read(setting: str, file: Path, read: Callable[[], object]) -> Verdict:

@@ -18,7 +18,7 @@ from ocserve.accounts import balances, usage
 from ocserve.accounts import ledger as module
 from ocserve.accounts.balances import Account, Credit, Declined, Standing, month_end, month_of
 from ocserve.accounts.ledger import Ledger, Row
-from ocserve.accounts.ledger_schema import DAY_US, LedgerError, now_us
+from ocserve.accounts.ledger_schema import DAY_US, HOUR_US, RECENT_HOURS, LedgerError, now_us
 from tests.accounts.books import opened, settled
 from tests.accounts.disks import disk
 from tests.accounts.test_ledger import Failing
@@ -74,7 +74,8 @@ def test_a_cap_is_of_the_month_in_which_a_request_was_admitted(tmp_path: Path) -
     before = now - 40 * DAY_US
     with ledger(tmp_path / "ledger.db", days=400) as books:
         old = wanting(1, 90, admitted_us=before)
-        assert books.hold(old, capped).result(5).granted
+        told = books.hold(old, capped).result(5)
+        assert (told.granted, told.standing.month_held, told.standing.left(capped)) == (True, 90, 10)
         assert not books.hold(wanting(2, 11, admitted_us=before), capped).result(5).granted
         new = wanting(3, 100, admitted_us=now)
         assert books.hold(new, capped).result(5).granted
@@ -106,6 +107,30 @@ def test_sums_outlast_rows_restarts_and_what_is_written_twice(tmp_path: Path, mo
         assert (now.balance, now.held) == (960, 0)
         assert books.settle(costing(wanting(2, 300), 200)).result(5)  # it lived after all
         assert standing(books).balance == 760
+
+
+def test_an_old_month_is_forgotten_once_nothing_of_it_is_held(tmp_path: Path) -> None:
+    file, long_ago = tmp_path / "ledger.db", now_us() - 200 * DAY_US
+    month = month_of(long_ago)
+    with ledger(file, days=400) as books:
+        running = wanting(1, 50, admitted_us=long_ago)
+        assert books.hold(running, Account(spend_cap=100)).result(5).granted
+        connection = apsw.Connection(str(file))
+        balances.forget(connection, before_hour=0, before_month=month_of(now_us()))
+        assert standing(books, month=month).month_held == 50
+        assert books.settle(costing(running, 30)).result(5)
+        assert standing(books, month=month).month_charged == 30
+        balances.forget(connection, before_hour=0, before_month=month_of(now_us()))
+        assert standing(books, month=month).month_charged == 0
+        connection.close()
+
+
+def test_hours_count_until_a_days_limits_have_forgotten_them(tmp_path: Path) -> None:
+    hour = now_us() // HOUR_US
+    with ledger(tmp_path / "ledger.db") as books:
+        for number, ago in enumerate((1, RECENT_HOURS - 1, RECENT_HOURS + 1)):
+            books.open(replace(opened(number), admitted_us=(hour - ago) * HOUR_US))
+        assert [each.hour - hour for each in books.recent()] == [1 - RECENT_HOURS, -1]
 
 
 def test_a_credit_is_made_once_and_declined_where_it_cannot_be(tmp_path: Path) -> None:

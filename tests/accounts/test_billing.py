@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,10 @@ from ocserve.accounts.ledger import Ledger, Row
 from ocserve.accounts.past import Past
 from ocserve.accounts.pricing import PICODOLLARS
 from ocserve.errors import InvalidRequest
-from tests.accounts.books import CACHED, COMPLETION, PROMPT, REQUEST, TODAY, priced, rows
+from tests.accounts.books import CACHED, COMPLETION, PRICES, PROMPT, REQUEST, TODAY, priced, rows
 from tests.accounts.disks import disk
 from tests.accounts.test_ledger import Failing
-from tests.http.harness import CHAT, MODEL, Served, read_all, serving, wait_for
+from tests.http.harness import CHAT, MODEL, Served, parse, read_all, serving, wait_for
 from tests.scripted import Script, ScriptedEngine
 
 WORDS = tuple(f"w{number} " for number in range(40))
@@ -204,6 +205,40 @@ def test_p5_a_request_that_fails_by_our_fault_is_charged_by_the_policy(tmp_path:
         row = only(tmp_path)
     assert (row.outcome, row.prompt_tokens, row.completion_tokens) == ("failed", 7, at)
     assert row.cost == (PROMPT_COST + at * COMPLETION) * (policy == "used")
+
+
+def test_a_request_is_charged_the_prices_and_by_the_policy_of_its_admission(tmp_path: Path) -> None:
+    """A reload while it runs or waits is for those that come after it."""
+    billing = book(tmp_path, cancelled="free")
+    with billed(billing, step_s=0.01) as served:
+
+        def begun(name: str, phase: str) -> socket.socket:
+            peer = served.connect()
+            head = {"X-Request-Id": name}
+            peer.sendall(served.compose("POST", "/v1/chat/completions", {**CHAT, "stream": True}, head))
+            wait_for(lambda: bool(served.engine.runs) and list(served.engine.runs.values())[-1].phase == phase)
+            return peer
+
+        def gone(peer: socket.socket) -> None:
+            wait_for(lambda: list(served.engine.runs.values())[-1].steps > 4)
+            peer.close()
+            wait_for(lambda: not served.service.active)
+
+        with begun("left-before", "decode"):
+            whole = begun("before", "queued")
+            billing.reset(config.Billing(cancelled="used"), priced(text=PRICES.replace("0.00000006", "0.0000006")))
+        with whole:
+            end = parse(read_all(whole))
+        assert json.loads(end.events[-2])["usage"]["cost"] * PICODOLLARS == PROMPT_COST + 40 * COMPLETION
+        gone(begun("left-after", "decode"))
+        answer = served.chat(headers={"X-Request-Id": "after"})
+        assert answer.json["usage"]["cost"] * PICODOLLARS == PROMPT_COST + 400 * COMPLETION
+        found = {row.request_id: row for row in rows(tmp_path / "ledger.db")}
+    assert (found["left-before"].outcome, found["left-before"].cost) == ("cancelled", 0)
+    assert found["left-before"].completion_tokens > 0
+    assert found["before"].cost == PROMPT_COST + 40 * COMPLETION
+    assert found["left-after"].cost == PROMPT_COST + found["left-after"].completion_tokens * 10 * COMPLETION
+    assert [found[name].price_completion for name in ("before", "after")] == [COMPLETION, 10 * COMPLETION]
 
 
 def test_vectors_are_charged_by_their_prompts(tmp_path: Path) -> None:

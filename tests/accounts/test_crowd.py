@@ -10,8 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from ocserve import config
-from ocserve.accounts.crowd import Room
+from ocserve.accounts import crowd as module
+from ocserve.accounts.buckets import SECOND
+from ocserve.accounts.crowd import Crowd, Room, Stay
 from ocserve.accounts.limits import Lease, Limiter
+from ocserve.accounts.line import LONGEST_TOLD, Attempt
 from ocserve.errors import Overloaded, RateLimited
 
 SLOTS = 8
@@ -192,6 +195,12 @@ def test_what_is_spare_is_for_who_asks_for_little() -> None:
     ]
 
 
+def test_one_key_never_has_all_the_slots_however_many_are_spare() -> None:
+    crowd, room = Crowd(), Room("model", 4, spare=9)
+    entered = [isinstance(crowd.enter(room, holder, Attempt(0), 0), Stay) for holder in ("a", "a", "a", "a", "b")]
+    assert entered == [True, True, True, False, True]
+
+
 def test_a_request_for_all_that_may_be_passes_when_nobody_is_there() -> None:
     limiter = Limiter(config.Limits(), lambda: 0.0)
     room = Room("model", 16, returning=2, spare=1, width=16)
@@ -238,3 +247,147 @@ def test_a_request_that_is_refused_its_tokens_teaches_nothing_of_how_long_reques
         with pytest.raises(RateLimited):
             lease.reserve(5)
     assert limiter.crowds["model"]._mean_ns(limiter.now_ns) == before
+
+
+FOUR = Room("model", 4)
+# One of four is free every quarter of a second that requests take at first, at half the pace: two are free by chance.
+TURN = SECOND // 2
+
+
+class Full:
+    """A crowd that has all slots of a room, as of its first moment, and those whom it told to come again."""
+
+    def __init__(self, room: Room = FOUR, refusals: int = 1) -> None:
+        self.room = room
+        self.crowd = Crowd()
+        self.stays = [found for _ in range(room.slots) if isinstance(found := self.enter("much"), Stay)]
+        assert len(self.stays) == room.slots
+        self.told = [self.refused() for _ in range(refusals)]
+
+    def enter(self, holder: str, number: int = 0, at: int = 0, room: Room | None = None) -> Stay | int:
+        return self.crowd.enter(room or self.room, holder, Attempt(number), at)
+
+    def refused(self, holder: str = "mine", number: int = 0, at: int = 0, room: Room | None = None) -> int:
+        found = self.enter(holder, number, at, room)
+        assert isinstance(found, int)
+        return found
+
+    def free(self, slots: int) -> None:
+        for _ in range(slots):
+            self.crowd.leave(self.stays.pop(), 0, served=False)
+
+
+@pytest.mark.parametrize(
+    ("holder", "number", "early", "passes"),
+    [("mine", 1, 0, True), ("mine", 1, 1, False), ("mine", 0, 0, False), ("mine", 2, 0, False), ("other", 1, 0, False)],
+)
+def test_a_ticket_is_for_the_next_attempt_of_its_key_from_its_moment_on(
+    holder: str, number: int, early: int, passes: bool
+) -> None:
+    full = Full()
+    full.free(1)
+    at = full.told[0] - early
+    assert isinstance(full.enter(holder, number, at), Stay) is passes
+    assert len(full.crowd._tickets) == (0 if passes else 2)
+
+
+def test_a_ticket_is_used_once() -> None:
+    full = Full(refusals=2)
+    full.free(2)
+    assert isinstance(full.enter("mine", 1, full.told[0]), Stay)
+    full.refused("mine", 1, full.told[0])
+
+
+def test_slots_are_left_for_those_whose_tickets_are_due_about_now_and_for_nobody_else() -> None:
+    full = Full(refusals=3)
+    assert full.told == [TURN, 2 * TURN, 3 * TURN]
+    full.free(2)
+    assert isinstance(full.enter("new"), Stay), "one is due in half the time of a request, and there are two slots"
+    full.refused("new")
+
+
+def test_one_slot_is_left_for_four_who_are_late() -> None:
+    full = Full(refusals=3)
+    at = full.told[-1] + 1
+    full.free(2)
+    assert isinstance(full.enter("new", at=at), Stay)
+    full.refused("new", at=at)
+
+
+def test_what_the_queue_holds_for_who_returns_is_kept_for_their_tickets_too() -> None:
+    room = Room("model", 8, returning=2)
+    full = Full(Room("model", 8))
+    full.free(3)
+    assert isinstance(full.enter("new", room=room), Stay)
+    full.refused("new", room=room)
+
+
+@pytest.mark.parametrize(("slots", "turn_ns"), [(1, SECOND / 0.3), (4, SECOND / 4 / 0.5), (9, SECOND / 9 * 1.5)])
+def test_tickets_are_given_out_at_the_pace_at_which_slots_are_free(slots: int, turn_ns: float) -> None:
+    full = Full(Room("model", slots), refusals=3)
+    assert full.told == [pytest.approx(turn * turn_ns, abs=10) for turn in (1, 2, 3)]
+    wide = Full(Room("model", 4))
+    assert wide.refused(room=Room("model", 4, width=2)) == 3 * TURN
+
+
+def test_who_came_as_told_and_finds_no_slot_is_before_all_others() -> None:
+    full = Full(refusals=20)
+    at = full.told[0]
+    last = full.told[-1] - at
+    wait = full.refused("mine", 1, at)
+    assert wait < last / 2
+    full.free(2)
+    assert isinstance(full.enter("mine", 2, at + wait), Stay), "its ticket is found among the later ones"
+
+
+def test_no_ticket_is_for_later_than_clients_wait_and_there_are_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Full(refusals=300)
+    assert len(full.crowd._tickets) == LONGEST_TOLD // TURN
+    assert full.told[-1] == full.told[-2] > LONGEST_TOLD
+    monkeypatch.setattr(module, "_MOST_TICKETS", 7)
+    assert len(Full(refusals=20).crowd._tickets) == 7
+
+
+def test_a_ticket_lapses_after_a_while_and_the_share_that_is_used_is_learnt() -> None:
+    full = Full(refusals=14)
+    lapses = full.told[0] + module._GRACE
+    full.free(1)
+    full.crowd._forget_lapsed(lapses - 1)
+    assert (len(full.crowd._tickets), full.crowd._share_used) == (14, 1.0)
+    full.crowd._forget_lapsed(lapses)
+    assert (len(full.crowd._tickets), full.crowd._share_used) == (13, 0.95)
+    assert isinstance(full.enter("mine", 1, lapses), Stay)
+    assert full.crowd._share_used == pytest.approx(0.95 + 0.05 * 0.05)
+    end = full.told[-1] + module._GRACE
+    full.crowd._forget_lapsed(end)
+    assert full.crowd._tickets == []
+    assert full.crowd._share_used == pytest.approx((0.95 + 0.05 * 0.05) * 0.95**12)
+    full.crowd._forget_lapsed(end)
+    assert full.crowd._share_used == pytest.approx((0.95 + 0.05 * 0.05) * 0.95**12), "nothing is learnt of nobody"
+
+
+def test_tickets_are_overbooked_and_fewer_slots_kept_where_few_come_back() -> None:
+    full = Full()
+    full.crowd._share_used = 0.5
+    told = [full.refused() for _ in range(3)]
+    assert [later - full.told[0] for later in told] == [TURN // 2, TURN, 3 * TURN // 2]
+    full.free(2)
+    assert isinstance(full.enter("new"), Stay), "of two who are due about now one comes"
+    full.refused("new")
+
+
+def test_the_share_that_is_used_is_never_learnt_to_be_none() -> None:
+    full = Full(refusals=200)
+    full.crowd._forget_lapsed(full.told[-1] + module._GRACE)
+    assert full.crowd._share_used == module._LEAST_SHARE
+
+
+def test_who_leaves_makes_room_and_only_an_answer_teaches_how_long_one_takes() -> None:
+    full = Full(refusals=0)
+    stay = full.stays[0]
+    full.crowd.leave(stay, 9 * SECOND, served=False)
+    assert full.crowd._durations.mean_ns([]) == SECOND
+    again = full.enter("new")
+    assert isinstance(again, Stay)
+    full.crowd.leave(again, 9 * SECOND, served=True)
+    assert full.crowd._durations.mean_ns([]) > SECOND

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -11,10 +12,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from ocserve import config
+from ocserve.accounts.keystore import KeyStore
+from ocserve.accounts.ledger import Ledger
 from ocserve.catalog import planning
 from ocserve.catalog.store import Store
 from ocserve.cli import doctor, main
@@ -51,6 +56,8 @@ def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCSERVE_CONFIG", str(tmp_path / "config.toml"))
     (tmp_path / "config.toml").write_text("")
     monkeypatch.setenv("OCSERVE_STORE_DIRECTORY", str(tmp_path / "models"))
+    monkeypatch.setenv("OCSERVE_LEDGER_DIRECTORY", str(tmp_path / "ledger"))
+    monkeypatch.setenv("OCSERVE_AUTH_KEYS_FILE", str(tmp_path / "keys.json"))
     monkeypatch.setenv("OCSERVE_STORE_HUB_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OCSERVE_STORE_HUB_TIMEOUT_S", "1")
     monkeypatch.setenv("OCSERVE_SERVER_PORT", "0")
@@ -114,6 +121,60 @@ def test_files_that_the_settings_name_are_looked_at(tmp_path: Path) -> None:
     assert [each.verdict for each in doctor.check_files(tree)] == ["ok"] * 5
     assert not (tmp_path / "ran").exists()
     assert [each.verdict for each in doctor.check_files(config.Config(policy=config.Policy(command=("sh",))))] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "check", "words"),
+    [
+        ("config.toml", b"[server]\nport = ", "settings", "config.toml"),
+        ("config.toml", b"[server]\nport = 'http'\n", "settings", "server.port"),
+        ("keys.json", b"{", "access", "keys.json"),
+        ("ledger/ledger.db", b"no ledger at all" * 100, "ledger", "file is not a database"),
+        ("ledger", b"a file", "ledger", "is not a folder"),
+        ("models", b"a file", "models", "models"),
+    ],
+)
+def test_a_broken_file_fails_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes, check: str, words: str
+) -> None:
+    """Whatever else fails here is for want of a network."""
+    monkeypatch.setattr(doctor, "check_llama", list)
+    monkeypatch.setattr(doctor, "check_index", lambda _: Verdict("package index", "ok", ""))
+    monkeypatch.setenv("OCSERVE_LEDGER_USE", "on")
+    whole = CliRunner().invoke(main, ["doctor", "--json"])
+    assert whole.exit_code == 0, whole.output
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(content)
+    broken = CliRunner().invoke(main, ["doctor", "--json"])
+    assert broken.exit_code == 1, broken.output
+    failed = {each["check"]: each for each in json.loads(broken.output)["verdicts"] if each["verdict"] == "fail"}
+    assert words in failed[check]["message"]
+    assert set(failed) <= {check, *({"sources", "model"} if check == "models" else ())}
+    assert (tmp_path / file).read_bytes() == content
+
+
+def test_a_ledger_that_cannot_be_used_is_a_warning_where_a_server_would_go_on(tmp_path: Path) -> None:
+    def found(**billing: Any) -> tuple[str, str]:
+        use = billing.pop("use", "auto")
+        settings = config.load({"ledger.use": use}, environ=dict(os.environ)).config
+        verdict = doctor.check_ledger(replace(settings, billing=config.Billing(**billing)))
+        return verdict.verdict, verdict.message
+
+    file = tmp_path / "ledger" / "ledger.db"
+    assert found() == ("ok", f"{file} can be made")
+    assert not file.parent.exists()
+    Ledger(file, retention_days=1).close()
+    assert found() == ("ok", f"{file} can be used")
+    connection = apsw.Connection(str(file))
+    connection.pragma("user_version", 1)
+    assert found()[0] == "ok", "a server brings it to its version"
+    connection.pragma("user_version", 99)
+    connection.close()
+    assert found() == ("warn", f"the ledger {file} cannot be used: it was written by a newer version of ocserve")
+    assert found(use="on")[0] == found(prices=tmp_path / "prices.toml")[0] == "fail"
+    assert found(use="off")[0] == "ok"
+    KeyStore(tmp_path / "keys.json").create("acme")
+    assert found()[0] == "fail"
 
 
 def test_a_gpu_that_is_not_used_is_loud() -> None:

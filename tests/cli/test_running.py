@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from ocserve import cli
 from ocserve.accounts.keystore import KeyStore
-from tests.http.harness import Served, serving
+from tests.http.harness import Control, Served, serving
 
 COMMANDS = (
     ("ps",),
@@ -54,6 +54,16 @@ def test_models_are_loaded_listed_and_unloaded(server: Served) -> None:
     kept = ocserve("unload", "tiny", "--forget", "--url", server.url)
     assert kept.exit_code == 1
     assert "only a model that was loaded by its path can be forgotten" in kept.stderr
+
+
+def test_a_model_is_forgotten_only_where_that_is_asked(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[str] = []
+    monkeypatch.setattr(Control, "may_forget", lambda self, name: True)
+    monkeypatch.setattr(Control, "forget", lambda self, name: forgotten.append(name))
+    assert asked(server, "unload", "tiny") == "tiny is unloaded\n"
+    assert forgotten == []
+    assert asked(server, "unload", "default", "--forget") == "tiny is unloaded and served no more\n"
+    assert forgotten == ["tiny"]
 
 
 def test_drains_and_maintenance_are_asked_for_and_shown(server: Served) -> None:

@@ -385,6 +385,36 @@ async def test_what_is_left_while_it_is_prepared_is_in_flight_until_it_is_prepar
         assert not engine._turns._queue
 
 
+async def test_a_reply_to_what_was_left_leaves_nothing_and_disturbs_nobody() -> None:
+    async with handle() as engine:
+        stream = asyncio.create_task(run(engine, request("emit 100000")))
+        name = await in_flight(engine)
+        for work in (engine.prepare(request("slow-prepare")), engine.ask(question("never"))):
+            left = asyncio.create_task(work)
+            while len(engine._flights) < 2:
+                await asyncio.sleep(0.01)
+            left.cancel()
+            await asyncio.wait([left])
+            async with asyncio.timeout(10):
+                while list(engine._flights) != [name]:
+                    await asyncio.sleep(0.01)
+            assert isinstance((await run(engine, request("emit 3")))[-1], Finished)
+        engine.cancel(name)
+        assert isinstance((await stream)[-1], Finished)
+        failed = asyncio.create_task(engine.prepare(request("slow-prepare")))
+        await in_flight(engine)
+        engine.fail_all(InvalidRequest("enough"))
+        with pytest.raises(InvalidRequest, match="enough"):
+            await failed
+        later = request("slow-prepare")
+        await engine.prepare(later)  # the reply to the failed one came before this
+        engine.cancel(later.request_id)
+        assert engine.restarts == 0
+        assert engine._supervisor is not None
+        assert not engine._supervisor.done()
+        assert not engine._flights
+
+
 async def test_a_suspect_that_has_to_be_alone_waits_for_an_empty_engine_and_keeps_nobody_waiting() -> None:
     async with handle() as engine:
         mark = engine._quarantine.mark(request("emit 20"))
@@ -410,7 +440,8 @@ async def test_the_prompts_of_one_request_do_not_wait_for_each_other() -> None:
             return [[event async for event in engine.start(part.request_id)] for part in parts]
 
         first = asyncio.create_task(both("a"))
-        await asyncio.sleep(0.05)
+        while not any(flight.started for flight in engine._flights.values()):
+            await asyncio.sleep(0.01)
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         assert all(isinstance(events[-1], Failed) for events in await first)

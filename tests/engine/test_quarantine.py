@@ -21,7 +21,7 @@ REQUEST = GenerateRequest(
 
 
 class Clock:
-    now = 0.0
+    now = 1.0
 
     def __call__(self) -> float:
         return self.now
@@ -74,7 +74,9 @@ def test_a_crash_under_a_suspect_and_nothing_else_refuses_it_and_time_forgives()
     with pytest.raises(RequestQuarantined) as refusal:
         known.check(mark)
     assert "poison" not in refusal.value.message
-    clock.now += quarantine.REFUSE_S + 1
+    clock.now += quarantine.REFUSE_S
+    assert refused(known, mark)
+    clock.now += 1
     known.check(mark)
     assert crash(known, mark) == []
 
@@ -104,6 +106,10 @@ def test_a_suspect_at_whose_trial_the_engine_stops_is_alone_at_the_next() -> Non
     assert found is not None
     assert beside is not None
     assert (found.alone, beside.alone) == (True, False)
+    crash(known, poison, other, tried=())
+    found = known.suspicion(poison)
+    assert found is not None
+    assert found.alone, "whatever crashed beside it since"
     assert crash(known, poison) == [poison]
 
 
@@ -111,7 +117,9 @@ def test_a_suspicion_is_forgotten() -> None:
     clock = Clock()
     known = Quarantine(clock)
     crash(known, named("a"))
-    clock.now += quarantine.SUSPECT_S + 1
+    clock.now += quarantine.SUSPECT_S
+    assert known.suspicion(named("a"))
+    clock.now += 1
     assert known.suspicion(named("a")) is None
     assert crash(known, named("a")) == []
 
@@ -140,6 +148,33 @@ def test_what_some_keys_may_not_send_others_may() -> None:
         for _ in range(2):
             crash(known, named("Hi", tenant), named("poison", tenant))
     assert [refused(known, named("Hi", tenant)) for tenant in ("one", "two", "three")] == [True, True, False]
+
+
+def test_each_crash_suspects_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as after the first, and whoever has not been there for longest is forgotten first."""
+    monkeypatch.setattr(quarantine, "CAPACITY", 2)
+    clock = Clock()
+    known = Quarantine(clock)
+    a, b, c = map(named, "abc")
+    known.crashed([a])
+    known.crashed([b])
+    clock.now += quarantine.SUSPECT_S - 1
+    known.crashed([a])
+    known.crashed([c])
+    clock.now += 2
+    found = [known.suspicion(mark) for mark in (a, b, c)]
+    assert [each and each.crashes for each in found] == [2, None, 1]
+
+
+def test_each_refusal_is_for_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "CAPACITY", 2)
+    clock = Clock()
+    known = Quarantine(clock)
+    for name in ("a", "b", "a", "c"):
+        clock.now += quarantine.REFUSE_S / 2 + 1
+        crash(known, named(name))
+        crash(known, named(name))
+    assert [refused(known, named(name)) for name in "abc"] == [True, False, True]
 
 
 def test_memory_is_bounded() -> None:

@@ -103,10 +103,25 @@ async def test_a_file_that_was_added_can_be_forgotten_and_comes_back_when_asked_
             with pytest.raises(ApiError, match="can be forgotten") as found:
                 await administration.unload(f'{{"model": "{staying}", "forget": true}}'.encode())
             assert (found.value.status, found.value.code) == (409, "model_stays")
+        assert (await administration.unload(b'{"model": "mine"}')).state == "cold"
+        assert site.names == ["tiny", "later", "mine"]
         moved = await administration.unload(b'{"model": "mine", "forget": true}')
         assert (moved.model, moved.state) == ("mine", "cold")
         assert site.names == ["tiny", "later"]
+        assert not site.control.may_forget("mine")
     assert mine.exists()
+
+
+async def test_a_file_that_the_settings_name_since_it_was_added_stays(
+    site: Site, tmp_path: Path, tiny_model: Path
+) -> None:
+    mine = tmp_path / "mine.gguf"
+    mine.hardlink_to(tiny_model)
+    await site.control.include(str(mine), may_pull=False)
+    named = config.Config(model=config.Model(also=(str(mine),)))
+    (await site.lineup.changed(named, [describe_file(str(mine))]))()
+    assert not site.control.may_forget("mine")
+    assert site.names == ["tiny", "mine"]
 
 
 async def test_only_who_may_pull_brings_a_model_here(site: Site) -> None:

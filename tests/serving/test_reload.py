@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from httpx2 import ASGITransport, AsyncClient
+from msgspec.structs import replace
 
 from ocserve import app, config
 from ocserve.accounts.keys import ANONYMOUS, Caller
@@ -225,3 +228,78 @@ async def _nothing_of_what_is_wrong(site: Site, daemon: app.Daemon) -> None:
         assert (type(error), error.code) == (kind, code)
         assert words in error.message
         assert daemon.service.limits.queue == 64
+
+
+def standing(daemon: app.Daemon) -> tuple[object, ...]:
+    """All that a reload can change."""
+    control, service = daemon.control, daemon.service
+    lineup, billing = control._lineup, service.billing
+    return (
+        control._settings,
+        (service.limits, service.limiter._defaults),
+        (billing._settings, billing._tariff, billing.policy),
+        (lineup._tree, [replace(model, created=0) for model in service.models], service.fleet._residency.rules),
+        (control._fetcher._settings, control._published.now, daemon.edge.now),
+    )
+
+
+async def test_a_refused_reload_changes_nothing_and_a_later_one_does(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[str] = []
+    monkeypatch.setattr(control.logs, "configure", lambda settings: levels.append(settings.level))
+    site, text = Site(tmp_path), tmp_path / "sla.md"
+    text.write_text("99 %")
+    site.write("[operator]\nsla_text = 'sla.md'\n")
+    install(site.store, "tiny", tiny_model)  # of the same name as the file that is served
+
+    def want(*, also: str = "", server: str = "", sla: bytes = b"98 %", prices: str = PRICES.format("0.1")) -> None:
+        site.write(
+            "[limits]\nqueue = 5\n[log]\nlevel = 'error'\n[images]\nfetch = 'public'\n"
+            f"[billing]\nprices = '{site.prices}'\nfailed = 'used'\n[model]\nidle_unload_s = 1000\n{also}\n"
+            f"[server]\ndrain_s = 7\n{server}\n[operator]\nsla_text = 'sla.md'\n"
+        )
+        text.write_bytes(sla)
+        site.prices.write_text(prices)
+
+    async with running(site, tiny_model) as daemon:
+        before = standing(daemon)
+        for wrong, words in (
+            ({"prices": PRICES.format("free")}, "price"),
+            ({"prices": PRICES.format("0.1") + '[[price.tier]]\nabove = 5\nprompt = "0.01"\n'}, "tiers"),
+            ({"sla": b"\xff"}, "sla_text"),
+            ({"also": "also = ['never']"}, "never is not installed"),
+            ({"also": "also = ['tiny']"}, "are called tiny"),
+            ({"server": "port = 1"}, "server.port"),
+        ):
+            want(**wrong)  # type: ignore[arg-type]
+            assert words in (await refused(daemon)).message
+            assert standing(daemon) == before, wrong
+            assert levels == []
+        want()
+        found = await daemon.control.reload()
+        assert set(found.settings) == {
+            *("limits.queue", "log.level", "images.fetch", "billing.prices", "billing.failed"),
+            *("model.idle_unload_s", "server.drain_s"),
+        }
+        assert list(found.prices) == ["tiny"]
+        assert levels == ["error"]
+        assert not [old for old, new in zip(before, standing(daemon), strict=True) if old == new]
+
+
+async def test_one_reload_reads_the_settings_after_the_other_has_applied_them(tmp_path: Path, tiny_model: Path) -> None:
+    site, reading, most = Site(tmp_path), 0, 0
+
+    def slow() -> config.Settings:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        time.sleep(0.05)
+        reading -= 1
+        return site.read()
+
+    async with app.running(site.read(), [describe_file(str(tiny_model))], reread=slow) as daemon:
+        site.write("[limits]\nqueue = 5\n")
+        found = await asyncio.gather(*(daemon.control.reload() for _ in range(3)))
+    assert most == 1
+    assert [len(each.settings) for each in found] == [1, 0, 0]
