@@ -210,12 +210,12 @@ def test_p5_a_request_that_fails_by_our_fault_is_charged_by_the_policy(tmp_path:
 def test_a_request_is_charged_the_prices_and_by_the_policy_of_its_admission(tmp_path: Path) -> None:
     """A reload while it runs or waits is for those that come after it."""
     billing = book(tmp_path, cancelled="free")
-    with billed(billing, step_s=0.01) as served:
+    with billed(billing, step_s=0.01, tokens=WORDS * 100) as served:
 
-        def begun(name: str, phase: str) -> socket.socket:
+        def begun(name: str, phase: str, most: int = 4000) -> socket.socket:
             peer = served.connect()
-            head = {"X-Request-Id": name}
-            peer.sendall(served.compose("POST", "/v1/chat/completions", {**CHAT, "stream": True}, head))
+            body = {**CHAT, "stream": True, "max_tokens": most}
+            peer.sendall(served.compose("POST", "/v1/chat/completions", body, {"X-Request-Id": name}))
             wait_for(lambda: bool(served.engine.runs) and list(served.engine.runs.values())[-1].phase == phase)
             return peer
 
@@ -225,13 +225,14 @@ def test_a_request_is_charged_the_prices_and_by_the_policy_of_its_admission(tmp_
             wait_for(lambda: not served.service.active)
 
         with begun("left-before", "decode"):
-            whole = begun("before", "queued")
+            whole = begun("before", "queued", 40)
+            wait_for(lambda: served.engine.steps > 4)
             billing.reset(config.Billing(cancelled="used"), priced(text=PRICES.replace("0.00000006", "0.0000006")))
         with whole:
             end = parse(read_all(whole))
         assert json.loads(end.events[-2])["usage"]["cost"] * PICODOLLARS == PROMPT_COST + 40 * COMPLETION
         gone(begun("left-after", "decode"))
-        answer = served.chat(headers={"X-Request-Id": "after"})
+        answer = served.chat(headers={"X-Request-Id": "after"}, max_tokens=40)
         assert answer.json["usage"]["cost"] * PICODOLLARS == PROMPT_COST + 400 * COMPLETION
         found = {row.request_id: row for row in rows(tmp_path / "ledger.db")}
     assert (found["left-before"].outcome, found["left-before"].cost) == ("cancelled", 0)

@@ -45,6 +45,11 @@ def test_what_was_used_before_a_restart_is_used() -> None:
     assert left(Limiter(LIMITS)) == (10, 1000)
 
 
+def test_what_was_used_before_the_clock_was_set_back_is_used() -> None:
+    limits, _ = limiter(used(-2, 4, 300))
+    assert left(limits) == (6, 700)
+
+
 def test_a_model_of_its_own_limits_has_a_past_of_its_own_and_other_keys_have_none() -> None:
     of_model = config.Limits(
         requests_per_day=100,

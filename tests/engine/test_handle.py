@@ -407,7 +407,7 @@ async def test_a_reply_to_what_was_left_leaves_nothing_and_disturbs_nobody() -> 
         with pytest.raises(InvalidRequest, match="enough"):
             await failed
         later = request("slow-prepare")
-        await engine.prepare(later)  # the reply to the failed one came before this
+        await asyncio.wait_for(engine.prepare(later), 20)  # the reply to the failed one came before this
         engine.cancel(later.request_id)
         assert engine.restarts == 0
         assert engine._supervisor is not None

@@ -239,7 +239,8 @@ def standing(daemon: app.Daemon) -> tuple[object, ...]:
         (service.limits, service.limiter._defaults),
         (billing._settings, billing._tariff, billing.policy),
         (lineup._tree, [replace(model, created=0) for model in service.models], service.fleet._residency.rules),
-        (control._fetcher._settings, control._published.now, daemon.edge.now),
+        control._fetcher._settings,
+        (control._published.now, daemon.edge.now),
     )
 
 
