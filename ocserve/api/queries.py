@@ -57,6 +57,9 @@ def read(query: bytes, declared: Mapping[str, Field], *, refuse_unknown: bool) -
 
 def key(query: bytes, declared: Mapping[str, Field]) -> list[str]:
     """The credentials in a query, of a path that takes one there."""
-    if KEY not in declared:
-        return []
+    return sent_keys(query) if KEY in declared else []
+
+
+def sent_keys(query: bytes) -> list[str]:
+    """The same of any path, whether it takes one there or not."""
     return [value for name, value in parse_qsl(query.decode("latin-1")) if name == KEY]

@@ -17,6 +17,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _COMMAND_LINE = "ocserve keys credit"  # who makes a credit, in the ledger
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_PRICE_HELP = (
+    "A price of its own in US dollars: KIND is prompt, completion, cached_prompt or cache_write (for a token), "
+    "image or request; repeat it."
+)
 _LIMITS = {
     "rpm": ("requests_per_minute", "requests per minute"),
     "tpm": ("tokens_per_minute", "tokens per minute"),
@@ -103,7 +107,7 @@ def command() -> None:
 @click.option("--expires", callback=_expiry, metavar="WHEN", help="A day (2027-01-31) or a duration (90d); else never.")
 @click.option("--model", "models", multiple=True, metavar="MODEL", help="May use this model; repeat it. Else all.")
 @_limit_options
-@click.option("--price", "prices", multiple=True, metavar="KIND=AMOUNT", help="A price of its own, as in the listing.")
+@click.option("--price", "prices", multiple=True, metavar="KIND=AMOUNT", help=_PRICE_HELP)
 @click.option("--prepaid", is_flag=True, help="May spend only what it was credited, see `ocserve keys credit`.")
 @click.option("--spend-cap", callback=_money, metavar="DOLLARS", help="Most US dollars in a calendar month, UTC.")
 @click.option("--admin", is_flag=True, help="May also administer the server.")
@@ -157,11 +161,12 @@ def list_keys(as_json: bool) -> None:
                 key.scope,
                 _day(key.created),
                 _day(key.expires),
-                _limit_text(key),
+                _model_mark(key),
+                _marks(key),
             )
             for key in keys
         ]
-        print_table(("NAME", "ID", "STATE", "SCOPE", "CREATED", "EXPIRES", "LIMITS"), rows)
+        print_table(("NAME", "ID", "STATE", "SCOPE", "CREATED", "EXPIRES", "MODELS", "TERMS"), rows)
 
 
 @command.command("show")
@@ -363,7 +368,23 @@ def _state(key: Key, now: float) -> str:
     """Whether it is accepted, and until when a secret is that was replaced."""
     state = key.state(now)
     former = [secret.until for secret in key.secrets if secret.until is not None and secret.until > now]
-    return f"{state}, old secret until {_moment(max(former))}" if former and state == "active" else state
+    return f"{state}, old until {_minute(max(former))}" if former and state == "active" else state
+
+
+def _model_mark(key: Key) -> str:
+    """The model that it may use, or how many; `ocserve keys show` names them."""
+    if not key.models:
+        return "all"
+    return key.models[0] if len(key.models) == 1 else f"{len(key.models)} models"
+
+
+def _marks(key: Key) -> str:
+    """What holds for it in place of the settings and the price list, limits by the options that set them."""
+    shown = ((name, getattr(key.limits, field)) for name, (field, _) in _LIMITS.items())
+    marks = [f"{name} {value or 'unlimited'}" for name, value in shown if value is not None]
+    marks += [] if key.spend_cap is None else [f"cap {key.spend_cap}"]
+    marks += ["prepaid"] if key.prepaid else []
+    return ", ".join([*marks, *(["own prices"] if key.price else [])]) or "the settings'"
 
 
 def _limit_text(key: Key) -> str:
@@ -377,6 +398,10 @@ def _moment(seconds: int | None) -> str | None:
     if seconds is None:
         return None
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+def _minute(seconds: int) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%m-%d %H:%MZ}"
 
 
 def _day(seconds: int | None) -> str:

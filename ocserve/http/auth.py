@@ -6,14 +6,16 @@ unknown paths need a caller too. Nothing else of a request has been looked at wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ocserve import config
 from ocserve.accounts.billing import Billing
 from ocserve.accounts.keys import KeyRing
+from ocserve.accounts.keystore import KEY_PATTERN
 from ocserve.accounts.limits import Limiter
 from ocserve.api import queries
 from ocserve.errors import AuthenticationFailed, KeysUnavailable, LedgerUnavailable
@@ -61,18 +63,32 @@ def credential(scope: Scope, in_query: Iterable[str] = ()) -> str | None:
 
     Two different ones are an attack on the order in which they are read, and so is one header sent twice.
     """
-    found = set(in_query)
-    for name in _HEADERS:
-        values = header_values(scope, name)
-        if len(values) > 1:
+    found = set()
+    for name, texts in carried(scope, in_query):
+        if name is not None and len(texts) > 1:
             raise AuthenticationFailed("A credential header was sent twice.")
-        for value in values:
-            text = value.decode("latin-1").strip()
-            found.add(_bearer(text) if name == b"authorization" else text)
+        found.update(texts)
     found.discard("")  # clients configured with an empty key send one
     if len(found) > 1:
         raise AuthenticationFailed("The request carries two different credentials.")
     return found.pop() if found else None
+
+
+def carried(scope: Scope, in_query: Iterable[str] = ()) -> Iterator[tuple[bytes | None, list[str]]]:
+    """What stands where a credential may: by header, and `in_query` without one."""
+    yield None, list(in_query)
+    for name in _HEADERS:
+        texts = [value.decode("latin-1").strip() for value in header_values(scope, name)]
+        yield name, [_bearer(text) for text in texts] if name == b"authorization" else texts
+
+
+def reveals_key(text: str, scope: Scope, in_query: Iterable[str] = ()) -> bool:
+    """Whether `text` has in it what looks like one of our keys, or a credential that the request carries."""
+    if KEY_PATTERN.search(text):
+        return True
+    # What is too short for a key, such as the `x` or `none` that an open server is sent, may be a part of any id.
+    given = (word for _, texts in carried(scope, in_query) for each in texts for word in each.split())
+    return any(text == word or (len(word) >= config.MIN_KEY_LENGTH and word in text) for word in given)
 
 
 def _bearer(value: str) -> str:

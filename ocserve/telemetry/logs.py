@@ -187,13 +187,30 @@ class _File:
 
 
 class _Rotating(RotatingFileHandler):
-    """The library's rotation, with files of mode 0600 and without its report of failures, which repeats the line."""
+    """The library's rotation, with files of mode 0600 and without its report of failures, which repeats the line.
+
+    A file that others move or delete, as logrotate does, is left at the next line for a new one at the path.
+    """
 
     def __init__(self, file: Path, max_bytes: int, backups: int) -> None:
         super().__init__(file, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, into the file that is at the path now; the one before where no other can be opened."""
+        with suppress(OSError):
+            if self.stream is not None and not self._is_at_path(self.stream):
+                before, self.stream = self.stream, self._open()
+                before.close()
+        super().emit(record)
+
+    def _is_at_path(self, stream: TextIOWrapper) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.baseFilename), os.fstat(stream.fileno()))
+        except FileNotFoundError:
+            return False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
         """A log that cannot be written must not fail what it reports."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ocserve import config
 from ocserve.accounts.keystore import KEY_PATTERN
 from ocserve.catalog.store import Store
 from ocserve.cli import main
+from ocserve.modelcard import KINDS
 from tests.serving.models import install
 
 
@@ -85,11 +87,32 @@ def test_the_life_of_a_key() -> None:
     assert first["key"] != second["key"]
     (until,) = second["replaced_secrets_valid_until"]
     header, row = keys("list").stdout.splitlines()
-    assert header.split() == ["NAME", "ID", "STATE", "SCOPE", "CREATED", "EXPIRES", "LIMITS"]
-    assert f"active, old secret until {until}  admin" in row
+    assert header.split() == ["NAME", "ID", "STATE", "SCOPE", "CREATED", "EXPIRES", "MODELS", "TERMS"]
+    assert f"active, old until {until[5:10]} {until[11:16]}Z  admin" in row
+    assert row.endswith("all     concurrent 2")
     assert as_json("limits", "acme", "--concurrent", "default", "--tpm", "100")["limits"] == {"tokens_per_minute": 100}
     assert as_json("revoke", "acme")["state"] == "revoked"
     assert [key["state"] for key in as_json("list")["keys"]] == ["revoked"]
+
+
+def test_the_list_tells_what_sets_a_key_apart_on_lines_that_fit() -> None:
+    keys("create", "--name", "acme-production", "--model", "smollm2:135m", "--price", "prompt=0.1", "--rpm", "600")
+    keys("create", "--name", "other", "--model", "a", "--model", "b", "--prepaid", "--spend-cap", "25.00")
+    keys("create", "--name", "plain")
+    lines = keys("list").stdout.splitlines()
+    cells = [re.split(r"  +", line)[6:] for line in lines]
+    assert cells == [
+        ["MODELS", "TERMS"],
+        ["smollm2:135m", "rpm 600, own prices"],
+        ["2 models", "cap 25.00, prepaid"],
+        ["all", "the settings'"],
+    ]
+    assert max(map(len, lines)) <= 120, lines
+
+
+def test_the_help_names_every_kind_of_price() -> None:
+    text = " ".join(keys("create", "--help").output.split())
+    assert [kind for kind in KINDS if not re.search(rf"\b{kind}\b", text)] == []
 
 
 def test_a_prepaid_key_is_credited_and_shown_with_its_balance() -> None:

@@ -73,6 +73,7 @@ def sweep(served: Served) -> list[bytes]:
         served.compose("POST", post, chat, {**right, "Content-Type": CANARY}),
         served.compose("POST", post, chat, {**right, "Content-Encoding": CANARY}),
         served.compose("POST", post, chat, {**right, "X-Request-Id": CANARY + "/x"}),
+        served.compose("POST", post, chat, {**right, "X-Request-Id": KEY}),
         served.compose("POST", post, chat, {**right, "Content-Length": CANARY}),
         served.compose("POST", post, chat, {**right, "X-Forwarded-For": CANARY}),
         served.compose(CANARY.upper(), post, chat, right),

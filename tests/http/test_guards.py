@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from ocserve import config
-from ocserve.accounts.keystore import KeyStore
+from ocserve.accounts.keystore import KeyStore, new_text
 from ocserve.api.operations import OPERATIONS
 from ocserve.http.edge.current import Edge
 from ocserve.http.metrics import meter
@@ -275,6 +276,30 @@ def test_every_answer_has_a_request_id(served: Served, sent: str, kept: bool) ->
         assert (given == sent) is kept
     two = served.request("GET", "/nope", None, [("X-Request-Id", "a"), ("X-Request-Id", "b")])
     assert two.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize("place", ["Authorization", "scheme", "x-api-key", "x-goog-api-key", "query"])
+@pytest.mark.parametrize("around", ["", "a-"])
+def test_a_request_id_that_reveals_the_key_is_not_taken(served: Served, place: str, around: str) -> None:
+    authorization = {"Authorization": f"Bearer {KEY}", "scheme": f"Token {KEY}"}.get(place)
+    carried = {"Authorization": authorization} if authorization else {place: KEY}
+    for path in ("/v1/models", "/v1beta/models", "/nope"):
+        path, headers = (f"{path}?key={KEY}", {}) if place == "query" else (path, carried)
+        given = served.request("GET", path, None, {**headers, "X-Request-Id": around + KEY + around})
+        assert re.fullmatch(r"req_[0-9a-f]{32}", given.headers["x-request-id"])
+    for mine in (f"id-of-{KEY[:10]}", "x-1"):
+        assert served.request("GET", "/nope", None, {**carried, "X-Request-Id": mine}).headers["x-request-id"] == mine
+
+
+def test_a_request_id_that_reveals_a_key_which_the_request_does_not_carry_is_not_taken(served: Served) -> None:
+    for key in (new_text(), new_text()):
+        headers = {"Authorization": f"Bearer {KEY}", "X-Request-Id": f"job.{key}.1"}
+        assert served.request("GET", "/v1/models", None, headers).headers["x-request-id"].startswith("req_")
+    assert served.request("GET", "/nope", None, {"X-Request-Id": "ocs-1"}).headers["x-request-id"] == "ocs-1"
+    for dummy in ("x", "none"):  # what an open server is sent in place of a key
+        for mine, kept in ((f"{dummy}-1", True), (dummy, False)):
+            headers = {"Authorization": f"Bearer {dummy}", "X-Request-Id": mine}
+            assert (served.request("GET", "/nope", None, headers).headers["x-request-id"] == mine) is kept
 
 
 def test_answers_do_not_name_the_server_software(served: Served) -> None:

@@ -328,6 +328,32 @@ def test_a_log_file_is_rotated_and_its_owners_alone(tmp_path: Path) -> None:
     assert kept == list(range(kept[0], 200)), "a line was lost or cut"
 
 
+def test_a_log_file_that_was_moved_is_followed_by_a_new_one(tmp_path: Path) -> None:
+    with into_file(tmp_path) as file:
+        logs.event("notice", count=1)
+        for number in (2, 3):
+            file.rename(tmp_path / f"moved.{number - 1}")
+            if number == 3:
+                file.touch(0o640)  # what `create` has logrotate do
+            logs.event("notice", count=number)
+        file.unlink()
+        logs.event("notice", count=4)
+        written = [json.loads(each.read_text())["count"] for each in (*sorted(tmp_path.glob("moved.*")), file)]
+    assert written == [1, 2, 4]
+
+
+def test_a_log_file_that_was_moved_is_written_on_where_no_other_can_be(tmp_path: Path) -> None:
+    with into_file(tmp_path) as file:
+        logs.event("notice", count=1)
+        file.rename(tmp_path / "moved")
+        file.mkdir()
+        logs.event("notice", count=2)
+        assert [json.loads(each)["count"] for each in (tmp_path / "moved").read_text().splitlines()] == [1, 2]
+        file.rmdir()
+        logs.event("notice", count=3)
+        assert json.loads(file.read_text())["count"] == 3
+
+
 def test_a_log_file_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(config.ConfigError, match=r"log\.file: cannot write .*No such file"):
         logs.configure(config.Log(file=tmp_path / "missing" / "log"))

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ocserve.api import queries
 from ocserve.errors import EngineUnavailable, ErrorInfo
 from ocserve.generation import RequestRecord
 from ocserve.http import answers, vendor
+from ocserve.http.auth import reveals_key
 from ocserve.http.exchange import Exchange, has_body, header_values, peer_address
 from ocserve.http.last_word import CLIENT_GONE, last_word
 from ocserve.http.route_table import SOCKET, RouteTable
@@ -37,9 +39,7 @@ class Access:
         if scope["type"] != "http":
             return
         match = self._table.match(scope["method"], scope["path"])
-        given = header_values(scope, b"x-request-id")
-        request_id = logs.request_id(given[0].decode("latin-1") if len(given) == 1 else None)
-        trace = Trace(request_id, match.route.path if match.route else "-")
+        trace = Trace(_request_id(scope), match.route.path if match.route else "-")
         parents = header_values(scope, b"traceparent")
         trace.traceparent = parents[0].decode("latin-1") if len(parents) == 1 else None
         peer = peer_address(scope)  # no header has a say in it
@@ -66,6 +66,16 @@ class Access:
         if (window := self._announced()) is not None:
             exchange.headers.append((b"x-maintenance", window))
         await self._app(scope, receive, send)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's id if it may be written everywhere: an id goes to the log, the ledger and traces, a key to none."""
+    given = header_values(scope, b"x-request-id")
+    offered = given[0].decode("latin-1") if len(given) == 1 else None
+    # In the query of any path: one that takes no key there may have been sent one all the same.
+    if offered is not None and reveals_key(offered, scope, queries.sent_keys(scope["query_string"])):
+        offered = None
+    return logs.request_id(offered)
 
 
 class _Answer:
