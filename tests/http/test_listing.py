@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from ocserve.accounts.keystore import KeyStore
 from tests.http.harness import Served, serving
 
 
@@ -33,3 +35,18 @@ def test_not_ready_says_why() -> None:
         assert "its restart takes long" in answer.error["message"]
         served.engine.facts_known = False
         assert "loaded for the first time" in served.request("GET", "/ready").error["message"]
+
+
+def test_a_server_that_cannot_read_its_keys_is_not_ready(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    store.create("acme")
+    whole = store.path.read_bytes()
+    with serving(store=store) as served:
+        assert served.chat().status == 200
+        assert served.request("GET", "/ready").status == 200
+        store.path.write_bytes(b"{")
+        answer = served.request("GET", "/ready")
+        assert (answer.status, answer.error["code"]) == (503, "keys_unavailable")
+        assert served.request("GET", "/status", None, {"Accept": "application/json"}).json["ready"] is False
+        store.path.write_bytes(whole)
+        assert served.request("GET", "/ready").status == 200
