@@ -138,8 +138,9 @@ async def running(
         past = Past(await asyncio.to_thread(billing.ledger.recent)) if billing.ledger is not None else NO_PAST
         edge = Edge(sized(tree.server, reads_images=lineup.reads_images))
         limiter = Limiter(tree.limits, past=past)
+        keys = KeyRing(key, tree.auth, secret, store)
         service = Service(
-            lineup.fleet, lineup.described, limiter, tree.limits, fetcher, billing, doors, lineup.look, judge
+            lineup.fleet, lineup.described, limiter, tree.limits, fetcher, billing, doors, lineup.look, judge, keys
         )
 
         def changed(models: Mapping[str, Describe]) -> None:
@@ -151,7 +152,6 @@ async def running(
         lineup.tell(changed)
         stop = server.Stop()
         control = Control(settings, reread or (lambda: settings), lineup, service, edge, fetcher, published, stop)
-        keys = KeyRing(key, tree.auth, secret, store)
         asgi = application.build(service, keys, edge, control, published, observe)
         yield Daemon(facts, service, asgi, edge, control, stop)
 

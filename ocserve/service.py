@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from ocserve import config
 from ocserve.accounts.billing import Bill, Billing
 from ocserve.accounts.crowd import Room
-from ocserve.accounts.keys import Caller
+from ocserve.accounts.keys import Caller, KeyRing
 from ocserve.accounts.limits import Lease, Limiter
 from ocserve.accounts.line import UNKNOWN, Attempt
 from ocserve.accounts.offer import Offer
@@ -75,6 +75,7 @@ class Service:
         doors: Doors | None = None,
         look: Callable[[], Awaitable[None]] = _as_it_was,
         judge: Judge | None = None,
+        keys: KeyRing | None = None,
     ) -> None:
         """`fetch` gets the images of a prompt that it names by their addresses only, for a key's id.
 
@@ -82,6 +83,7 @@ class Service:
         """
         self.judge = judge
         self.billing = billing or Billing()
+        self.keys = keys or KeyRing(None, config.Auth())
         self.limiter = limiter
         self.fleet = fleet
         self._fetch = fetch
@@ -125,7 +127,7 @@ class Service:
 
         False until that model has been loaded once; its unloading for want of requests does not change it.
         """
-        return self.doors.open and self.billing.ready and self.fleet.can_serve(self._default)
+        return self.doors.open and self.billing.ready and self.keys.ready and self.fleet.can_serve(self._default)
 
     @property
     def engine(self) -> Engine:

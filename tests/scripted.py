@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from ocserve import config
 from ocserve.accounts.billing import Billing
+from ocserve.accounts.keys import KeyRing
 from ocserve.accounts.limits import Limiter
 from ocserve.accounts.past import NO_PAST, Past
 from ocserve.engine.fleet import Fleet, LoadableEngine
@@ -376,8 +377,9 @@ def alone(
     billing: Billing | None = None,
     past: Past = NO_PAST,
     judge: Judge | None = None,
+    keys: KeyRing | None = None,
 ) -> Service:
     """A service of one model, which the first request loads."""
     fleet = Fleet({model.id: engine}, Memory({model.id: (1,)}, (1,), lambda: 1), Rules())
     limiter = Limiter(limits, past=past)
-    return Service(fleet, {model.id: lambda facts: model}, limiter, limits, billing=billing, judge=judge)
+    return Service(fleet, {model.id: lambda facts: model}, limiter, limits, billing=billing, judge=judge, keys=keys)

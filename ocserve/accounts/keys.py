@@ -20,11 +20,9 @@ from pathlib import Path
 from ocserve import config
 from ocserve.accounts import pricing
 from ocserve.accounts.balances import UNBOUNDED, Account
-from ocserve.accounts.keystore import AS_SETTINGS, Key, KeyStore, OwnLimits, Secret, digest_of, is_mistyped
+from ocserve.accounts.keystore import ANONYMOUS, AS_SETTINGS, Key, KeyStore, OwnLimits, Secret, digest_of, is_mistyped
 from ocserve.errors import AuthenticationFailed, Forbidden, KeyExpired, KeyRevoked, KeysUnavailable
 from ocserve.modelcard import ServedModel
-
-ANONYMOUS = "anonymous"
 
 # Stands in where the settings have no key, so that hit, miss and absence take the same path. No text has this digest.
 _NO_DIGEST = bytes(hashlib.sha256().digest_size)
@@ -94,6 +92,21 @@ class KeyRing:
         """Whether there is any key, or was one since the server started. Raises `KeysUnavailable`."""
         with _readable():
             return self._digest is not None or (self._store is not None and self._store.has_keys)
+
+    def check(self) -> None:
+        """Raise `KeysUnavailable` where it cannot be known who calls."""
+        with _readable():
+            if self._store is not None:
+                self._store.listed()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be known who calls."""
+        try:
+            self.check()
+        except KeysUnavailable:
+            return False
+        return True
 
     def identify(self, credential: str | None, loopback: bool) -> Caller:
         """The caller who sent `credential` (an empty one counts as none).

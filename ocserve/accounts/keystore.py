@@ -42,6 +42,7 @@ KEY_PATTERN = re.compile(r"ocs-[0-9A-Za-z]{38}")  # what scanners for secrets lo
 _DIGITS = string.digits + string.ascii_letters
 _RANDOM_LENGTH = 32
 _CHECK_LENGTH = 6  # 62**6 is more than 2**32
+ANONYMOUS = "anonymous"  # the name and the id of who calls without a key
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 # Stands in where no key is found, so that hit and miss take the same path. No text has this digest.
 _NOBODY = (bytes(hashlib.sha256().digest_size), None)
@@ -188,6 +189,8 @@ class KeyStore:
                 "a key's name has 1 to 64 letters, digits, dots, hyphens, underscores and @, and begins with one of the"
                 " first two"
             )
+        if name == ANONYMOUS:
+            raise config.ConfigError(f"a key cannot be called {ANONYMOUS}: that is who calls without one")
         text, now = new_text(), int(self.clock())
         with self._editing() as keys:
             if any(key.is_called(name) for key in keys):

@@ -19,7 +19,9 @@ waiting ones have been released. Several daemons may share the file: SQLite's lo
 
 If a write fails, the connection is made anew and the batch written again at once. If that fails too, those who wait are
 let go (what is in flight finishes), `healthy` is False, which ends admission, and the rows are kept in memory and tried
-again every second until the disk takes them.
+again every second until the disk takes them. Before each batch, and every second where there is none, it is looked
+whether the path still leads to the open file (`ledger_files`). If not, that is such a failure; nothing is opened anew
+then, since what is there now is another ledger, and service goes on when the right file is back.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ import psutil
 
 from ocserve.accounts import balances
 from ocserve.accounts.balances import Account, Credit, Hold, Hour, Standing
+from ocserve.accounts.ledger_files import OpenFiles
 from ocserve.accounts.ledger_schema import (
     DAY_US,
     HOUR_US,
@@ -56,7 +59,7 @@ Outcome = Literal["open", "completed", "cancelled", "failed", "lost"]
 T = TypeVar("T")
 
 _SLOWEST_S = 10.0  # a write that takes longer has met a disk that does not answer
-_RETRY_S = 1.0
+_LOOK_S = 1.0  # between looks at a disk that failed, and at the files of a server that has nothing to write
 _HOUSEKEEPING_S = 3600.0
 _CLOSING_S = 30.0  # how long a disk that does not answer holds up a stop
 _CHECKPOINT_PAGES = 1000  # of 4 KiB, as SQLite's own default
@@ -131,7 +134,7 @@ class Ledger:
         self._writing_since: float | None = None
         self._closing = False
         self._kept_at = 0.0
-        self._log_pages = 0  # in the write-ahead log since it last began anew
+        self._files = OpenFiles(file)
         opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(opened,), name="ledger", daemon=True)
         self._thread.start()
@@ -208,22 +211,19 @@ class Ledger:
             self._write(batch)
             self._writing_since = None
         with suppress(apsw.Error):
+            if not self._files.may_end_log():
+                self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._connection.close()
 
     def _connect(self) -> None:
-        def grown(connection: apsw.Connection, database: str, pages: int) -> int:
-            self._log_pages = pages
-            return apsw.SQLITE_OK
-
         self._connection = connect(self._file, self._vfs)
-        self._connection.set_wal_hook(grown)
+        self._files.opened(self._connection)
 
     def _take(self) -> list[_Task[Any]]:
-        """What waits, at least one unless it is time for something else."""
+        """What waits, at least one unless it is time for another look."""
         taken: list[_Task[Any]] = []
         with suppress(queue.Empty):
-            rests = self._healthy and self._kept_at > 0
-            given = self._waiting.get(timeout=_HOUSEKEEPING_S if rests else _RETRY_S)
+            given = self._waiting.get(timeout=_LOOK_S)
             while given is not None:
                 taken.append(given)
                 given = self._waiting.get_nowait()
@@ -233,7 +233,7 @@ class Ledger:
     def _write(self, batch: list[_Task[Any]]) -> None:
         """Have `batch`, and what could not be written before, on disk, and release who waits for it."""
         self._unwritten += batch
-        failure = self._attempt() and self._attempt(reconnect=True)
+        failure = self._misplaced() or (self._attempt() and self._attempt(reconnect=True))
         tried = self._unwritten
         self._unwritten = [] if failure is None else [each for each in tried if each.lasting]
         if failure is not None:  # before anybody goes on: nothing more is to be taken on
@@ -254,12 +254,21 @@ class Ledger:
             else:
                 self._on_event("ledger_failed", level="error", reason=str(failure), count=len(self._unwritten))
 
+    def _misplaced(self) -> Exception | None:
+        """Why what is open is no longer the ledger, if it is not."""
+        try:
+            self._files.check()
+        except (apsw.Error, OSError, LedgerError) as error:
+            return named(self._file, error)
+        return None
+
     def _attempt(self, *, reconnect: bool = False) -> Exception | None:
         """Do everything that is undone in one transaction; what went wrong, if anything did."""
         try:
             if reconnect:
                 with suppress(apsw.Error):
                     self._connection.close(True)
+                self._files.closed()
                 self._connect()
             if self._unwritten:
                 with transaction(self._connection):
@@ -288,8 +297,9 @@ class Ledger:
     def _housekeeping(self) -> Exception | None:
         """What nobody waits for: checkpoints, and once in a while what is old goes."""
         try:
-            if self._log_pages >= _CHECKPOINT_PAGES:
+            if self._files.log_pages >= _CHECKPOINT_PAGES:
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # waits for nobody
+                self._files.check()  # the database has grown: from now on it is as long
             if time.monotonic() - self._kept_at > _HOUSEKEEPING_S:
                 self._keep()
         except apsw.BusyError:  # another process is at it; next time

@@ -99,6 +99,7 @@ class Ready:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._service.billing.check()
         self._service.doors.check()
+        self._service.keys.check()
         if (obstacle := self._service.fleet.obstacle(self._service.default)) is not None:
             raise obstacle
         await answers.json(send, 200, openai_wire.dumps({"status": "ready"}))

@@ -162,7 +162,7 @@ def test_a_credit_is_made_once_and_declined_where_it_cannot_be(tmp_path: Path) -
 def test_a_hold_that_cannot_be_written_is_known_and_settled_leaves_nothing_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_S", 0.01)
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
     failing = Failing(1, apsw.FullError, lasting=True)
     failing.mended = True
     file = tmp_path / "ledger.db"

@@ -109,6 +109,7 @@ def test_a_key_is_its_facts(store: KeyStore, clock: Clock) -> None:
         ("", {}),
         ("-x", {}),
         ("a b", {}),
+        ("anonymous", {}),
         ("x" * 65, {}),
         ("new", {"price": {"prompt": "free"}}),
         ("new", {"price": {"prompt": "2"}}),

@@ -388,7 +388,7 @@ def test_p3_nothing_is_lost_whichever_call_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], lasting: bool, full: bool
 ) -> None:
     """P3: the Nth call to the disk fails, for every N until none does. In the short form every ninth."""
-    monkeypatch.setattr(module, "_RETRY_S", 0.01)
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
     monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 6)
     outcomes: dict[str, int] = {}
     at = 1
@@ -406,7 +406,7 @@ def test_p3_nothing_is_lost_whichever_call_fails(
 
 
 def test_a_failure_is_said_once_and_so_is_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_RETRY_S", 0.01)
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
     said: list[str] = []
     failing = Failing(1, apsw.FullError, lasting=True)
     failing.mended = True

@@ -270,7 +270,7 @@ def serving(
         branch = limits or config.Limits()
         hook = open_hook(policy) if policy else None
         judge = Judge(policy, hook, logs.event) if policy and hook else None
-        service = alone(engine, model, branch, billing, past, judge)
+        service = alone(engine, model, branch, billing, past, judge, keys)
         stop = Stop()
 
         def on_ready(url: str) -> None:

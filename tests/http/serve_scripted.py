@@ -99,11 +99,12 @@ async def main(options: dict[str, Any], say: Callable[[str], None]) -> None:
     model = convert({**to_builtins(MODEL), **options.get("model", {})}, ServedModel)
     ledger = Ledger(Path(options["ledger"]), retention_days=30) if "ledger" in options else None
     billing = Billing(config.Billing(), priced(model.id), ledger) if ledger else None
-    service = alone(engine, model, limits, billing)
     settings = replace(config.Server(), **{"port": 0, **options.get("server", {})})
     edge = Edge(settings)
     store = KeyStore(Path(options["keys_file"])) if "keys_file" in options else None
-    app = build(service, KeyRing(options.get("key"), config.Auth(), store=store), edge, Control(), Published())
+    keys = KeyRing(options.get("key"), config.Auth(), store=store)
+    service = alone(engine, model, limits, billing, keys=keys)
+    app = build(service, keys, edge, Control(), Published())
     watch = Watch()
     looking = asyncio.create_task(watch.look())
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: say(json.dumps(watch.told())))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from httpx2 import ASGITransport, AsyncClient
 
 from ocserve import config
 from ocserve.accounts.keys import KeyRing
+from ocserve.accounts.keystore import KeyStore
 from ocserve.engine.connection import Connection
 from ocserve.engine.handle import EngineHandle, Supervision
 from ocserve.engine.wire import EngineFacts
@@ -90,3 +92,18 @@ async def test_while_an_engine_restarts_a_server_is_ready_for_as_long_as_a_reque
         assert await ready("ready") == 200
         assert engine.restarts == 1
     await service.fleet.close()
+
+
+def test_a_server_that_cannot_read_its_keys_is_not_ready(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    store.create("acme")
+    whole = store.path.read_bytes()
+    with serving(store=store) as served:
+        assert served.chat().status == 200
+        assert served.request("GET", "/ready").status == 200
+        store.path.write_bytes(b"{")
+        answer = served.request("GET", "/ready")
+        assert (answer.status, answer.error["code"]) == (503, "keys_unavailable")
+        assert served.request("GET", "/status", None, {"Accept": "application/json"}).json["ready"] is False
+        store.path.write_bytes(whole)
+        assert served.request("GET", "/ready").status == 200

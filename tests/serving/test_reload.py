@@ -13,7 +13,8 @@ from httpx2 import ASGITransport, AsyncClient
 from msgspec.structs import replace
 
 from ocserve import app, config
-from ocserve.accounts.keys import ANONYMOUS, Caller
+from ocserve.accounts.keys import Caller
+from ocserve.accounts.keystore import ANONYMOUS
 from ocserve.catalog.pull import describe_file
 from ocserve.catalog.store import Store
 from ocserve.errors import ApiError, Conflict, InvalidRequest, RateLimited
