@@ -43,14 +43,21 @@ def _expiry(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     """Seconds since 1970: so long from now, or at the end of a day in UTC."""
     if value is None:
         return None
+    now = int(time.time())
     if (lasts_s := _seconds(value)) is not None:
-        return int(time.time()) + lasts_s
+        return _to_come(now + lasts_s, now, ctx, param)
     try:
         day = datetime.datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=datetime.UTC)
     except ValueError:
         expected = "expected a day such as 2027-01-31, or a duration such as 90s, 15m, 24h or 90d"
         raise click.BadParameter(expected, ctx, param) from None
-    return int((day + datetime.timedelta(days=1)).timestamp())
+    return _to_come(int((day + datetime.timedelta(days=1)).timestamp()), now, ctx, param)
+
+
+def _to_come(expiry: int, now: int, ctx: click.Context, param: click.Parameter) -> int:
+    if expiry <= now:
+        raise click.BadParameter("expected a time to come: the key would have expired already", ctx, param)
+    return expiry
 
 
 def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:

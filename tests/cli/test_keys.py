@@ -113,6 +113,8 @@ def test_a_prepaid_key_is_credited_and_shown_with_its_balance() -> None:
         (("create", "--name", "a b"), "a key's name"),
         (("create", "--name", "x", "--rpm", "many"), "whole number"),
         (("create", "--name", "x", "--expires", "soon"), "a day such as 2027-01-31, or a duration such as 90s"),
+        (("create", "--name", "x", "--expires", "0d"), "the key would have expired already"),
+        (("create", "--name", "x", "--expires", "2020-01-31"), "the key would have expired already"),
         (("rotate", "x", "--overlap", "2027-01-31"), "expected a duration such as 90s"),
         (("create", "--name", "x", "--price", "prompt"), "KIND=AMOUNT"),
         (("limits", "nobody", "--rpm", "1"), "no key called nobody"),
