@@ -262,8 +262,9 @@ def credit(name: str, amount: str, note: str, correct: bool, idempotency_key: st
     settings = config.load().config
     if settings.ledger.use == "off":
         raise Failure("there is no ledger to keep a balance in", "set ledger.use to on")
+    key = _store().named(name)
     wanted = balances.Credit(
-        key_id=_store().named(name).id,
+        key_id=key.id,
         amount=asked,
         note=note,
         correction=correct,
@@ -274,6 +275,10 @@ def credit(name: str, amount: str, note: str, correct: bool, idempotency_key: st
         made = balances.add_credit(config.ledger_file(settings.ledger), wanted)
     except (balances.Declined, LedgerError) as error:
         raise Failure(str(error)) from None
+    if (state := key.state(time.time())) != "active":
+        click.echo(f"warning: {name} is {state}: nobody can use its balance", err=True)
+    if not key.prepaid:
+        click.echo(f"warning: {name} is not prepaid: what it may spend does not depend on its balance", err=True)
     if as_json:
         shown = {"id": made.id, "key": name, "amount": pricing.dollars(made.amount), "note": made.note}
         print_json(

@@ -100,6 +100,11 @@ def test_a_prepaid_key_is_credited_and_shown_with_its_balance() -> None:
     assert keys("credit", "acme", "-2.5", "--correct").output == "acme: -2.50 US dollars, the balance is 7.50\n"
     assert "at most 7.50 can be taken back" in keys("credit", "acme", "-8", "--correct", code=1).stderr
     assert "correction" in keys("credit", "acme", "-1", code=1).stderr
+    keys("create", "--name", "gone")
+    keys("revoke", "gone")
+    warnings = keys("credit", "gone", "1").stderr
+    assert "gone is revoked" in warnings
+    assert "gone is not prepaid" in warnings
     assert "used for another credit" in keys("credit", "acme", "1", "--idempotency-key", "a", code=1).stderr
     assert as_json("show", "acme")["balance"]["balance"] == "7.50"
     assert "balance=7.50" in keys("show", "acme").output
