@@ -228,7 +228,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     """Vectors for texts or token lists, of an embedding model. Texts are content: they never become control tokens.
 
-    `dimensions` keeps so many numbers of each vector; `normalise`: of length 1. `salt` as in `GenerateRequest`.
+    `dimensions` keeps so many numbers of each vector; `normalise`: of length 1. `count_only`: nothing is computed, the
+    answer has the tokens of each input and no vectors. `salt` as in `GenerateRequest`.
     """
 
     request_id: str
@@ -236,6 +237,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     inputs: tuple[TextPrompt | TokenPrompt, ...]
     dimensions: int | None = None
     normalise: bool = True
+    count_only: bool = False
     deadline_s: float = 600.0
     salt: bytes = b""
 
@@ -249,12 +251,13 @@ class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag="embedded", omit_d
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True, tag="score"):
-    """How well each document answers the query, by a reranking model. `salt` as in `GenerateRequest`."""
+    """How well each document answers the query, by a reranking model. `count_only` and `salt` as in `EmbedRequest`."""
 
     request_id: str
     model: str
     query: str
     documents: tuple[str, ...]
+    count_only: bool = False
     deadline_s: float = 600.0
     salt: bytes = b""
 

@@ -177,7 +177,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     nothing is charged.
     `dimensions` are the numbers of a vector of an embedding model, 0 of any other; neither that nor a reranking one
     generates, so that its `max_output_tokens` is 0. `image_urls`: images are fetched from the addresses that are named.
-    `countries` are where it is computed, as ISO 3166 codes.
+    `countries` are where it is computed, as ISO 3166 codes. `refused`: it has no price and is not given away.
     """
 
     id: str
@@ -198,6 +198,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
     digest: str | None = None
     prices: Prices | None = None
+    refused: bool = False
     dimensions: int = 0
     image_urls: bool = False
     countries: tuple[str, ...] = ()

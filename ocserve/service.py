@@ -30,12 +30,14 @@ from ocserve.engine.desk import Describe, Desk
 from ocserve.engine.fleet import Fleet
 from ocserve.engine.handle import Engine, LoadError
 from ocserve.engine.residency import Phase
-from ocserve.engine.sizes import check_chances, image_count, least_tokens, most_tokens, queued_bytes
+from ocserve.engine.sizes import check_chances, image_count, most_tokens, queued_bytes
 from ocserve.engine.wire import Prepared
 from ocserve.errors import ApiError, Conflict, EngineUnavailable, InternalError, ModelNotFound, Overloaded
 from ocserve.generation import (
     Answer,
     ChatPrompt,
+    EmbedRequest,
+    Encoded,
     EncodeRequest,
     Failed,
     GenerateRequest,
@@ -231,7 +233,6 @@ class Service:
         trace.bill = await self._bill(trace, caller)
         lease = self._admit(caller, desk, attempt)
         lease.enter(Room(question.model, desk.most_owed, desk.returning, self._spare(caller)), caller.key_id)
-        lease.reserve(least_tokens(question), "documents" if isinstance(question, ScoreRequest) else "input")
         begun = time.monotonic()
         try:
             return await self._asked(desk, question, caller, lease, trace)
@@ -250,6 +251,8 @@ class Service:
                         place = desk.place()
                     with place:
                         async with self.fleet.lease(question.model) as engine:
+                            if lease.by_token and not isinstance(question, EncodeRequest):
+                                await _reserve(engine, question, lease, desk.model.context_length)
                             hearing = self._hearing(engine, trace)
                             if hearing and not isinstance(question, EncodeRequest):
                                 await hearing.inputs(question)
@@ -382,6 +385,20 @@ async def _start(
     choices = sum(request.choices for request in requests)
     review = None if hearing is None else hearing.review(choices, streamed=trace.stream)
     return Generation(trace, requests, streams, ignored, review)
+
+
+async def _reserve(engine: Engine, question: EmbedRequest | ScoreRequest, lease: Lease, context: int) -> None:
+    """Hold the tokens of a question before it is judged or computed; raises what `Lease.reserve` and the engine raise.
+
+    By the bytes of its texts it may be six times as much as is there, or as may ever be, and still fit: then its tokens
+    are counted, which costs a second tokenising and no computing. Where the most is there, it is held instead.
+    """
+    tokens = most_tokens(question, context)
+    if not lease.has_room(tokens):
+        answer = await engine.ask(replace(question, request_id=secrets.token_hex(12), count_only=True))
+        assert not isinstance(answer, Encoded)
+        tokens = sum(answer.tokens)
+    lease.reserve(tokens, "documents" if isinstance(question, ScoreRequest) else "input")
 
 
 async def _prepared(engine: Engine, requests: Sequence[GenerateRequest], index: int) -> Prepared:

@@ -151,10 +151,12 @@ def told(question: Question) -> Answer:
     match question:
         case EmbedRequest(inputs=inputs):
             sizes = [len(each.tokens if isinstance(each, TokenPrompt) else each.text.encode()) for each in inputs]
-            return Embedded(vectors=tuple(struct.pack("<2f", size, 1.0) for size in sizes), tokens=tuple(sizes))
+            vectors = () if question.count_only else tuple(struct.pack("<2f", size, 1.0) for size in sizes)
+            return Embedded(vectors=vectors, tokens=tuple(sizes))
         case ScoreRequest(documents=documents):
             sizes = [len(text.encode()) for text in documents]
-            return Scored(scores=tuple(1 / (1 + size) for size in sizes), tokens=tuple(sizes))
+            scores = () if question.count_only else tuple(1 / (1 + size) for size in sizes)
+            return Scored(scores=scores, tokens=tuple(sizes))
         case EncodeRequest(prompt=TokenPrompt(tokens=tokens)):
             data = bytes(token % 256 for token in tokens)
         case EncodeRequest(prompt=ChatPrompt(messages=messages)):

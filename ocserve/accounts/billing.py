@@ -205,7 +205,8 @@ class Billing:
         """`model` with today's prices, for a key with prices of its own."""
         if not self._tariff and not own:
             return model
-        return replace(model, prices=pricing.with_own(self._tariff.prices(model.id, self._today()), own))
+        prices = pricing.with_own(self._tariff.prices(model.id, self._today()), own)
+        return replace(model, prices=prices, refused=prices is None and self.refuses_unpriced)
 
     def schedule(self, model: str) -> tuple[DatedPrices, ...]:
         """The listed prices of a model: today's, and those that are announced."""

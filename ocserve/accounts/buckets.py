@@ -1,6 +1,6 @@
 """Token buckets: so much per minute, so much per day. A bucket holds one period's worth and refills continuously.
 
-Time and levels are integers (nanoseconds; units times the nanoseconds of the period), so arithmetic is exact.
+Time and use are integers (nanoseconds; units times the nanoseconds of the period), so arithmetic is exact.
 """
 
 from __future__ import annotations
@@ -40,57 +40,80 @@ class Named:
 
 
 class Bucket:
-    """A bucket of `limit` units per `period_ns`; None is unlimited. Starts full."""
+    """A bucket of `limit` units per `period_ns`; None is unlimited. Starts full.
+
+    It counts what has been used and is not refilled yet, also without a limit, so that whoever is given one later, or
+    again, has used what they have used: it is refilled then as under the least limit that would have sufficed. Where a
+    limit is lowered below what is used, the rest is not owed, for it was allowed. It counts again if the limit is
+    raised, until it would have been refilled under the limit that allowed it.
+    """
 
     def __init__(self, limit: int | None, period_ns: int) -> None:
         self.limit = limit
         self.period_ns = period_ns
-        self._level = (limit or 0) * period_ns
+        self._used = 0
+        self._beyond = 0  # used too, and more than the limit was lowered to
+        self._widest = limit or 0  # the limit that has allowed all that is used
 
-    def resize(self, limit: int | None, outstanding: int) -> None:
-        """Change the limit; what has been used stays used. `outstanding` units are taken and may be given back."""
+    def resize(self, limit: int | None) -> None:
+        """Change the limit; what has been used stays used, and what is owed is still owed."""
+        self._widen()
+        used = self._used + self._beyond
         if limit is None:
-            self._level = 0
-        elif self.limit is None:
-            self._level = (limit - outstanding) * self.period_ns
+            self._used, self._beyond = used, 0
         else:
-            raised = max(0, limit - self.limit)
-            self._level = min(self._level + raised * self.period_ns, limit * self.period_ns)
+            owed = 0 if self.limit is None else max(0, self._used - self.limit * self.period_ns)
+            self._used = min(used, limit * self.period_ns + owed)
+            self._beyond = used - self._used
+            self._widest = max(self._widest, limit)
         self.limit = limit
 
     def resume(self, spans: Sequence[tuple[int, int]]) -> None:
         """Have been empty before `spans`, each so long (ns) and with so many units taken at its end."""
-        self._level = 0
+        self._used = (self.limit or 0) * self.period_ns
         for lasted_ns, units in spans:
             self.refill(lasted_ns)
             self.take(units)
 
     def refill(self, elapsed_ns: int) -> None:
         """Let time pass."""
-        if self.limit is not None:
-            self._add(elapsed_ns * self.limit)
+        if not elapsed_ns:
+            return
+        self._widen()
+        rate = self._widest if self.limit is None else self.limit
+        self._used = max(0, self._used - elapsed_ns * rate)
+        self._beyond = max(0, self._beyond - elapsed_ns * (self._widest - rate))
 
     def take(self, units: int) -> None:
         """Take units, which may leave the bucket in debt; give back with a negative number."""
-        if self.limit is not None:
-            self._add(-units * self.period_ns)
+        used = self._used + units * self.period_ns
+        self._used = max(0, used)
+        self._beyond = max(0, self._beyond + min(0, used))
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing is missing, nor would be under another limit."""
+        return not self._used and not self._beyond
 
     def wait_ns(self, units: int) -> int:
         """How long until `units` are there; 0 if they are now."""
         if self.limit is None:
             return 0
-        return max(0, -(-(units * self.period_ns - self._level) // self.limit))
+        return max(0, -(-((units - self.limit) * self.period_ns + self._used) // self.limit))
 
     def state(self, promised: int) -> Dimension | None:
         """What a client sees, the promised units not counted."""
         if self.limit is None:
             return None
-        left = max(0, self._level // self.period_ns - promised)
+        left = max(0, self.limit - -(-self._used // self.period_ns) - promised)
         return Dimension(self.limit, left, self.wait_ns(self.limit + promised))
 
-    def _add(self, amount: int) -> None:
-        assert self.limit is not None
-        self._level = min(self._level + amount, self.limit * self.period_ns)
+    def _widen(self) -> None:
+        """Have `_widest` as of now; what is taken and given back at the same moment does not count."""
+        if self.limit is None:
+            self._widest = max(self._widest, -(-self._used // self.period_ns)) if self._used else 0
+        elif not self._beyond:
+            self._widest = self.limit
 
 
 class Quota:
@@ -109,13 +132,13 @@ class Quota:
     @property
     def full(self) -> bool:
         """Whether nothing is missing."""
-        return not any(bucket.wait_ns(bucket.limit or 0) for bucket in self._buckets)
+        return all(bucket.full for bucket in self._buckets)
 
-    def resize(self, per_minute: int | None, per_day: int | None, outstanding: int = 0) -> None:
+    def resize(self, per_minute: int | None, per_day: int | None) -> None:
         """Change the limits."""
         for bucket, limit in zip(self._buckets, (per_minute, per_day), strict=True):
             if bucket.limit != limit:
-                bucket.resize(limit, outstanding)
+                bucket.resize(limit)
 
     def refill(self, elapsed_ns: int) -> None:
         """Let time pass."""

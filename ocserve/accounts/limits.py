@@ -38,6 +38,16 @@ class Lease:
         """Whether it counts among so many requests per day."""
         return any(place.line.limits.requests_per_day is not None for place in self._places)
 
+    @property
+    def by_token(self) -> bool:
+        """Whether its tokens are limited."""
+        return any(place.line.tokens.most is not None for place in self._places)
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether so many tokens could be held now."""
+        self._limiter.tick(*(place.line for place in self._places))
+        return not any(place.line.never(tokens) or place.line.tokens_wait_ns(place, tokens) for place in self._places)
+
     def enter(self, room: Room, key_id: str) -> None:
         """Take a place among all who use a model, or raise `Overloaded`, which gives everything back."""
         assert not self._over
@@ -158,9 +168,13 @@ class Limiter:
         self._lines: dict[tuple[str, str], Line] = {}  # by key and model, and of a key with no model
 
     def reset(self, limits: config.Limits) -> None:
-        """Other limits from now on, for keys that are here as well: what has been used stays used."""
+        """Other limits from now on, for keys that are here as well: what has been used stays used.
+
+        The use of a model that has limits no more is counted on, for they may come back.
+        """
         self._defaults = AS_SETTINGS.over(limits)
-        self._of_models = {each.model: AS_SETTINGS.over(each) for each in limits.models}
+        no_more = dict.fromkeys(self._of_models, config.Allowance())
+        self._of_models = no_more | {each.model: AS_SETTINGS.over(each) for each in limits.models}
 
     def admit(
         self,

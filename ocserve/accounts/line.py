@@ -150,8 +150,7 @@ class Line:
             return
         self.limits = limits
         self.requests.resize(limits.requests_per_minute, limits.requests_per_day)
-        outstanding = sum(place.reserved for place in self.running)
-        self.tokens.resize(limits.tokens_per_minute, limits.tokens_per_day, outstanding)
+        self.tokens.resize(limits.tokens_per_minute, limits.tokens_per_day)
 
     def resume(self, hours: Sequence[Used]) -> None:
         """Have been used before this process, so much in each of the last hours, oldest first; none: a fresh start."""

@@ -45,7 +45,7 @@ def _model(model: ServedModel) -> dict[str, object]:
         "input_modalities": list(model.input_modalities),
         "output_modalities": [_MODALITIES.get(modality, modality) for modality in model.output_modalities],
         "capabilities": list(model.capabilities),
-        "pricing": _pricing(model.prices),
+        **({} if model.refused else {"pricing": _pricing(model.prices)}),
         **_tiers(model.prices),
         "quantization": offer.quantization(model),
         "gguf_quantization": model.quantisation,

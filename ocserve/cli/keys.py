@@ -47,14 +47,21 @@ def _expiry(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     """Seconds since 1970: so long from now, or at the end of a day in UTC."""
     if value is None:
         return None
+    now = int(time.time())
     if (lasts_s := _seconds(value)) is not None:
-        return int(time.time()) + lasts_s
+        return _to_come(now + lasts_s, now, ctx, param)
     try:
         day = datetime.datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=datetime.UTC)
     except ValueError:
         expected = "expected a day such as 2027-01-31, or a duration such as 90s, 15m, 24h or 90d"
         raise click.BadParameter(expected, ctx, param) from None
-    return int((day + datetime.timedelta(days=1)).timestamp())
+    return _to_come(int((day + datetime.timedelta(days=1)).timestamp()), now, ctx, param)
+
+
+def _to_come(expiry: int, now: int, ctx: click.Context, param: click.Parameter) -> int:
+    if expiry <= now:
+        raise click.BadParameter("expected a time to come: the key would have expired already", ctx, param)
+    return expiry
 
 
 def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -260,8 +267,9 @@ def credit(name: str, amount: str, note: str, correct: bool, idempotency_key: st
     settings = config.load().config
     if settings.ledger.use == "off":
         raise Failure("there is no ledger to keep a balance in", "set ledger.use to on")
+    key = _store().named(name)
     wanted = balances.Credit(
-        key_id=_store().named(name).id,
+        key_id=key.id,
         amount=asked,
         note=note,
         correction=correct,
@@ -272,6 +280,10 @@ def credit(name: str, amount: str, note: str, correct: bool, idempotency_key: st
         made = balances.add_credit(config.ledger_file(settings.ledger), wanted)
     except (balances.Declined, LedgerError) as error:
         raise Failure(str(error)) from None
+    if (state := key.state(time.time())) != "active":
+        click.echo(f"warning: {name} is {state}: nobody can use its balance", err=True)
+    if not key.prepaid:
+        click.echo(f"warning: {name} is not prepaid: what it may spend does not depend on its balance", err=True)
     if as_json:
         shown = {"id": made.id, "key": name, "amount": pricing.dollars(made.amount), "note": made.note}
         print_json(

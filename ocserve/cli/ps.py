@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import click
@@ -45,8 +44,7 @@ def _remarks(state: dict[str, Any]) -> list[str]:
     elif state["draining"]:
         found.append("the server takes nothing more; `ocserve drain --resume` ends that")
     if state["maintenance"] is not None:
-        starts, ends = (datetime.datetime.fromisoformat(state["maintenance"][name]) for name in ("starts", "ends"))
-        found.append(f"maintenance from {starts} to {ends}")
+        found.append(f"maintenance from {state['maintenance']['starts']} to {state['maintenance']['ends']}")
     if state["ledger"] == "failing":
         found.append("the ledger cannot be written, so nothing is taken on")
     return found

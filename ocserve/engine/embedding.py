@@ -176,6 +176,8 @@ class Embedder:
                     self._answer(question, cancelled())
                 elif isinstance(question, EncodeRequest):
                     self._answer(question, self._encoder.answer(question))
+                elif question.count_only:
+                    self._answer(question, counted(question, self._inputs(question)))
                 else:
                     self._arrivals.put(Job(question, self._inputs(question)))
             except ApiError as error:
@@ -302,6 +304,14 @@ class Embedder:
             return Scored(scores=tuple(self._context.relevance(vector) for vector in vectors), tokens=tokens)
         made = (finished(vector, job.question) for vector in vectors)
         return Embedded(vectors=tuple(vector.astype("<f4").tobytes() for vector in made), tokens=tokens)
+
+
+def counted(question: Computed, inputs: Sequence[Ids]) -> Answer:
+    """How many tokens would be computed, of each input."""
+    tokens = tuple(map(len, inputs))
+    if isinstance(question, ScoreRequest):
+        return Scored(scores=(), tokens=tokens)
+    return Embedded(vectors=(), tokens=tokens)
 
 
 def finished(vector: Vector, question: EmbedRequest) -> Vector:

@@ -18,8 +18,6 @@ from ocserve.generation import (
 )
 
 _ID_BYTES = 8  # of a token id that waits in a queue
-# Of text for each token: more than usual text has, so that what is estimated is not less in truth.
-_BYTES_PER_TOKEN = 6
 # At most: a byte is one token or less, but a normaliser may first write a character of three bytes as eighteen others.
 _TOKENS_PER_BYTE = 6
 _ADDED = 8  # tokens that no text has: where one begins, is separated and ends
@@ -74,15 +72,6 @@ def check_chances(requests: Sequence[GenerateRequest], prepared: Sequence[Prepar
             f"most {_MOST_CHANCES} are told at once. Please ask for fewer answers or tokens.",
             param="logprobs",
         )
-
-
-def least_tokens(question: EmbedRequest | ScoreRequest) -> int:
-    """How many tokens a question has at least, as usual text is; 1 for an empty one."""
-    if isinstance(question, ScoreRequest):
-        asked = len(question.query.encode())
-        return max(1, sum(asked + len(text.encode()) for text in question.documents) // _BYTES_PER_TOKEN)
-    given = sum(len(each.tokens) for each in question.inputs if isinstance(each, TokenPrompt))
-    return max(1, given + sum(map(text_bytes, question.inputs)) // _BYTES_PER_TOKEN)
 
 
 def most_tokens(question: EmbedRequest | ScoreRequest, context: int) -> int:

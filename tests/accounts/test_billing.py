@@ -54,20 +54,23 @@ def only(tmp_path: Path) -> Row:
 
 
 def test_a_model_without_a_price_is_refused_where_the_operator_wants_it(tmp_path: Path) -> None:
-    """Not where nothing has a price, and not for a key that has prices of its own."""
+    """Not where nothing has a price, and not for a key that has prices of its own. The list then says no price."""
     store = KeyStore(tmp_path / "keys.json")
     keys = [store.create("listed")[1], store.create("own", price={"prompt": "0.1"})[1]]
-    statuses = []
+    statuses, listed = [], []
     for unpriced, tariff in (("refuse", priced("tinny")), ("serve", priced("tinny")), ("refuse", None)):
         billing = Billing(config.Billing(unpriced=unpriced), tariff, today=lambda: TODAY)  # type: ignore[arg-type]
         with serving(ScriptedEngine, billing=billing, store=store) as served:
             answers = [served.chat(headers={"x-api-key": key}) for key in keys]
             statuses.append([answer.status for answer in answers])
+            lists = [served.request("GET", "/v1/models", headers={"x-api-key": key}).json["data"] for key in keys]
+            listed.append(["pricing" in entry for (entry,) in lists])
             if statuses == [[404, 200]]:
                 error = answers[0].error
                 assert (error["code"], error["param"]) == ("model_not_priced", "model")
                 assert "The model tiny has no price" in error["message"]
     assert statuses == [[404, 200], [200, 200], [200, 200]]
+    assert listed == [[False, True], [True, True], [True, True]]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

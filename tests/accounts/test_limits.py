@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from msgspec import to_builtins
 
 from ocserve import config
-from ocserve.accounts.buckets import LimitState
+from ocserve.accounts.buckets import DAY, Bucket, LimitState
 from ocserve.accounts.keystore import OwnLimits
 from ocserve.accounts.limits import Lease, Limiter
 from ocserve.errors import InvalidRequest, RateLimited
@@ -378,51 +380,98 @@ STEPS = st.one_of(
 )
 SMALL = st.one_of(st.none(), st.integers(1, 8))
 MANY = st.one_of(st.none(), st.integers(400, 900))
-ALLOWANCES = st.fixed_dictionaries(
-    {
-        "requests_per_minute": SMALL,
-        "tokens_per_minute": MANY,
-        "requests_per_day": SMALL,
-        "tokens_per_day": MANY,
-        "concurrent_requests": st.one_of(st.none(), st.integers(1, 5)),
-    }
+RATES: dict[str, st.SearchStrategy[int | None]] = {
+    "requests_per_minute": SMALL,
+    "tokens_per_minute": MANY,
+    "requests_per_day": SMALL,
+    "tokens_per_day": MANY,
+}
+ALLOWANCES = st.fixed_dictionaries({**RATES, "concurrent_requests": st.one_of(st.none(), st.integers(1, 5))})
+STEPS = st.one_of(
+    STEPS, st.tuples(st.just("change"), st.tuples(st.sampled_from([0, 1, 2]), st.fixed_dictionaries(RATES)))
 )
 
 
+@dataclass
+class Use:
+    """What has been used of one limit and is not refilled: that which counts now, and that above a lowered limit.
+
+    `widest` is the limit that allowed it all; without a limit the least that would have.
+    """
+
+    limit: int | None
+    used: Fraction = Fraction(0)
+    above: Fraction = Fraction(0)
+    widest: int = 0
+
+    def settled(self) -> None:
+        if self.limit is None:
+            self.widest = max(self.widest, math.ceil(self.used)) if self.used else 0
+        elif not self.above:
+            self.widest = self.limit
+
+    def change(self, limit: int | None) -> None:
+        self.settled()
+        whole = self.used + self.above
+        self.limit, self.widest = limit, max(self.widest, limit or 0)
+        self.used = whole if limit is None else min(whole, Fraction(limit))
+        self.above = whole - self.used
+
+    def pass_time(self, periods: Fraction) -> None:
+        if not periods:
+            return
+        self.settled()
+        rate = self.widest if self.limit is None else self.limit
+        self.used = max(Fraction(0), self.used - rate * periods)
+        self.above = max(Fraction(0), self.above - (self.widest - rate) * periods)
+
+    def take(self, units: int) -> None:
+        whole = max(Fraction(0), self.used + self.above + units)
+        self.used = max(Fraction(0), self.used + units)
+        self.above = min(self.above, whole)
+
+
 class Reference:
-    """The limits as anybody would write them down: a level for each key, model, unit and period, and who runs."""
+    """The limits as anybody would write them down: the use of each key, model, unit and period, and who runs."""
 
     def __init__(self, default: dict[str, int | None], own: OwnLimits, of_model: dict[str, int | None]) -> None:
-        self._limits = {
+        self._limits = self._all(default, own, of_model)
+        self.uses = {
+            (key, model, name): Use(limit)
+            for (key, model), limits in self._limits.items()
+            for name, limit in limits.items()
+            if name != "concurrent_requests"
+        }
+        self.running: list[tuple[Lease, str, str | None, int]] = []
+
+    @staticmethod
+    def _all(
+        default: dict[str, int | None], own: OwnLimits, of_model: dict[str, int | None]
+    ) -> dict[tuple[str, str], dict[str, int | None]]:
+        return {
             ("one", ""): default,
             ("two", ""): to_builtins(own.over(config.Allowance(**default))),
             **{(key, "big"): of_model for key in KEYS},
         }
-        self.levels = {
-            (key, model, name): Fraction(limit)
-            for (key, model), limits in self._limits.items()
-            for name, limit in limits.items()
-            if limit is not None and name != "concurrent_requests"
-        }
-        self.running: list[tuple[Lease, str, str | None, int]] = []
+
+    def change(self, default: dict[str, int | None], own: OwnLimits, of_model: dict[str, int | None]) -> None:
+        self._limits = self._all(default, own, of_model)
+        for (key, model, name), use in self.uses.items():
+            if use.limit != self._limits[key, model][name]:
+                use.change(self._limits[key, model][name])
 
     def pass_time(self, nanoseconds: int) -> None:
-        for (key, model, name), level in self.levels.items():
-            limit = self._limits[key, model][name]
-            assert limit is not None
-            period = 60 * 10**9 if name.endswith("minute") else 86_400 * 10**9
-            self.levels[key, model, name] = min(Fraction(limit), level + Fraction(limit * nanoseconds, period))
+        for (_, _, name), use in self.uses.items():
+            use.pass_time(Fraction(nanoseconds, 60 * 10**9 if name.endswith("minute") else 86_400 * 10**9))
 
     def take(self, key: str, model: str | None, requests: int, tokens: int) -> None:
-        for (other, of_model, name), level in self.levels.items():
+        for (other, of_model, name), use in self.uses.items():
             if other == key and of_model in ("", model):
-                limit = self._limits[key, of_model][name] or 0
-                units = requests if name.startswith("requests") else tokens
-                self.levels[other, of_model, name] = min(Fraction(limit), level - units)
+                use.take(requests if name.startswith("requests") else tokens)
 
     def check(self, limits: Limiter) -> None:
-        """Nothing is overdrawn, and the limiter keeps the same levels to the last nanosecond's worth of a unit."""
-        assert min(self.levels.values(), default=Fraction(0)) >= 0
+        """Nothing is overdrawn, and the limiter counts the same use to the last nanosecond's worth of a unit."""
+        assert all(use.limit is None or use.used <= use.limit for use in self.uses.values())
         for key, model in self._limits:
             slots = self._limits[key, model]["concurrent_requests"]
             own = [each for each in self.running if each[1] == key and model in ("", each[2])]
@@ -430,9 +479,10 @@ class Reference:
         for (key, model), line in limits._lines.items():
             for quota, unit in ((line.requests, "requests"), (line.tokens, "tokens")):
                 for bucket, period in zip(quota._buckets, ("minute", "day"), strict=True):
-                    if bucket.limit is not None:
-                        level = self.levels[key, model, f"{unit}_per_{period}"]
-                        assert Fraction(bucket._level, bucket.period_ns) == level
+                    use = self.uses[key, model, f"{unit}_per_{period}"]
+                    assert bucket.limit == use.limit
+                    assert Fraction(bucket._used, bucket.period_ns) == use.used
+                    assert Fraction(bucket._beyond, bucket.period_ns) == use.above
 
 
 @pytest.mark.timeout(900)
@@ -476,6 +526,16 @@ def follow(
             kind, value = "admit", (key, model, None if retry is None else retry + 1, value[1])
         if kind in ("sleep", "jump"):
             sleep(value)
+        elif kind == "change":
+            which, rates = value
+            if which == 0:
+                default = {**default, **rates}
+            elif which == 1:
+                own = OwnLimits(**{**to_builtins(own), **rates})
+            else:
+                of_model = {**of_model, **rates}
+            limits.reset(config.Limits(**default, models=(config.ModelLimits(model="big", **of_model),)))
+            known.change(default, own, of_model)
         elif kind == "admit":
             key, model, retry, size = value
             try:
@@ -507,10 +567,10 @@ def test_raising_and_lowering_a_limit_keeps_what_was_used() -> None:
     held = limits.admit(KEY, retry=0)
     held.reserve(300)
     for requests, tokens, left in (
-        (10, 2000, (10, 1700)),
-        (100, 500, (100, 500)),
+        (10, 2000, (9, 1700)),
+        (100, 500, (99, 200)),
         (0, 0, (None, None)),
-        (5, 400, (5, 100)),
+        (5, 400, (4, 100)),
     ):
         state = limits.snapshot(KEY, OwnLimits(requests_per_minute=requests, tokens_per_minute=tokens))
         assert tuple(each and each.remaining for each in (state.requests, state.tokens)) == left
@@ -518,6 +578,69 @@ def test_raising_and_lowering_a_limit_keeps_what_was_used() -> None:
     state = limits.snapshot(KEY, OwnLimits(requests_per_minute=5, tokens_per_minute=400))
     assert state.tokens is not None
     assert state.tokens.remaining == 300
+
+
+def used_up(limits: Limiter, requests_per_day: int, most: int = 1000) -> int:
+    """How many requests pass before one is refused."""
+    own = OwnLimits(requests_per_day=requests_per_day)
+    passing = iter(lambda: admitted(lambda: limits.admit(KEY, retry=0, own=own)), False)
+    return sum(itertools.islice(passing, most))
+
+
+def test_no_way_through_other_limits_gives_a_fresh_allowance() -> None:
+    limits = limiter(Clock())
+    assert [used_up(limits, 4), used_up(limits, 1), used_up(limits, 4)] == [4, 0, 0]
+    assert [used_up(limits, 10), used_up(limits, 0, most=1), used_up(limits, 10), used_up(limits, 12)] == [6, 1, 0, 1]
+    assert [used_up(limits, 0, most=50), used_up(limits, 10), used_up(limits, 62)] == [50, 0, 0]
+
+
+def test_what_is_used_above_a_lowered_limit_is_not_owed_and_fades_as_it_would_have() -> None:
+    clock = Clock()
+    limits = limiter(clock)
+    assert [used_up(limits, 100), used_up(limits, 4)] == [100, 0]
+    clock.now += 43_200.0
+    assert [used_up(limits, 4), used_up(limits, 100)] == [2, 48]
+    clock.now += 86_400.0
+    assert [used_up(limits, 4), used_up(limits, 100)] == [4, 96]
+
+
+def test_a_models_limit_that_was_taken_away_counts_until_it_is_back() -> None:
+    clock = Clock()
+    big = config.Limits(models=(config.ModelLimits(model="big", requests_per_day=10),))
+    limits = Limiter(big, clock)
+    limits.admit(KEY, model="big").settle(0)
+    limits.reset(config.Limits())
+    for _ in range(5):
+        limits.admit(KEY, model="big").settle(0)
+    limits.reset(big)
+    state = limits.snapshot(KEY, model="big")
+    assert state.requests is not None
+    assert state.requests.remaining == 4
+
+
+@given(
+    wide=st.integers(1, 50),
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("take"), st.integers(1, 20)),
+            st.tuples(st.just("sleep"), st.integers(0, DAY // 2)),
+            st.tuples(st.just("resize"), st.one_of(st.none(), st.integers(1, 50))),
+        ),
+        max_size=30,
+    ),
+)
+def test_no_way_through_other_limits_leaves_more_than_the_widest(wide: int, steps: list[tuple[str, Any]]) -> None:
+    bucket, plain = Bucket(wide, DAY), Bucket(wide, DAY)
+    for kind, value in [*steps, ("resize", wide)]:
+        if kind == "resize":
+            bucket.resize(value and min(value, wide))
+        elif kind == "sleep":
+            bucket.refill(value)
+            plain.refill(value)
+        elif not bucket.wait_ns(value) and not plain.wait_ns(value):
+            bucket.take(value)
+            plain.take(value)
+    assert bucket.wait_ns(wide) >= plain.wait_ns(wide)
 
 
 def test_a_models_limits_bind_that_model_only() -> None:
@@ -555,7 +678,7 @@ def test_idle_keys_are_forgotten() -> None:
     for number in range(1000):
         limits.admit(f"key-{number}", retry=0).settle(0)
     held = limits.admit("busy", retry=0)
-    clock.now += 61.0
+    clock.now += 86_400.0  # so long it counts what they would have used of a day's limit
     limits.admit("last", retry=0).settle(0)
     assert len(limits) == 2
     held.settle(0)

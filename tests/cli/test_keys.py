@@ -123,6 +123,11 @@ def test_a_prepaid_key_is_credited_and_shown_with_its_balance() -> None:
     assert keys("credit", "acme", "-2.5", "--correct").output == "acme: -2.50 US dollars, the balance is 7.50\n"
     assert "at most 7.50 can be taken back" in keys("credit", "acme", "-8", "--correct", code=1).stderr
     assert "correction" in keys("credit", "acme", "-1", code=1).stderr
+    keys("create", "--name", "gone")
+    keys("revoke", "gone")
+    warnings = keys("credit", "gone", "1").stderr
+    assert "gone is revoked" in warnings
+    assert "gone is not prepaid" in warnings
     assert "used for another credit" in keys("credit", "acme", "1", "--idempotency-key", "a", code=1).stderr
     assert as_json("show", "acme")["balance"]["balance"] == "7.50"
     assert "balance=7.50" in keys("show", "acme").output
@@ -136,6 +141,8 @@ def test_a_prepaid_key_is_credited_and_shown_with_its_balance() -> None:
         (("create", "--name", "a b"), "a key's name"),
         (("create", "--name", "x", "--rpm", "many"), "whole number"),
         (("create", "--name", "x", "--expires", "soon"), "a day such as 2027-01-31, or a duration such as 90s"),
+        (("create", "--name", "x", "--expires", "0d"), "the key would have expired already"),
+        (("create", "--name", "x", "--expires", "2020-01-31"), "the key would have expired already"),
         (("rotate", "x", "--overlap", "2027-01-31"), "expected a duration such as 90s"),
         (("create", "--name", "x", "--price", "prompt"), "KIND=AMOUNT"),
         (("limits", "nobody", "--rpm", "1"), "no key called nobody"),

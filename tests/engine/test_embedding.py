@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ocserve.engine import llama, wire
 from ocserve.engine.bindings import LlamaError
@@ -245,6 +246,18 @@ def test_scores_lie_between_nought_and_one_and_belong_to_their_document(
             == tokens
             == len(running[kind].encoder.pair(running[kind].encoder.query("who"), document, "x"))
         )
+
+
+def test_tokens_are_counted_as_they_would_be_computed_and_nothing_is_computed(running: dict[Kind, Running]) -> None:
+    computed = running["encoder"].embed("a", "some words")
+    steps = running["encoder"].embedder.stats().steps
+    assert running["encoder"].embed("a", "some words", count_only=True) == Embedded(vectors=(), tokens=computed.tokens)
+    assert running["encoder"].embedder.stats().steps == steps
+    question = ScoreRequest(request_id="s", model="m", query="who", documents=("b", "b c"))
+    scored = running["reranker"].ask(question)
+    assert isinstance(scored, Scored)
+    counted = running["reranker"].ask(replace(question, count_only=True))
+    assert counted == Scored(scores=(), tokens=scored.tokens)
 
 
 def test_a_model_does_what_it_was_made_for_and_says_so(running: dict[Kind, Running]) -> None:
