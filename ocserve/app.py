@@ -43,7 +43,7 @@ from ocserve.pages.publication import Publication, Published
 from ocserve.policy.hooks import open_hook
 from ocserve.policy.judge import Judge
 from ocserve.service import Service
-from ocserve.serving.control import Control, say_unpriced, say_unserved
+from ocserve.serving.control import Control, say, unpriced, unserved
 from ocserve.serving.lineup import Lineup, Place
 from ocserve.serving.planned import engine_spec as engine_spec  # for the command line
 from ocserve.serving.planned import fit_alone, refuse_context
@@ -131,8 +131,7 @@ async def running(
     ):
         facts, _ = await asyncio.gather(lineup.fleet.open(models[0].name), lineup.look())
         refuse_context(tree.engine, models[0], facts.trained_context)
-        say_unserved(tree.limits, billing, lineup.described)
-        say_unpriced(billing, lineup.described)
+        say([*unserved(tree.limits, billing, lineup.described), *unpriced(billing, lineup.described)])
 
         fetcher = ImageFetcher(tree.images)
         past = Past(await asyncio.to_thread(billing.ledger.recent)) if billing.ledger is not None else NO_PAST
@@ -144,7 +143,7 @@ async def running(
         )
 
         def changed(models: Mapping[str, Describe]) -> None:
-            say_unpriced(billing, models.keys() - {model.id for model in service.models})
+            say(unpriced(billing, models.keys() - {model.id for model in service.models}))
             service.offer(models)
             readers = sized(tree.server, reads_images=lineup.reads_images)
             edge.now = replace(edge.now, max_body_bytes=readers.max_body_bytes)

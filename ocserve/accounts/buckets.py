@@ -65,7 +65,7 @@ class Bucket:
             owed = 0 if self.limit is None else max(0, self._used - self.limit * self.period_ns)
             self._used = min(used, limit * self.period_ns + owed)
             self._beyond = used - self._used
-            self._widest = max(self._widest, limit)
+        self._widest = max(self._widest if used else 0, limit or 0)
         self.limit = limit
 
     def resume(self, spans: Sequence[tuple[int, int]]) -> None:
@@ -83,6 +83,8 @@ class Bucket:
         rate = self._widest if self.limit is None else self.limit
         self._used = max(0, self._used - elapsed_ns * rate)
         self._beyond = max(0, self._beyond - elapsed_ns * (self._widest - rate))
+        if self.full:
+            self._widest = self.limit or 0
 
     def take(self, units: int) -> None:
         """Take units, which may leave the bucket in debt; give back with a negative number."""

@@ -145,9 +145,10 @@ class Line:
         self._now_ns = now_ns
 
     def allow(self, limits: config.Allowance) -> None:
-        """Change the limits, at once: what has been used stays used."""
+        """Change the limits, at once: what has been used stays used; what was promised is not."""
         if limits == self.limits:
             return
+        self.tickets = []  # made under other limits, they might be for more than these allow
         self.limits = limits
         self.requests.resize(limits.requests_per_minute, limits.requests_per_day)
         self.tokens.resize(limits.tokens_per_minute, limits.tokens_per_day)

@@ -151,10 +151,14 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True, rename={"since": "from"}
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """The settings that have changed, by name, and the models whose prices have, with lists of `Listed`."""
+    """The settings that have changed, by name, and the models whose prices have, with lists of `Listed`.
+
+    `notices` say what in the settings, as they are now, does nothing or misses something.
+    """
 
     changed: dict[str, Change]
     prices: dict[str, Change]
+    notices: tuple[str, ...]
 
 
 def load(body: bytes) -> Load:

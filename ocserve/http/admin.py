@@ -31,10 +31,14 @@ PriceChanges = Mapping[str, tuple[tuple[DatedPrices, ...], ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """What a reload has changed: settings by name, the listed prices by model; each before and after."""
+    """What a reload has changed: settings by name, the listed prices by model; each before and after.
+
+    `notices` are what the operator should know of the settings as they are now.
+    """
 
     settings: Mapping[str, tuple[object, object]]
     prices: PriceChanges
+    notices: tuple[str, ...] = ()
 
 
 class Control(Protocol):
@@ -155,6 +159,7 @@ class Administration:
                 for name, values in found.settings.items()
             },
             {model: admin.Change(*map(_listed, schedules)) for model, schedules in found.prices.items()},
+            found.notices,
         )
 
     def _named(self, name: str) -> ServedModel | None:

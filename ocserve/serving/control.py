@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from msgspec.structs import replace
 
@@ -15,15 +15,16 @@ from ocserve.catalog.progress import Progress
 from ocserve.catalog.pull import describe_file, pull
 from ocserve.catalog.references import FileReference, parse
 from ocserve.catalog.store import Installed, Store
+from ocserve.engine.desk import Describe
 from ocserve.errors import ApiError, Conflict, InvalidRequest, ModelNotFound
-from ocserve.http.admin import Changed, PriceChanges
+from ocserve.http.admin import Changed
 from ocserve.http.edge.current import Edge
 from ocserve.http.fetch import ImageFetcher
 from ocserve.http.server import Stop
 from ocserve.pages.publication import Publication, Published
 from ocserve.service import Service
 from ocserve.serving.lineup import Lineup
-from ocserve.serving.reload import LIVE, Changes, changes, differing, shown
+from ocserve.serving.reload import LIVE, changes, differing, shown
 from ocserve.telemetry import logs
 
 _IN_TREE = ("unknown_parameters", "drain_s", "stream_heartbeat_s")  # of the edge, and live
@@ -116,11 +117,11 @@ class Control:
         """Read the settings anew and apply the whole, or nothing and raise why."""
         async with self._one_at_a_time:
             try:
-                found, prices = await self._reload()
+                found = await self._reload()
             except (config.ConfigError, CatalogError) as error:
                 raise InvalidRequest(_told(error), code="settings_invalid") from None
-        logs.event("settings_reloaded", count=len(found), detail=", ".join(found))
-        return Changed(settings=shown(found), prices=prices)
+        logs.event("settings_reloaded", count=len(found.settings), detail=", ".join(found.settings))
+        return found
 
     async def reload_at_hangup(self) -> None:
         """The same for nobody who could be answered: the log says why it was not done."""
@@ -129,7 +130,7 @@ class Control:
         except ApiError as error:
             logs.event("reload_refused", level="error", code=error.code, detail=error.message)
 
-    async def _reload(self) -> tuple[Changes, PriceChanges]:
+    async def _reload(self) -> Changed:
         before = self._settings
         after = await asyncio.to_thread(self._reread)
         found = changes(before, after)
@@ -156,27 +157,44 @@ class Control:
         self._fetcher.obey(tree.images)
         self._published.now = publication
         self._edge.now = replace(self._edge.now, **{name: getattr(tree.server, name) for name in _IN_TREE})
-        say_unserved(tree.limits, self._service.billing, self._lineup.described)
-        say_unpriced(self._service.billing, self._lineup.described)
-        return found, prices
+        notices = (
+            *unserved(tree.limits, self._service.billing, self._lineup.described),
+            *unpriced(self._service.billing, self._lineup.described),
+        )
+        say(notices)
+        return Changed(settings=shown(found), prices=prices, notices=notices)
 
 
-def say_unserved(limits: config.Limits, billing: Billing, served: Container[str]) -> None:
+def unserved(limits: config.Limits, billing: Billing, served: Mapping[str, Describe]) -> list[str]:
     """Limits and prices of a model that is not served do nothing until it is: its name may be mistyped."""
-    for each in limits.models:
-        if each.model not in served:
-            detail = f"limits.models has limits for {each.model}, which is not served at present"
-            logs.event("notice", level="warning", detail=detail)
+    found = [
+        f"limits.models has limits for {each.model}, {_why_not(each.model, served)}"
+        for each in limits.models
+        if each.model not in served
+    ]
     for name in billing.unserved(served):
-        detail = f"billing.prices has prices for {name}, which is not served at present"
-        logs.event("notice", level="warning", detail=detail)
+        found.append(f"billing.prices has prices for {name}, {_why_not(name, served)}")
+    return found
 
 
-def say_unpriced(billing: Billing, models: Iterable[str]) -> None:
+def _why_not(name: str, served: Mapping[str, Describe]) -> str:
+    for own, describe in served.items():
+        if describe(None).answers_to(name):
+            return f"which is another name of {own}: only under that one they hold"
+    return "which is not served at present"
+
+
+def unpriced(billing: Billing, models: Iterable[str]) -> list[str]:
     """Models without a price where others have one: either name may be mistyped."""
     then = "refused" if billing.refuses_unpriced else "free"
-    for name in billing.unpriced(models):
-        detail = f"billing.prices has no price for {name} today: requests for it are {then}"
+    return [
+        f"billing.prices has no price for {name} today: requests for it are {then}" for name in billing.unpriced(models)
+    ]
+
+
+def say(notices: Iterable[str]) -> None:
+    """Have the operator know."""
+    for detail in notices:
         logs.event("notice", level="warning", detail=detail)
 
 

@@ -413,7 +413,7 @@ class Use:
     def change(self, limit: int | None) -> None:
         self.settled()
         whole = self.used + self.above
-        self.limit, self.widest = limit, max(self.widest, limit or 0)
+        self.limit, self.widest = limit, max(self.widest if whole else 0, limit or 0)
         self.used = whole if limit is None else min(whole, Fraction(limit))
         self.above = whole - self.used
 
@@ -424,6 +424,8 @@ class Use:
         rate = self.widest if self.limit is None else self.limit
         self.used = max(Fraction(0), self.used - rate * periods)
         self.above = max(Fraction(0), self.above - (self.widest - rate) * periods)
+        if not self.used + self.above:
+            self.widest = self.limit or 0
 
     def take(self, units: int) -> None:
         whole = max(Fraction(0), self.used + self.above + units)

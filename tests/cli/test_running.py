@@ -84,6 +84,7 @@ def test_a_reload_and_the_end_are_told(server: Served) -> None:
     today = "prompt 0.1, completion 0.1"
     later = "from 2999-01-01: prompt 0.2, completion 0.1"
     tier = "from 2999-01-01, above 1,000,000 tokens of a month: prompt 0.2, completion 0.05"
+    assert ocserve("reload", "--url", server.url).stderr == "warning: a notice\n"
     assert asked(server, "reload").splitlines() == [
         "limits.queue: 64 -> 8",
         f"prices of tiny: {today} -> {today}; {later}; {tier}",

@@ -150,7 +150,9 @@ class Control:
         tomorrow = DatedPrices(since=datetime.date(2999, 1, 1), announced=True, steps=tiered.steps)
         today = DatedPrices(since=None, announced=False, steps=before.steps)
         return Changed(
-            settings={"limits.queue": (64, 8)}, prices={"tiny": ((today,), (today, tomorrow)), "new": ((), (today,))}
+            settings={"limits.queue": (64, 8)},
+            prices={"tiny": ((today,), (today, tomorrow)), "new": ((), (today,))},
+            notices=("a notice",),
         )
 
     def stop(self, deadline_s: float | None) -> None:

@@ -84,14 +84,20 @@ async def test_prices_that_meet_no_model_and_models_without_a_price_are_told(
     async with running(site, tiny_model) as daemon:
         assert told() == [no_model, "billing.prices has no price for tiny today: requests for it are free"]
         site.write(f"[billing]\nprices = '{site.prices}'\nunpriced = 'refuse'\n")
-        await daemon.control.reload()
+        answer = await daemon.control.reload()
         assert told() == [no_model, "billing.prices has no price for tiny today: requests for it are refused"]
+        assert answer.notices == (no_model, "billing.prices has no price for tiny today: requests for it are refused")
         install(site.store, "other", tiny_model)
         await daemon.service.look()
         assert told() == ["billing.prices has no price for other today: requests for it are refused"]
         site.prices.write_text(PRICES.format("0.1") + PRICES.format("0.1").replace("tiny", "other"))
         await daemon.control.reload()
         assert told() == []
+        site.write("[[limits.models]]\nmodel = 'default'\nrequests_per_day = 2\n")
+        (notice,) = (await daemon.control.reload()).notices
+        assert notice == (
+            "limits.models has limits for default, which is another name of tiny: only under that one they hold"
+        )
 
 
 async def refused(daemon: app.Daemon) -> ApiError:
@@ -130,8 +136,7 @@ async def _limits(site: Site, daemon: app.Daemon) -> None:
     found = await daemon.control.reload()
     assert found.settings == {"limits.requests_per_minute": (None, 2), "limits.queue": (64, 3)}
     assert found.prices == {}
-    limiter.admit("acme").settle(0)
-    limiter.admit("acme").settle(0)
+    limiter.admit("acme").settle(0)  # what it has used stays used
     with pytest.raises(RateLimited):
         limiter.admit("acme")
     assert daemon.service.limits.queue == 3
