@@ -8,7 +8,8 @@ are overbooked by the share of them that is used, which is learnt, and no slot w
 2. Whoever holds none passes if slots are left for those whose tickets are due about now, as many as usually come.
    Those that the end of the queue takes need none: a slot that is kept free serves nobody.
 3. Tickets are given out at the pace at which their holders can be served: that of the measured durations, less what
-   chance needs (the fewer slots, the more), over the share that is used. None is for later than clients wait.
+   chance needs (the fewer slots, the more), over the share that is used. None is for later than clients wait: whom
+   none can be given is told more than they wait, so that no retry is spent in vain.
 4. An unclaimed ticket lapses after a grace period; what it teaches is how many come.
 5. Some slots are spare: for keys that have no more than that here. So nobody who asks for much shuts out who asks for
    little.
@@ -25,12 +26,14 @@ from ocserve.accounts.line import LONGEST_TOLD, Attempt, Durations, Numbered
 
 _GRACE = 2 * SECOND  # clients add up to a quarter to what they are told, and round it up to a second
 _MOST_TICKETS = 4000
+_NO_PROMISE = LONGEST_TOLD + 2 * SECOND  # longer than clients wait: who cannot be promised anything is not told to come
 _WEIGHT = 0.05  # of one ticket in the share that is used
 _LEAST_SHARE = 0.02
 _LATE = 0.25  # how likely somebody still comes whose moment has passed, against one whose moment is to come
 # Of c slots about the square root of c are free by chance at any time if arrivals are at random (Erlang's loss formula
-# at a few per cent), so that much of the pace is left out.
-_CHANCE = 1.0
+# at a few per cent). Twice that much of the pace is left out: newcomers take what is left, and if more of those who are
+# served were holders of tickets, more would find every slot taken and wait for the next end of an answer.
+_CHANCE = 2.0
 _LEAST_PACE = 0.3
 
 
@@ -85,9 +88,10 @@ class Crowd:
             self._stays.add(stay)
             return stay
         wait_ns = self._wait_ns(room, now_ns, has_ticket=ticket is not None)
-        if wait_ns <= LONGEST_TOLD and len(self._tickets) < _MOST_TICKETS:
-            made = _Ticket(now_ns + wait_ns, holder, attempt.following())
-            self._tickets.insert(bisect_right(self._tickets, made.due_ns, key=_due), made)
+        if wait_ns > LONGEST_TOLD or len(self._tickets) >= _MOST_TICKETS:
+            return max(wait_ns, _NO_PROMISE)
+        made = _Ticket(now_ns + wait_ns, holder, attempt.following())
+        self._tickets.insert(bisect_right(self._tickets, made.due_ns, key=_due), made)
         return wait_ns
 
     def leave(self, stay: Stay, now_ns: int, *, served: bool) -> None:
@@ -101,7 +105,7 @@ class Crowd:
         self._numbered.learn(attempt)
         due = self._tickets[: bisect_right(self._tickets, now_ns, key=_due)]
         mine = [ticket for ticket in due if ticket.holder == holder]
-        own = [ticket for ticket in mine if ticket.expected.number == attempt.number]
+        own = [ticket for ticket in mine if attempt.matches(ticket.expected)]
         own = own or [ticket for ticket in mine if self._numbered.begun_anew(attempt, ticket.expected)]
         if not own:
             return None

@@ -6,9 +6,9 @@ behind the tickets before it, `Retry-After` is when its turn comes, and its unit
 then. Clients say how often they have tried; that number and their key are all that ties a ticket to its holder:
 
 1. A ticket is for one attempt: one that refused attempt n is claimed by an attempt n + 1 at or after the time told.
-   Clients that do not number their attempts claim the tickets of their own kind. Some number them and begin anew each
-   time, as a client does whose own retries are off: theirs is the ticket that was given for the very same request,
-   unless requests like it are seen to be numbered, or nobody comes with the ticket's number who has the usual retries.
+   Clients that do not number their attempts are known by the very same request. So are some that number them and begin
+   anew each time, as a client does whose own retries are off, unless requests like theirs are seen to be numbered, or
+   nobody comes with the ticket's number who has the usual retries.
 2. A claim whose turn has come passes. One that came early, since clients obey no wait above 120 s, is told the rest.
 3. Whoever holds no ticket passes only if every ticket can still be served.
 4. A ticket not claimed within a grace period lapses: its units go to whoever comes first. So tickets of clients that do
@@ -72,6 +72,12 @@ class Attempt:
     def following(self) -> Attempt:
         """What it will tell when it comes back."""
         return self if self.number is None else Attempt(self.number + 1, self.body)
+
+    def matches(self, expected: Attempt) -> bool:
+        """Whether it is the one that is expected, by its number or else by its body where both are known (rule 1)."""
+        if self.number is not None or None in (self.body, expected.body):
+            return self.number == expected.number
+        return expected.number is None and self.body == expected.body
 
 
 # Of a request that tells nothing.
@@ -218,7 +224,7 @@ class Line:
         now = self._now_ns
         self._numbered.learn(attempt)
         told = [ticket for ticket in self.tickets if ticket.told_ns <= now]
-        own = [ticket for ticket in told if ticket.expected.number == attempt.number]
+        own = [ticket for ticket in told if attempt.matches(ticket.expected)]
         own = own or [ticket for ticket in told if self._numbered.begun_anew(attempt, ticket.expected)]
         candidates = own or [ticket for ticket in told if ticket.lapsed(now)]
         return min(candidates, key=lambda ticket: ticket.due_ns, default=None), bool(own)

@@ -73,6 +73,7 @@ def examine() -> list[Verdict]:
             *check_versions(),
             *settings_verdicts,
             *check_files(settings),
+            *check_names(settings),
             check_ledger(settings),
             *llama.result(),
             *check_memory(),
@@ -115,6 +116,30 @@ def check_files(settings: config.Config) -> list[Verdict]:
         found = shutil.which(program, path=config.bare_environment()["PATH"])
         missing = Verdict("policy.command", "fail", f"{program} is no program that can be started")
         verdicts.append(Verdict("policy.command", "ok", f"{found} can be started") if found else missing)
+    return verdicts
+
+
+def check_names(settings: config.Config) -> list[Verdict]:
+    """Limits and prices of models that would not be served: a name may be mistyped."""
+    from ocserve.accounts import pricing
+    from ocserve.catalog.errors import CatalogError
+    from ocserve.catalog.store import Store
+
+    names = [("limits.models", each.model) for each in settings.limits.models]
+    try:
+        names += [("billing.prices", name) for name in pricing.load(settings.billing.prices).models]
+        store = Store(settings.store)
+        installed = {each.name for each in store.installed()}
+        meant = {name: store.find(name) for _, name in names if name not in installed}
+    except (config.ConfigError, CatalogError):  # which other checks say
+        return []
+    verdicts = []
+    for setting, name in names:
+        if name in meant:
+            other = meant[name]
+            why = f"is another name of {other.name}" if other else "is not installed"
+            hint = f"write {other.name}" if other else "ocserve list shows what is"
+            verdicts.append(Verdict(setting, "warn", f"{name} {why}: this does nothing", hint))
     return verdicts
 
 

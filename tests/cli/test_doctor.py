@@ -153,6 +153,22 @@ def test_a_broken_file_fails_and_is_named(
     assert (tmp_path / file).read_bytes() == content
 
 
+def test_limits_and_prices_of_models_that_would_not_be_served_are_named(tmp_path: Path, tiny_model: Path) -> None:
+    store = config.load().config.store
+    name = install(Store(store), "mine", tiny_model).name
+    prices = tmp_path / "prices.toml"
+    listed = [f'[[price]]\nmodel = "{each}"\nprompt = "0.1"\ncompletion = "0.2"\n' for each in (name, "typo")]
+    prices.write_text("".join(listed))
+    limits = config.Limits(models=(config.ModelLimits(model="nobody"), config.ModelLimits(model=name)))
+    tree = config.Config(store=store, limits=limits, billing=config.Billing(prices=prices))
+    found = doctor.check_names(tree)
+    assert [(each.check, each.verdict, each.message.split()[0]) for each in found] == [
+        ("limits.models", "warn", "nobody"),
+        ("billing.prices", "warn", "typo"),
+    ]
+    assert doctor.check_names(config.Config(store=store)) == []
+
+
 def test_a_ledger_that_cannot_be_used_is_a_warning_where_a_server_would_go_on(tmp_path: Path) -> None:
     def found(**billing: Any) -> tuple[str, str]:
         use = billing.pop("use", "auto")

@@ -7,7 +7,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,16 +45,33 @@ class Answered:
     script_s: float = 0.0
 
 
-async def call(port: int, key: str = "any", retry: int = 0, tokens: int | None = None) -> Answered:
+# How clients number their attempts: as the usual SDKs do; as those whose own retries are off; and not at all.
+Count = Callable[[int], str]
+COUNTS: list[Count] = [
+    lambda retry: f"x-stainless-retry-count: {retry}\r\n",
+    lambda _: "x-stainless-retry-count: 0\r\n",
+    lambda _: "",
+]
+
+
+async def call(
+    port: int,
+    key: str = "any",
+    *,
+    tokens: int | None = None,
+    prompt: str = "Hi",
+    counted: str = "x-stainless-retry-count: 0\r\n",
+) -> Answered:
     """One streamed chat, read to its end."""
     length = tokens or random.choice(LENGTHS)
-    body = json.dumps({**CHAT, "stream": True, "max_tokens": length}).encode()
+    messages = [{"role": "user", "content": prompt}]
+    body = json.dumps({**CHAT, "messages": messages, "stream": True, "max_tokens": length}).encode()
     begun = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-            f"Authorization: Bearer {key}\r\nx-stainless-retry-count: {retry}\r\n"
+            f"Authorization: Bearer {key}\r\n{counted}"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
             + body
         )
@@ -90,15 +107,17 @@ class Overload:
         end = time.monotonic() + self.seconds
         async with asyncio.TaskGroup() as callers:
             while time.monotonic() < end:
-                callers.create_task(self._caller(waits=source.random() < 0.3, end=end))
+                waits, count = source.random() < 0.3, source.choice(COUNTS)
+                callers.create_task(self._caller(f"My question is {source.random()}", count, waits=waits, end=end))
                 await asyncio.sleep(source.expovariate(10 * SLOTS / LASTS_S))
 
-    async def _caller(self, *, waits: bool, end: float) -> None:
-        answer = await call(self.port)
+    async def _caller(self, prompt: str, count: Count, *, waits: bool, end: float) -> None:
+        tokens = random.choice(LENGTHS)
+        answer = await call(self.port, tokens=tokens, prompt=prompt, counted=count(0))
         self.first.append(answer)
         if waits and answer.status == 429 and time.monotonic() + answer.told_s < end:
             await asyncio.sleep(answer.told_s)
-            self.returned.append(await call(self.port, retry=1))
+            self.returned.append(await call(self.port, tokens=tokens, prompt=prompt, counted=count(1)))
 
 
 async def obedient(port: int, refused: list[float]) -> int:
