@@ -14,12 +14,14 @@ then. Clients say how often they have tried; that number and their key are all t
 4. A ticket not claimed within a grace period lapses: its units go to whoever comes first. So tickets of clients that do
    not come back cost a key nothing in the long run.
 5. Slots become free when requests end, which nobody can know: their times are estimated from measured durations, more
-   carefully with every refusal, and a free slot is kept for those who have been refused more often than the caller.
+   carefully with every refusal, and a free slot is kept for those who have been refused more often than the caller:
+   for as many of them as have lately come when they were told.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +41,11 @@ _MOST_TICKETS = 1000  # of one line; beyond it waits are told and not promised
 # line is planned with a multiple of the mean duration: the larger one for those who have been refused before.
 _CAUTION = 2
 _CAUTION_AGAIN = 3
+
+# A free slot that is kept for a client that does not come serves nobody, so little is staked on those that are late,
+# and each of them halves what is expected of the others.
+_MISSED = int(1.25 * SECOND)  # clients that know only whole seconds come up to one later
+_WEIGHT = 0.5
 
 
 class Durations:
@@ -149,6 +156,7 @@ class Line:
         self._numbered = Numbered()
         self._durations = durations
         self._now_ns = now_ns
+        self._share_used = 1.0  # of tickets
 
     def allow(self, limits: config.Allowance) -> None:
         """Change the limits, at once: what has been used stays used; what was promised is not."""
@@ -171,6 +179,8 @@ class Line:
         self.requests.refill(elapsed)
         self.tokens.refill(elapsed)
         if self.tickets:
+            missed = sum(now_ns - elapsed <= ticket.due_ns + _MISSED < now_ns for ticket in self.tickets)
+            self._share_used *= (1 - _WEIGHT) ** missed
             self.tickets = [ticket for ticket in self.tickets if now_ns <= ticket.due_ns + _GRACE + _KEPT_LAPSED]
 
     @property
@@ -188,6 +198,8 @@ class Line:
         place = Place(self, self._now_ns)
         if ticket is not None:
             self.tickets.remove(ticket)
+            if ticket.due_ns + _MISSED >= self._now_ns:
+                self._share_used += _WEIGHT * (1 - self._share_used)
             place.reserved = ticket.tokens
             self.tokens.take(ticket.tokens)
         self.requests.take(1)
@@ -226,6 +238,8 @@ class Line:
         told = [ticket for ticket in self.tickets if ticket.told_ns <= now]
         own = [ticket for ticket in told if attempt.matches(ticket.expected)]
         own = own or [ticket for ticket in told if self._numbered.begun_anew(attempt, ticket.expected)]
+        if attempt.number is None:  # one client's requests may differ each time
+            own = own or [ticket for ticket in told if ticket.expected.number is None]
         candidates = own or [ticket for ticket in told if ticket.lapsed(now)]
         return min(candidates, key=lambda ticket: ticket.due_ns, default=None), bool(own)
 
@@ -259,8 +273,10 @@ class Line:
             max(0, ticket.due_ns - self._now_ns)
             for ticket in rivals
             if ticket.refusals <= _USUAL_RETRIES
+            and ticket.due_ns + _MISSED >= self._now_ns
             and (ticket.expected.number is not None or ticket.due_ns <= self._now_ns)
         )
+        kept = kept[: math.ceil(len(kept) * self._share_used - 0.5)]
         # A request that outlasts the plan is taken to go on for a quarter of its age.
         free_in = [max(lasts - age, age // 4, 1) for age in ages]
         unused = max(0, slots - len(ages))  # fewer than none where the limit has just been lowered
