@@ -57,6 +57,8 @@ class Lease:
             self._stay = found
             return
         self.give_back()
+        for place in self._places:
+            place.line.expect(place, found, self._attempt)
         told_s = (found // 1_000_000 + 1) / 1000  # never early
         raise Overloaded(
             f"{room.slots} answers of {room.model} are generated or waited for, which is all that may be. "
@@ -84,6 +86,8 @@ class Lease:
             self.give_back()
             limit = self._places[waits.index(wait_ns)].line.tokens_limit(tokens)
             told_s = _promised_s(wait_ns, [(place.line, tokens) for place in self._places], self._attempt)
+            if self._stay is not None:  # and at the model
+                self._stay.crowd.expect(self._stay, self._attempt, round(told_s * SECOND), self._limiter.now_ns)
             raise _limited(limit, "tokens", told_s)
         for place in self._places:
             place.line.hold(place, tokens)

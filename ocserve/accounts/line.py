@@ -133,10 +133,14 @@ class Ticket:
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """A request that runs, or is about to: it holds one request, one slot and `reserved` tokens of a line."""
+    """A request that runs, or is about to: it holds one request, one slot and `reserved` tokens of a line.
+
+    `promised` is whether it came with a ticket.
+    """
 
     line: Line
     begun_ns: int
+    promised: bool = False
     reserved: int = 0
 
 
@@ -195,7 +199,7 @@ class Line:
 
     def begin(self, ticket: Ticket | None) -> Place:
         """Take one request, one slot and what the ticket has promised, which is then served."""
-        place = Place(self, self._now_ns)
+        place = Place(self, self._now_ns, promised=ticket is not None)
         if ticket is not None:
             self.tickets.remove(ticket)
             if ticket.due_ns + _MISSED >= self._now_ns:
@@ -297,6 +301,11 @@ class Line:
         told_ns = self._now_ns + min(wait_ns, LONGEST_TOLD)
         self.tickets.append(Ticket(attempt.following(), told_ns, self._now_ns + wait_ns, tokens))
         return True
+
+    def expect(self, place: Place, wait_ns: int, attempt: Attempt) -> None:
+        """Keep what was promised to a request that was refused elsewhere, for when it comes back."""
+        if place.promised:
+            self.promise(wait_ns, attempt, place.reserved)
 
     def admission_limit(self) -> Named:
         """Why a request may not pass."""

@@ -296,7 +296,7 @@ class Full:
     def __init__(self, room: Room = FOUR, refusals: int = 1) -> None:
         self.room = room
         self.crowd = Crowd()
-        self.stays = [found for _ in range(room.slots) if isinstance(found := self.enter("much"), Stay)]
+        self.stays = [found for _ in range(room.slots) if isinstance(found := self.enter("mine"), Stay)]
         assert len(self.stays) == room.slots
         self.told = [self.refused() for _ in range(refusals)]
 
@@ -383,7 +383,7 @@ def test_no_ticket_is_for_later_than_clients_wait_and_there_are_only_so_many(mon
     full = Full(refusals=300)
     assert len(full.crowd._tickets) == LONGEST_TOLD // TURN
     assert full.told[-1] == full.told[-2] > 120 * SECOND, "longer than any client obeys"
-    monkeypatch.setattr(module, "_MOST_TICKETS", 7)
+    monkeypatch.setattr(module, "_MOST_TICKETS", 28)
     few = Full(refusals=20)
     assert len(few.crowd._tickets) == 7
     assert few.told[6] < LONGEST_TOLD < 120 * SECOND < few.told[7]
@@ -394,22 +394,24 @@ def test_a_ticket_lapses_after_a_while_and_the_share_that_is_used_is_learnt() ->
     lapses = full.told[0] + module._GRACE
     full.free(1)
     full.crowd._forget_lapsed(lapses - 1)
-    assert (len(full.crowd._tickets), full.crowd._share_used) == (14, 1.0)
+    assert (len(full.crowd._tickets), full.crowd._holders["mine"].share_used) == (14, 1.0)
     full.crowd._forget_lapsed(lapses)
-    assert (len(full.crowd._tickets), full.crowd._share_used) == (13, 0.95)
+    assert (len(full.crowd._tickets), full.crowd._holders["mine"].share_used) == (13, 0.95)
     assert isinstance(full.enter("mine", 1, lapses), Stay)
-    assert full.crowd._share_used == pytest.approx(0.95 + 0.05 * 0.05)
+    assert full.crowd._holders["mine"].share_used == pytest.approx(0.95 + 0.05 * 0.05)
     end = full.told[-1] + module._GRACE
     full.crowd._forget_lapsed(end)
     assert full.crowd._tickets == []
-    assert full.crowd._share_used == pytest.approx((0.95 + 0.05 * 0.05) * 0.95**12)
+    assert full.crowd._holders["mine"].share_used == pytest.approx((0.95 + 0.05 * 0.05) * 0.95**12)
     full.crowd._forget_lapsed(end)
-    assert full.crowd._share_used == pytest.approx((0.95 + 0.05 * 0.05) * 0.95**12), "nothing is learnt of nobody"
+    assert full.crowd._holders["mine"].share_used == pytest.approx((0.95 + 0.05 * 0.05) * 0.95**12), (
+        "nothing is learnt of nobody"
+    )
 
 
 def test_tickets_are_overbooked_and_fewer_slots_kept_where_few_come_back() -> None:
     full, turn = Full(Room("model", 9)), SECOND // 3
-    full.crowd._share_used = 0.5
+    full.crowd._holders["mine"].share_used = 0.5
     told = [full.refused() for _ in range(3)]
     assert [later - full.told[0] for later in told] == pytest.approx([turn // 2, turn, 3 * turn // 2], abs=10)
     full.free(2)
@@ -420,7 +422,7 @@ def test_tickets_are_overbooked_and_fewer_slots_kept_where_few_come_back() -> No
 def test_the_share_that_is_used_is_never_learnt_to_be_none() -> None:
     full = Full(refusals=200)
     full.crowd._forget_lapsed(full.told[-1] + module._GRACE)
-    assert full.crowd._share_used == module._LEAST_SHARE
+    assert full.crowd._holders["mine"].share_used == module._LEAST_SHARE
 
 
 def test_who_leaves_makes_room_and_only_an_answer_teaches_how_long_one_takes() -> None:
