@@ -28,6 +28,7 @@ from ocserve.accounts.ledger_schema import (
     transaction,
 )
 from ocserve.accounts.pricing import dollars
+from ocserve.decoding import resolved
 
 # Sums stay below SQLite's 2**63, beyond which it would no longer count in integers: some four million dollars.
 MOST = 2**62
@@ -96,6 +97,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     granted: bool
 
 
+@resolved
 class Credit(msgspec.Struct, frozen=True, kw_only=True):
     """What was added to a key's balance, in picodollars; less than zero only as a correction.
 
@@ -113,6 +115,7 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True):
     balance: int = 0
 
 
+@resolved
 class Hour(msgspec.Struct, frozen=True, kw_only=True):
     """What a key used of a model in one hour (hours since 1970): requests admitted, tokens used or reserved."""
 

@@ -36,6 +36,7 @@ from msgspec.structs import replace
 
 from ocserve import config, locks
 from ocserve.accounts import pricing
+from ocserve.decoding import resolved
 
 PREFIX = "ocs-"
 KEY_PATTERN = re.compile(r"ocs-[0-9A-Za-z]{38}")  # what scanners for secrets look for
@@ -80,6 +81,7 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     until: int | None = None
 
 
+@resolved
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A key, whatever its secret is. Times are seconds since 1970; no `models` are all.
 
@@ -112,6 +114,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return "expired" if self.expires is not None and self.expires <= now else "active"
 
 
+@resolved
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal[1] = 1
     keys: tuple[Key, ...] = ()

@@ -27,6 +27,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ocserve.config import ConfigError
+from ocserve.decoding import resolved
 from ocserve.generation import Usage
 from ocserve.modelcard import KINDS, DatedPrices, Prices, Tier
 
@@ -111,6 +112,7 @@ class _Entry(Prices, frozen=True, kw_only=True, forbid_unknown_fields=True, rena
     tiers: tuple[Tier, ...] = msgspec.field(default=(), name="tier")
 
 
+@resolved
 class _PriceList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     price: tuple[_Entry, ...] = ()
 

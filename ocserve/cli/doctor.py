@@ -1,7 +1,7 @@
 """`ocserve doctor`: is this machine and this installation fit to serve? One verdict per line.
 
-Each check is a function that looks at one thing and returns verdicts; none raises and none changes anything. What is
-slow or may hang (the native library, the network) runs beside the rest and under a time limit.
+Each check is a function that looks at one thing and returns verdicts; none raises and none changes anything. What may
+hang (the native library, the network) runs in threads under a time limit, all the rest in the one that asked.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ def command(as_json: bool) -> None:
 
 def examine() -> list[Verdict]:
     """All checks, in the order of reading."""
+    from ocserve import app as app  # and all below it, which the threads are not to import beside each other
+
     settings, settings_verdicts = _settings()
     with ThreadPoolExecutor() as pool:
         llama = pool.submit(check_llama)
         hub = pool.submit(check_hub, settings.store)
         index = pool.submit(check_index, settings.store.hub_timeout_s)
-        model = pool.submit(check_model, settings)
         return [
             *check_versions(),
             *settings_verdicts,
@@ -80,7 +81,7 @@ def examine() -> list[Verdict]:
             *check_store(settings.store),
             hub.result(),
             index.result(),
-            *model.result(),
+            *check_model(settings),
             *check_sources(settings.store, hub.result(), index.result()),
             *check_address(settings),
         ]

@@ -315,3 +315,21 @@ def test_an_open_address_without_a_key_fails() -> None:
 def test_a_folder_that_cannot_be_written_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
     assert doctor.check_store(config.Store())[0].verdict == "fail"
+
+
+def test_only_what_may_hang_is_asked_beside_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere: set[str] = set()
+
+    def noting(name: str, answer: Any) -> Any:
+        def check(*_: object) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                elsewhere.add(name)
+            return answer
+
+        return check
+
+    one = Verdict("x", "ok", "")
+    for name, answer in [("llama", []), ("hub", one), ("index", one), ("model", []), ("store", []), ("names", [])]:
+        monkeypatch.setattr(doctor, f"check_{name}", noting(name, answer))
+    doctor.examine()
+    assert elsewhere == {"llama", "hub", "index"}
