@@ -26,13 +26,14 @@ MAY_IMPORT = {
     "operating": {"kinds"},
     "peer": set(),
     "doors": {"decoding", "errors"},
+    "folders": set(),
     "locks": set(),
     "config": VOCABULARY | {"settings", "kinds", "operating"},
     "chat": VOCABULARY,
     "api": VOCABULARY,
     "telemetry": VOCABULARY | {"config"},
     "catalog": VOCABULARY | {"config", "locks"},
-    "accounts": VOCABULARY | {"config", "locks"},
+    "accounts": VOCABULARY | {"config", "folders", "locks"},
     "policy": VOCABULARY | {"config"},
     "pages": VOCABULARY | {"config", "doors"},
     "engine": VOCABULARY | {"config", "chat"},
@@ -62,7 +63,7 @@ MAY_IMPORT = {
     "audit": VOCABULARY | {"config", "peer"},
     "bench": VOCABULARY | {"config", "peer"},
     "cli": VOCABULARY
-    | {"peer", "headstart", "app", "audit", "bench", "pages", "catalog", "accounts", "config", "telemetry"},
+    | {"peer", "folders", "headstart", "app", "audit", "bench", "pages", "catalog", "accounts", "config", "telemetry"},
     "__main__": {"cli"},
 }
 

@@ -25,7 +25,7 @@ import stat
 import string
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -255,13 +255,23 @@ class KeyStore:
     @contextmanager
     def _editing(self) -> Iterator[list[Key]]:
         """The keys as they are now, to be changed: what is left in the list is written when the block ends well."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locks.exclusive(self.path.with_name(f"{self.path.name}.lock"), lambda: None):
+        with self._alone():
             before = self._current()
             keys = list(before.keys)
             yield keys
             if tuple(keys) != before.keys:
                 self._write(_Document(keys=tuple(keys)))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process changes the file."""
+        with ExitStack() as held:
+            try:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                held.enter_context(locks.exclusive(self.path.with_name(f"{self.path.name}.lock"), lambda: None))
+            except OSError as error:
+                raise config.ConfigError(f"cannot write in {self.path.parent}: {error.strerror}") from None
+            yield
 
     def _write(self, document: _Document) -> None:
         temporary = self.path.with_name(f"{self.path.name}.tmp")

@@ -158,3 +158,22 @@ def test_mistakes_are_refused_with_a_hint(arguments: tuple[str, ...], complaint:
     result = CliRunner().invoke(main, ["keys", *arguments])
     assert result.exit_code in (2, 78)
     assert complaint in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("create", "--name", "other"), ("rotate", "acme"), ("revoke", "acme"), ("limits", "acme", "--rpm", "5")],
+    ids=lambda arguments: arguments[0],
+)
+def test_where_nothing_can_be_written_a_command_says_so(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    keys("create", "--name", "acme")
+    (tmp_path / "keys.json.lock").unlink()
+    (tmp_path / "keys.json.lock").mkdir()
+    refused = keys(*arguments, code=78)
+    assert refused.stderr.startswith(f"error: cannot write in {tmp_path}: ")
+
+
+def test_a_credit_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    keys("create", "--name", "acme", "--prepaid")
+    (tmp_path / "data").write_bytes(b"")
+    assert keys("credit", "acme", "5", code=1).stderr.startswith("error: the ledger ")
