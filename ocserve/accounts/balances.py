@@ -99,7 +99,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
 
 @resolved
 class Credit(msgspec.Struct, frozen=True, kw_only=True):
-    """What was added to a key's balance, in picodollars; less than zero only as a correction.
+    """What was added to a key's balance, in picodollars; less than zero as a correction and only so.
 
     `balance` is what it then was. `made_by` is whoever asked; the same `idempotency_key` of theirs is credited once.
     """
@@ -182,6 +182,8 @@ def credit(connection: apsw.Connection, wanted: Credit) -> Credit:
         raise Declined("A credit of nothing is none.")
     if wanted.amount < 0 and not wanted.correction:
         raise Declined("A credit of less than nothing is taken only where it is said to be a correction.")
+    if wanted.amount > 0 and wanted.correction:
+        raise Declined("A correction takes back what was credited: its amount is less than nothing.")
     if wanted.amount < 0 and now.available + wanted.amount < 0:
         raise Declined(_too_much(now))
     if now.credited + wanted.amount > MOST:

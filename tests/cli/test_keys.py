@@ -177,3 +177,12 @@ def test_a_credit_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     keys("create", "--name", "acme", "--prepaid")
     (tmp_path / "data").write_bytes(b"")
     assert keys("credit", "acme", "5", code=1).stderr.startswith("error: the ledger ")
+
+
+def test_a_correction_takes_back_and_never_adds() -> None:
+    keys("create", "--name", "acme", "--prepaid")
+    keys("credit", "acme", "20")
+    for amount in ("20", "0"):
+        refused = keys("credit", "acme", amount, "--correct", code=2)
+        assert "--correct" in refused.stderr
+    assert as_json("credit", "acme", "-5", "--correct")["balance"] == "15.00"
