@@ -108,8 +108,7 @@ def test_the_keys_are_read_whether_or_not_the_settings_have_one(tmp_path: Path, 
     assert found(file) == ("ok", f"{file}, 1 key")
     file.write_bytes(b"{")
     assert found(file)[0] == "fail"
-    (blocked.parent.parent / "link").symlink_to(blocked)
-    assert found(tmp_path / "link" / "keys.json")[0] in ("warn", "fail")
+    assert found(blocked / "keys.json")[0] == "fail"
 
 
 def test_keys_that_cannot_be_changed_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
