@@ -113,7 +113,7 @@ async def running(
     tree = settings.config
     key = config.resolve_key(tree.auth)
     store = KeyStore(config.keys_file(tree.auth))
-    has_key = key is not None or store.has_keys
+    has_key = store.has_keys or key is not None  # the file is read in any case: one that cannot be used is refused
     refuse_exposure(tree.server, has_key=has_key)
     stores = tree.engine.prefix_cache and tree.cache.disk_bytes
     secret = lasting_secret(config.cache_directory(tree.cache)) if stores else None
@@ -240,7 +240,8 @@ def plan_here(tree: config.Config, model: Installed) -> Plan:
 
 def has_key(auth: config.Auth) -> bool:
     """Whether callers can have a key; raises `ConfigError` for one that cannot be used."""
-    return config.resolve_key(auth) is not None or KeyStore(config.keys_file(auth)).has_keys
+    found = KeyStore(config.keys_file(auth)).has_keys  # also beside a key of the settings: the file must be sound
+    return config.resolve_key(auth) is not None or found
 
 
 def refuse_exposure(server_settings: config.Server, *, has_key: bool) -> None:

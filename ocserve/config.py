@@ -84,6 +84,14 @@ class Setting:
     def is_secret(self) -> bool:
         return self.name in SECRETS
 
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """Of a list of tables what each field of one is for; else nothing."""
+        table = get_args(get_args(self.type)[0])[0] if get_origin(self.type) is Annotated and _is_tuple(self) else None
+        if not _is_table(table):
+            return {}
+        return {name: _described(kind) for name, kind in get_type_hints(table, include_extras=True).items()}
+
 
 def catalogue() -> Mapping[str, Setting]:
     """Every setting by its dotted name, in the order of the tree."""
@@ -91,11 +99,14 @@ def catalogue() -> Mapping[str, Setting]:
     for section, branch in get_type_hints(Config).items():
         defaults = branch()
         for field, annotation in get_type_hints(branch, include_extras=True).items():
-            metas = annotation.__metadata__ if get_origin(annotation) is Annotated else ()
-            description = next((meta.description for meta in metas if isinstance(meta, Meta) and meta.description), "")
             name = f"{section}.{field}"
-            settings[name] = Setting(name, annotation, getattr(defaults, field), description)
+            settings[name] = Setting(name, annotation, getattr(defaults, field), _described(annotation))
     return settings
+
+
+def _described(annotation: Any) -> str:
+    metas = annotation.__metadata__ if get_origin(annotation) is Annotated else ()
+    return next((meta.description for meta in metas if isinstance(meta, Meta) and meta.description), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from ocserve.decoding import resolved
 from ocserve.errors import ApiError, EngineUnavailable, InvalidRequest, UnderMaintenance
 
 _RETRY_S = 5.0  # of one that drains: nobody knows when it will be opened
@@ -28,6 +29,7 @@ _LARGEST_FILE = 8192
 Moment = Annotated[datetime.datetime, Meta(tz=True)]
 
 
+@resolved
 class Maintenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A window in which nothing is taken on, and what is said of it. `ends` is the first moment after it."""
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from ocserve.decoding import resolved
+
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
@@ -33,6 +35,7 @@ class Device(msgspec.Struct, frozen=True):
         return self.kind == "igpu" or (self.is_gpu and sys.platform == "darwin")
 
 
+@resolved
 class LlamaFacts(msgspec.Struct, frozen=True):
     """The build of llama.cpp and what it sees, as `ocserve.engine.probe` prints it.
 

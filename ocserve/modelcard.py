@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec.structs import replace
 
+from ocserve.decoding import resolved
+
 Capability = Literal["chat", "completion", "fim", "tools", "embedding", "vision", "reasoning", "rerank"]
 Modality = Literal["text", "image", "embedding", "rerank"]
 Money = Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\d+)?$")]
@@ -135,6 +137,7 @@ class DatedPrices(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[tuple[int, Prices], ...]
 
 
+@resolved
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known of one model. `name` is what a user types, `context_length` what the model was trained for.
 

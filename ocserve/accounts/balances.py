@@ -28,6 +28,7 @@ from ocserve.accounts.ledger_schema import (
     transaction,
 )
 from ocserve.accounts.pricing import dollars
+from ocserve.decoding import resolved
 
 # Sums stay below SQLite's 2**63, beyond which it would no longer count in integers: some four million dollars.
 MOST = 2**62
@@ -96,8 +97,9 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     granted: bool
 
 
+@resolved
 class Credit(msgspec.Struct, frozen=True, kw_only=True):
-    """What was added to a key's balance, in picodollars; less than zero only as a correction.
+    """What was added to a key's balance, in picodollars; less than zero as a correction and only so.
 
     `balance` is what it then was. `made_by` is whoever asked; the same `idempotency_key` of theirs is credited once.
     """
@@ -113,6 +115,7 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True):
     balance: int = 0
 
 
+@resolved
 class Hour(msgspec.Struct, frozen=True, kw_only=True):
     """What a key used of a model in one hour (hours since 1970): requests admitted, tokens used or reserved."""
 
@@ -179,6 +182,8 @@ def credit(connection: apsw.Connection, wanted: Credit) -> Credit:
         raise Declined("A credit of nothing is none.")
     if wanted.amount < 0 and not wanted.correction:
         raise Declined("A credit of less than nothing is taken only where it is said to be a correction.")
+    if wanted.amount > 0 and wanted.correction:
+        raise Declined("A correction takes back what was credited: its amount is less than nothing.")
     if wanted.amount < 0 and now.available + wanted.amount < 0:
         raise Declined(_too_much(now))
     if now.credited + wanted.amount > MOST:

@@ -70,7 +70,8 @@ class KeyRing:
     2. A key exists and a credential was sent: it must be a key, from anywhere.
     3. A key exists and none was sent: anonymous on loopback unless `auth.anonymous` is false, refused elsewhere.
 
-    The key of the settings may do everything. Those of the `store` are looked at anew for each request.
+    The key of the settings may do everything. Those of the `store` are looked at anew for each request; where its file
+    cannot be read, who sends another credential than the settings' key is not known.
     """
 
     def __init__(
@@ -115,8 +116,13 @@ class KeyRing:
         """
         digest = digest_of(credential or "")
         holds = hmac.compare_digest(digest, self._digest or _NO_DIGEST)
-        with _readable():
-            found = self._store.find(digest) if self._store is not None else None
+        found = None
+        try:
+            with _readable():
+                found = self._store.find(digest) if self._store is not None else None
+        except KeysUnavailable:
+            if credential and not holds:
+                raise
         if not self.has_key:  # 1
             if loopback:
                 return self._owner
@@ -200,6 +206,12 @@ def lasting_secret(directory: Path) -> bytes:
         except OSError:
             return fresh
     return _read_secret(file)
+
+
+def check_secret(directory: Path) -> None:
+    """Raise `ConfigError` for a secret in `directory` that would be refused; none is made."""
+    if os.path.lexists(file := directory / _FILE_NAME):
+        _read_secret(file)
 
 
 def _make_secret(file: Path, secret: bytes) -> None:

@@ -25,7 +25,7 @@ import stat
 import string
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,6 +36,7 @@ from msgspec.structs import replace
 
 from ocserve import config, locks
 from ocserve.accounts import pricing
+from ocserve.decoding import resolved
 
 PREFIX = "ocs-"
 KEY_PATTERN = re.compile(r"ocs-[0-9A-Za-z]{38}")  # what scanners for secrets look for
@@ -80,6 +81,7 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     until: int | None = None
 
 
+@resolved
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A key, whatever its secret is. Times are seconds since 1970; no `models` are all.
 
@@ -112,6 +114,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return "expired" if self.expires is not None and self.expires <= now else "active"
 
 
+@resolved
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal[1] = 1
     keys: tuple[Key, ...] = ()
@@ -252,13 +255,23 @@ class KeyStore:
     @contextmanager
     def _editing(self) -> Iterator[list[Key]]:
         """The keys as they are now, to be changed: what is left in the list is written when the block ends well."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locks.exclusive(self.path.with_name(f"{self.path.name}.lock"), lambda: None):
+        with self._alone():
             before = self._current()
             keys = list(before.keys)
             yield keys
             if tuple(keys) != before.keys:
                 self._write(_Document(keys=tuple(keys)))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process changes the file."""
+        with ExitStack() as held:
+            try:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                held.enter_context(locks.exclusive(self.path.with_name(f"{self.path.name}.lock"), lambda: None))
+            except OSError as error:
+                raise config.ConfigError(f"cannot write in {self.path.parent}: {error.strerror}") from None
+            yield
 
     def _write(self, document: _Document) -> None:
         temporary = self.path.with_name(f"{self.path.name}.tmp")

@@ -16,6 +16,8 @@ from typing import cast
 
 import apsw
 
+from ocserve import folders
+
 _BUSY_MS = 5000  # how long another process may hold the file
 _LARGEST_WAL = 8 * 1024 * 1024
 _NEWER = "it was written by a newer version of ocserve"
@@ -216,13 +218,11 @@ def reading(file: Path) -> Iterator[apsw.Connection]:
 
 def check(file: Path) -> None:
     """Raise `LedgerError` for a file that a server of this version could not use; nothing is made or brought to it."""
-    existing = next(each for each in (file, *file.parents) if each.exists())
     with named_failures(file):
-        if not os.access(existing, os.W_OK | os.R_OK):
-            raise LedgerError(f"{existing} cannot be read and written")
-        if existing != file:
-            if not existing.is_dir():
-                raise LedgerError(f"{existing} is not a folder")
+        # SQLite keeps further files beside it.
+        if reason := folders.obstacle_to(file) or folders.obstacle_in(file.parent):
+            raise LedgerError(reason)
+        if not file.exists():
             return
         connection = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READONLY)
         try:

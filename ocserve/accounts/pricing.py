@@ -19,14 +19,17 @@ from __future__ import annotations
 import datetime
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from ocserve.config import ConfigError
+from ocserve.decoding import resolved
 from ocserve.generation import Usage
 from ocserve.modelcard import KINDS, DatedPrices, Prices, Tier
 
@@ -34,6 +37,7 @@ PICODOLLARS = 10**12
 # What is charged at most for a token or a piece: more is a misplaced decimal point, and a cost would overflow.
 _MOST = PICODOLLARS
 _AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?", re.ASCII)
+_PLACE = re.compile(r" - at `\$\.price\[([0-9]+)\]\.?(.*)`")  # in msgspec's sentences
 _SUM = re.compile(r"-?[0-9]{1,7}(\.[0-9]{1,12})?", re.ASCII)
 
 
@@ -110,7 +114,13 @@ class _Entry(Prices, frozen=True, kw_only=True, forbid_unknown_fields=True, rena
     since: datetime.date = datetime.date.min
     tiers: tuple[Tier, ...] = msgspec.field(default=(), name="tier")
 
+    @property
+    def called(self) -> str:
+        """How a mistake in it is told."""
+        return _called(self.model, None if self.since == datetime.date.min else self.since)
 
+
+@resolved
 class _PriceList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     price: tuple[_Entry, ...] = ()
 
@@ -124,9 +134,13 @@ class Tariff:
             prices = Prices(**{name: getattr(entry, name) for name in Prices.__struct_fields__})
             bounds = [tier.above for tier in prices.tiers]
             if bounds != sorted(set(bounds)):
-                raise ValueError(f"the tiers of {entry.model} do not begin above ever more tokens")
-            for _, step in prices.steps:
-                Rates.of(step)
+                raise ValueError(f"{entry.called}: the tiers do not begin above ever more tokens")
+            for above, step in prices.steps:
+                try:
+                    Rates.of(step)
+                except ValueError as error:
+                    tier = f", above {above} tokens" if above else ""
+                    raise ValueError(f"{entry.called}{tier}: {error}") from None
             self._entries.setdefault(entry.model, []).append((entry.since, prices))
 
     def __bool__(self) -> bool:
@@ -196,14 +210,32 @@ def load(file: Path | None) -> Tariff:
     where = f"billing.prices: {file}"
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
-        entries = msgspec.convert(document, _PriceList).price
-        twice = {(each.model, each.since) for each in entries}
-        if len(twice) < len(entries):
-            raise ValueError("a model has two prices from the same day")
+        entries = _entries(document)
+        twice = Counter(each.called for each in entries)
+        if double := next((called for called, count in twice.items() if count > 1), None):
+            raise ValueError(f"{double}: a model has two prices from the same day")
         return Tariff(entries)
     except OSError as error:
         raise ConfigError(f"{where} cannot be read: {error.strerror}") from None
-    except (ValueError, msgspec.ValidationError) as error:  # of TOML, of types, of prices
+    except ValueError as error:  # of TOML, of types, of prices
         raise ConfigError(
             f"{where}: {error}", 'prices are texts such as "0.00000002", days such as 2026-12-01'
         ) from None
+
+
+def _entries(document: dict[str, Any]) -> tuple[_Entry, ...]:
+    """The entries of a price list; raises `ValueError` that names the one in which a mistake is."""
+    try:
+        return msgspec.convert(document, _PriceList).price
+    except msgspec.ValidationError as error:
+        if (place := _PLACE.search(str(error))) is None:
+            raise
+        entry = document["price"][int(place[1])]
+        if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
+            raise
+        within = f" - at `{place[2]}`" if place[2] else ""
+        raise ValueError(f"{_called(entry['model'], entry.get('from'))}: {_PLACE.sub(within, str(error))}") from None
+
+
+def _called(model: str, since: object) -> str:
+    return f"the price of {model}{'' if since is None else f' from {since}'}"

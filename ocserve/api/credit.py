@@ -39,7 +39,7 @@ _TABLE = fields.table(*PARAMETERS)
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """A credit that is asked for; one of less than nothing must be a `correction`."""
+    """A credit that is asked for; one of less than nothing must be a `correction`, no other may be."""
 
     amount: str
     note: str

@@ -102,7 +102,7 @@ MEANINGS: dict[str, str] = {
     "service_tier": "There is one tier.",
     "amount": "US dollars, exact; less than nothing takes back.",
     "note": "What it is for, such as an invoice's number.",
-    "correction": "Whether less than nothing is meant.",
+    "correction": "Whether less than nothing is meant, which only a correction may be.",
     "cache_control": "Prefixes are kept and shared without being asked to.",
     "prompt_cache_key": "Prefixes are kept and shared without being asked to.",
 }

@@ -26,6 +26,7 @@ from ocserve.catalog import transport
 from ocserve.catalog.errors import ChecksumMismatch, DiskFull, SourceRefused, SourceUnreachable, StoreUnwritable
 from ocserve.catalog.hub import RemoteFile
 from ocserve.catalog.progress import OnProgress, Progress
+from ocserve.decoding import resolved
 
 SYNC_BYTES = 8 * 1024 * 1024  # what a kill or a power cut can cost, at most, with what lies in socket buffers
 READ_BYTES = 1024 * 1024
@@ -38,6 +39,7 @@ REPORT_S = 0.1
 _ETAG_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+@resolved
 class _Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whose bytes a partial file holds."""
 

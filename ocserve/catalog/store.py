@@ -40,6 +40,7 @@ from ocserve.catalog.errors import (
 from ocserve.catalog.gguf import GgufHeader, read_header
 from ocserve.catalog.gguf_header import REVISION
 from ocserve.catalog.progress import OnProgress, Progress
+from ocserve.decoding import resolved
 from ocserve.modelcard import ModelCard
 
 Source = Literal["hub", "index", "file"]
@@ -55,6 +56,7 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sha256: str | None = None
 
 
+@resolved
 class Installed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model that is complete on this machine. It is the manifest, except for `directory`, which is where that lies.
 

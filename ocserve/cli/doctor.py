@@ -1,47 +1,36 @@
 """`ocserve doctor`: is this machine and this installation fit to serve? One verdict per line.
 
-Each check is a function that looks at one thing and returns verdicts; none raises and none changes anything. What is
-slow or may hang (the native library, the network) runs beside the rest and under a time limit.
+Each check is a function that looks at one thing and returns verdicts; none raises and none changes anything. What may
+hang (the native library, the network) runs in threads under a time limit, all the rest in the one that asked.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from ocserve import __version__, config, machine
+from ocserve import __version__, config, folders, machine
+from ocserve.cli import places
+from ocserve.cli.places import Verdict
 from ocserve.machine import LlamaFacts
 
 if TYPE_CHECKING:
     from ocserve.catalog.store import Damaged, Installed, Store
 
 _DEPENDENCIES = ("llama-cpp-python", "starlette", "uvicorn", "h11", "msgspec", "jinja2", "huggingface_hub")
-_TEXTS = ("privacy_text", "payment_text", "sla_text", "incident_text")
 _MISSING_HINT = "reinstall with: pip install --force-reinstall ocserve"
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """What one check found."""
-
-    check: str
-    verdict: Literal["ok", "warn", "fail"]
-    message: str
-    hint: str | None = None
 
 
 @click.command("doctor")
@@ -63,24 +52,28 @@ def command(as_json: bool) -> None:
 
 def examine() -> list[Verdict]:
     """All checks, in the order of reading."""
+    from ocserve import app as app  # and all below it, which the threads are not to import beside each other
+
     settings, settings_verdicts = _settings()
     with ThreadPoolExecutor() as pool:
         llama = pool.submit(check_llama)
         hub = pool.submit(check_hub, settings.store)
         index = pool.submit(check_index, settings.store.hub_timeout_s)
-        model = pool.submit(check_model, settings)
         return [
             *check_versions(),
             *settings_verdicts,
-            *check_files(settings),
+            *places.check_files(settings),
+            *places.check_log(settings.log),
             *check_names(settings),
-            check_ledger(settings),
+            *places.check_keys(settings.auth),
+            places.check_ledger(settings),
+            places.check_cache(settings),
             *llama.result(),
             *check_memory(),
             *check_store(settings.store),
             hub.result(),
             index.result(),
-            *model.result(),
+            *check_model(settings),
             *check_sources(settings.store, hub.result(), index.result()),
             *check_address(settings),
         ]
@@ -95,28 +88,6 @@ def _settings() -> tuple[config.Config, list[Verdict]]:
     source = str(settings.path) if settings.path.exists() else f"no file at {settings.path}"
     changed = sum(origin != "default" for _, _, origin in settings)
     return settings.config, [Verdict("settings", "ok", f"{source}, {changed} values differ from the defaults")]
-
-
-def check_files(settings: config.Config) -> list[Verdict]:
-    """Whether the files that the settings name can be used: texts to publish, the price list, the policy's program."""
-    from ocserve.accounts import pricing
-    from ocserve.pages import publication
-
-    verdicts = []
-    texts = {f"operator.{name}": getattr(settings.operator, name) for name in _TEXTS} | {
-        "policy.text": settings.policy.text
-    }
-    for name, file in texts.items():
-        if file is not None:
-            verdicts.append(_read(name, file, partial(publication.read_text, name, file)))
-    if (prices := settings.billing.prices) is not None:
-        verdicts.append(_read("billing.prices", prices, partial(pricing.load, prices)))
-    if settings.policy.command:
-        program = settings.policy.command[0]
-        found = shutil.which(program, path=config.bare_environment()["PATH"])
-        missing = Verdict("policy.command", "fail", f"{program} is no program that can be started")
-        verdicts.append(Verdict("policy.command", "ok", f"{found} can be started") if found else missing)
-    return verdicts
 
 
 def check_names(settings: config.Config) -> list[Verdict]:
@@ -141,34 +112,6 @@ def check_names(settings: config.Config) -> list[Verdict]:
             hint = f"write {other.name}" if other else "ocserve list shows what is"
             verdicts.append(Verdict(setting, "warn", f"{name} {why}: this does nothing", hint))
     return verdicts
-
-
-def check_ledger(settings: config.Config) -> Verdict:
-    """Whether requests can be recorded, by the rules of a start."""
-    from ocserve import app
-    from ocserve.accounts import ledger_schema
-
-    if settings.ledger.use == "off":
-        return Verdict("ledger", "ok", "requests are not recorded: ledger.use is off")
-    file = config.ledger_file(settings.ledger)
-    try:
-        ledger_schema.check(file)
-    except ledger_schema.LedgerError as error:
-        try:
-            needed = settings.ledger.use == "on" or settings.billing.prices is not None or app.has_key(settings.auth)
-        except config.ConfigError:  # which the access says
-            needed = True
-        hint = "name another folder with ledger.directory, or set ledger.use to off"
-        return Verdict("ledger", "fail" if needed else "warn", str(error), hint)
-    return Verdict("ledger", "ok", f"{file} can be used" if file.exists() else f"{file} can be made")
-
-
-def _read(setting: str, file: Path, read: Callable[[], object]) -> Verdict:
-    try:
-        read()
-    except config.ConfigError as error:
-        return Verdict(setting, "fail", error.message, error.hint)
-    return Verdict(setting, "ok", f"{file} can be read")
 
 
 def check_versions() -> list[Verdict]:
@@ -299,8 +242,8 @@ def check_store(settings: config.Store) -> list[Verdict]:
     store = Store(settings)
     directory = store.directory
     existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return [Verdict("models", "fail", f"{directory}: {existing} cannot be written", "set store.directory")]
+    if reason := folders.obstacle_in(directory):
+        return [Verdict("models", "fail", f"{directory}: {reason}", "set store.directory")]
     free = shutil.disk_usage(existing).free
     left = free - settings.reserve_bytes
     text = f"{directory}, {_gigabytes(free)} free, of which {_gigabytes(settings.reserve_bytes)} stay in reserve"

@@ -244,7 +244,7 @@ def revoke(name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("amount")
 @click.option("--note", default="", help="What it is for, such as an invoice's number.")
-@click.option("--correct", is_flag=True, help="The amount corrects credits before; it may be less than nothing.")
+@click.option("--correct", is_flag=True, help="The amount takes back of credits before: it is less than nothing.")
 @click.option(
     "--idempotency-key", metavar="TEXT", help="A name of this credit: it is made once, however often asked for."
 )
@@ -264,6 +264,10 @@ def credit(name: str, amount: str, note: str, correct: bool, idempotency_key: st
         asked = pricing.amount(amount)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="AMOUNT") from None
+    if correct and asked >= 0:
+        raise click.BadParameter(
+            "a correction takes back: AMOUNT is less than nothing, such as -20", param_hint="--correct"
+        )
     settings = config.load().config
     if settings.ledger.use == "off":
         raise Failure("there is no ledger to keep a balance in", "set ledger.use to on")

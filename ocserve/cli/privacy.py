@@ -25,6 +25,7 @@ def command() -> None:
 def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: bool) -> None:
     """Delete rows of the ledger for good; without --key and --until all stored prefixes too.
 
+    Stored prefixes are not kept by key or day: only a purge without both options deletes them, those of all keys.
     With --key and without --until the key's credits, balance and sums go as well; else every balance stays. Running
     requests keep their rows. The server may go on meanwhile: it computes again what it finds no more.
     """
@@ -40,7 +41,8 @@ def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: 
     except LedgerError as error:
         raise Failure(str(error)) from None
     everything = key is None and until is None
-    prefixes = _files(config.cache_directory(tree.cache) / "prefixes") if everything else []
+    stored = _files(config.cache_directory(tree.cache) / "prefixes")
+    prefixes, staying = (stored, []) if everything else ([], stored)
     file = config.ledger_file(tree.ledger)
     if not yes:
         whole = " with credits and balance" if key is not None and until is None else ""
@@ -56,11 +58,16 @@ def purge(key: str | None, until: datetime.datetime | None, yes: bool, as_json: 
     if as_json:
         from ocserve.cli.model_output import print_json
 
-        print_json({"event": "purged", "rows": rows, "prefixes": len(prefixes)})
+        print_json({"event": "purged", "rows": rows, "prefixes": len(prefixes), "prefixes_left": len(staying)})
     else:
         click.echo(
             f"deleted: {counted(rows, 'row')} of the ledger, {counted(len(prefixes), 'file')} of stored prefixes"
         )
+        if not everything:
+            click.echo(
+                f"left: {counted(len(staying), 'file')} of stored prefixes, which are not kept by key or day; only "
+                "`ocserve privacy purge` without --key and --until deletes them, those of all keys"
+            )
 
 
 def _whose(key: str | None, tree: Config) -> str:

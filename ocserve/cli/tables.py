@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
+import msgspec
 
 
 @contextmanager
@@ -28,6 +29,27 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int = 
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         )
         click.echo("  ".join(cells).rstrip())
+
+
+def readable(value: object) -> str:
+    """A setting's value, also as JSON has it: of a table what is set, after the model that it is for; `-` for none."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return str(value).lower()
+        case msgspec.Struct():
+            return readable(msgspec.to_builtins(value))
+        case dict():
+            named = {name: each for name, each in value.items() if each is not None}
+            model = named.pop("model", None)
+            shown = ", ".join(f"{name} {readable(each)}" for name, each in named.items()) or "nothing"
+            return shown if model is None else f"{model}: {shown}"
+        case list() | tuple():
+            tables = any(isinstance(each, dict | msgspec.Struct) for each in value)
+            return ("; " if tables else ", ").join(map(readable, value)) or "-"
+        case _:
+            return str(value)
 
 
 def counted(count: int, one: str) -> str:

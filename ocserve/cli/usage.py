@@ -32,16 +32,16 @@ _DATE = click.DateTime(["%Y-%m-%d"])
 @click.option("--until", type=_DATE, help="Last day, UTC.")
 @click.option("--month", type=click.DateTime(["%Y-%m"]), help="All days of a month, UTC.")
 @click.option("--key", metavar="KEY", help="Only the requests of this key, by its name or id.")
-@click.option("--json", "form", flag_value="json", help="Print JSON; costs are picodollars (1e-12 US dollars).")
-@click.option("--csv", "form", flag_value="csv", help="Print CSV; costs are US dollars.")
-@click.option("--invoice", "form", flag_value="invoice", help="Print an invoice as Markdown.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; costs are picodollars (1e-12 US dollars).")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV; costs are US dollars.")
+@click.option("--invoice", "as_invoice", is_flag=True, help="Print an invoice as Markdown.")
 def command(
     by: tuple[By, ...],
     since: datetime.datetime | None,
     until: datetime.datetime | None,
     month: datetime.datetime | None,
     key: str | None,
-    form: str | None,
+    **forms: bool,
 ) -> None:
     """Show what was used and what it cost, what was credited and what is left, from the ledger."""
     from ocserve import config
@@ -49,6 +49,7 @@ def command(
     from ocserve.accounts.ledger_schema import LedgerError
     from ocserve.cli import Failure, key_ids
 
+    form = _form(forms, by)
     if month is not None:
         if since is not None or until is not None:
             raise click.UsageError("--month stands for --since and --until")
@@ -74,6 +75,16 @@ def command(
     else:
         _print_table(headings, found, names)
         _print_balances(_ever_credited(standings), names)
+
+
+def _form(forms: Mapping[str, bool], by: tuple[By, ...]) -> str | None:
+    """The one form that was asked for, if any."""
+    given = [name.removeprefix("as_") for name in ("as_json", "as_csv", "as_invoice") if forms[name]]
+    if len(given) > 1:
+        raise click.UsageError(f"--{given[0]} and --{given[1]} are two forms; name one")
+    if given == ["invoice"] and by:
+        raise click.UsageError("--by and --invoice: an invoice has sums of its own")
+    return given[0] if given else None
 
 
 def _ever_credited(standings: Mapping[str, Standing]) -> dict[str, Standing]:

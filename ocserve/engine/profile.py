@@ -19,6 +19,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
+from ocserve.decoding import resolved
 from ocserve.engine.costs import Timing
 
 VERSION = 1
@@ -42,6 +43,7 @@ class ProfileKey(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int
 
 
+@resolved
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """A key's timings; `spread` is how far repeats lay apart."""
 
@@ -55,6 +57,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return {*threads} <= {timing.threads for timing in self.timings}
 
 
+@resolved
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """How often OpenMP's threads look at a barrier before they sleep, as `ocserve tune` found best for a machine."""
 

@@ -6,7 +6,6 @@ from starlette.types import Receive, Scope, Send
 
 from ocserve.accounts import balances
 from ocserve.accounts.balances import Declined
-from ocserve.accounts.billing import Billing
 from ocserve.accounts.keystore import Key
 from ocserve.accounts.pricing import amount, dollars
 from ocserve.api import credit
@@ -23,14 +22,14 @@ class AddCredit:
     """`POST /admin/keys/{name}/credit`: on disk when it is answered, and once for each `Idempotency-Key`, for ever."""
 
     def __init__(self, service: Service, edge: Edge) -> None:
-        self._billing = service.billing
+        self._service = service
         self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         wanted = credit.parse(exchange.body, refuse_unknown=self._edge.refuse_unknown)
         exchange.name_ignored(wanted.ignored)
-        key = _key(self._billing, scope)
+        key = _key(self._service, scope)
         given = header_values(scope, b"idempotency-key")
         asked = balances.Credit(
             key_id=key.id,
@@ -41,7 +40,7 @@ class AddCredit:
             idempotency_key=given[0].decode("latin-1") if given else None,
         )
         try:
-            made = await self._billing.credit(asked)
+            made = await self._service.billing.credit(asked)
         except Declined as declined:
             if declined.reused:
                 raise IdempotencyKeyReused(str(declined), param="idempotency-key") from None
@@ -62,11 +61,11 @@ class KeyBalance:
     """`GET /admin/keys/{name}/balance`."""
 
     def __init__(self, service: Service) -> None:
-        self._billing = service.billing
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = _key(self._billing, scope)
-        now = await self._billing.standing(key.id)
+        key = _key(self._service, scope)
+        now = await self._service.billing.standing(key.id)
         answer = credit.Balance(
             key=key.name,
             prepaid=key.prepaid,
@@ -94,8 +93,9 @@ def routes(service: Service, edge: Edge) -> tuple[Route, ...]:
     )
 
 
-def _key(billing: Billing, scope: Scope) -> Key:
-    found = billing.key(Exchange.of(scope).match.params["name"])
+def _key(service: Service, scope: Scope) -> Key:
+    service.keys.check()  # who has the key of the settings is let in without them
+    found = service.billing.key(Exchange.of(scope).match.params["name"])
     if found is None:
         raise NotFound("There is no key of this name.", param="name", code="key_not_found")
     return found

@@ -94,6 +94,14 @@ def _deletion(publication: Publication) -> str:
     if publication.ledger_days is not None:
         said.append(f"Rows of the ledger are deleted after {publication.ledger_days} days.")
     said.append("A stored response is deleted by its client with `DELETE /v1/responses/{id}`.")
-    asked = f", on request to {publication.operator.email}" if publication.operator.email else ""
-    said.append(f"Everything on disk is deleted by the operator with `ocserve privacy purge`, a key's rows too{asked}.")
-    return " ".join(said)
+    purged = []
+    if publication.ledger_days is not None:
+        purged.append("The operator deletes rows with `ocserve privacy purge`, all of them or those of one key.")
+    if any(each.content and each.on_disk for each in publication.kept):
+        purged.append(
+            "What prompts computed is not kept by key on disk: the operator deletes it with `ocserve privacy purge` "
+            "for all keys at once, and for no single one."
+        )
+    if purged and publication.operator.email:
+        purged.append(f"Who wants that writes to {publication.operator.email}.")
+    return " ".join((*said, *purged))

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from ocserve.decoding import resolved
 from ocserve.generation import (
     ChatPrompt,
     EmbedRequest,
@@ -47,6 +48,7 @@ class Refusal:
     message: str
 
 
+@resolved
 class _Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allow: bool
     category: _Category | None = None

@@ -120,7 +120,9 @@ class Control:
                 found = await self._reload()
             except (config.ConfigError, CatalogError) as error:
                 raise InvalidRequest(_told(error), code="settings_invalid") from None
-        logs.event("settings_reloaded", count=len(found.settings), detail=", ".join(found.settings))
+        # A price list of the same name may say something else now.
+        names = dict.fromkeys((*found.settings, *(("billing.prices",) if found.prices else ())))
+        logs.event("settings_reloaded", count=len(names), detail=", ".join(names))
         return found
 
     async def reload_at_hangup(self) -> None:

@@ -249,14 +249,20 @@ def test_a_command_that_is_killed_leaves_the_old_file_or_the_new_one(store: KeyS
     ids=["cut", "version", "not keys", "readable by others", "folder"],
 )
 def test_where_it_cannot_be_known_who_calls_nobody_is_let_in(store: KeyStore, spoil: Callable[[Path], object]) -> None:
-    everybody = ring(store, SETTINGS_KEY)
+    everybody, without = ring(store, SETTINGS_KEY), ring(store, None)
     _, text = store.create("acme")
     everybody.identify(text, loopback=True)
+    without.identify(text, loopback=True)
     spoil(store.path)
-    for credential in (text, SETTINGS_KEY, None):
+    for keys, credential in ((everybody, text), (everybody, "x" * 40), (without, text), (without, None)):
         with pytest.raises(KeysUnavailable) as refusal:
-            everybody.identify(credential, loopback=True)
+            keys.identify(credential, loopback=True)
         assert str(store.path) not in refusal.value.message
+    # Of these two the settings alone say who they are.
+    assert everybody.identify(SETTINGS_KEY, loopback=False).admin
+    assert everybody.identify(None, loopback=True).anonymous
+    with pytest.raises(AuthenticationFailed):
+        everybody.identify(None, loopback=False)
     with pytest.raises(config.ConfigError):
         store.create("next")
 

@@ -113,6 +113,31 @@ def test_a_price_list_that_is_wrong_is_refused_whole(tmp_path: Path, text: str, 
     assert str(file) in refused.value.message
 
 
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ('prompt = 0.1\ncompletion = "0"', "Expected `str`, got `float` - at `prompt`"),
+        ('prompt = "0"', "Object missing required field `completion`"),
+        ('prompt = "2"\ncompletion = "0"', "2 is more than a dollar for one"),
+        ('prompt = "0"\ncompletion = "0"\n[[price.tier]]\nabove = 7\nprompt = "2"', "2 is more than a dollar for one"),
+        ('prompt = "0"\ncompletion = "0"\n[[price.tier]]\nabove = "x"', "- at `tier[0].above`"),
+    ],
+)
+def test_a_mistake_names_the_model_and_the_day(tmp_path: Path, entry: str, words: str) -> None:
+    file = tmp_path / "prices.toml"
+    sound = '[[price]]\nmodel = "sound"\nprompt = "0"\ncompletion = "0"\n'
+    for day, since in (("from = 2026-12-01\n", " from 2026-12-01"), ("", "")):
+        file.write_text(f'{sound}[[price]]\nmodel = "tiny"\n{day}{entry}\n')
+        with pytest.raises(ConfigError) as refused:
+            pricing.load(file)
+        assert f": the price of tiny{since}" in refused.value.message
+        assert words in refused.value.message
+        assert "price[" not in refused.value.message
+    file.write_text(sound * 2)
+    with pytest.raises(ConfigError, match="the price of sound: a model has two prices"):
+        pricing.load(file)
+
+
 def test_a_tier_changes_what_it_names_and_a_keys_own_prices_hold_in_every_tier() -> None:
     text = TIERED + 'above = 5000\nprompt = "0.00000001"\nrequest = "0.000001"\n'
     listed = priced(text=text).prices("tiny", datetime.date(2026, 11, 30))

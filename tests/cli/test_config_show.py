@@ -65,3 +65,23 @@ def test_who_is_shown_content_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCSERVE_POLICY_COMMAND", "/usr/bin/judge,--strict")
     output = CliRunner().invoke(main, ["config", "show"]).output
     assert output.endswith("# The content of every prompt and answer is shown to /usr/bin/judge --strict\n")
+
+
+def test_tables_are_shown_with_what_is_set_in_them(tmp_path: Path) -> None:
+    with (tmp_path / "config.toml").open("a") as file:
+        file.write('[[limits.models]]\nmodel = "tiny"\nrequests_per_minute = 500\ntokens_per_day = 9\n')
+        file.write('[[limits.models]]\nmodel = "other"\nconcurrent_requests = 1\n')
+    shown = CliRunner().invoke(main, ["config", "show"]).stdout
+    assert "  tiny: requests_per_minute 500, tokens_per_day 9; other: concurrent_requests 1  config.toml" in shown
+
+
+def test_what_each_setting_is_for_is_shown_on_demand() -> None:
+    lines = CliRunner().invoke(main, ["config", "show", "--describe"]).stdout.splitlines()
+    known = config.catalogue()
+    for name in known:
+        [at] = [index for index, line in enumerate(lines) if line.split()[0] == name]
+        assert lines[at + 1] == f"# {known[name].description}"
+    assert set(known["limits.models"].fields) == {"model", *config.Allowance.__struct_fields__}
+    for name, text in known["limits.models"].fields.items():
+        assert text
+        assert f"#   {name}: {text}" in lines

@@ -158,3 +158,31 @@ def test_mistakes_are_refused_with_a_hint(arguments: tuple[str, ...], complaint:
     result = CliRunner().invoke(main, ["keys", *arguments])
     assert result.exit_code in (2, 78)
     assert complaint in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("create", "--name", "other"), ("rotate", "acme"), ("revoke", "acme"), ("limits", "acme", "--rpm", "5")],
+    ids=lambda arguments: arguments[0],
+)
+def test_where_nothing_can_be_written_a_command_says_so(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    keys("create", "--name", "acme")
+    (tmp_path / "keys.json.lock").unlink()
+    (tmp_path / "keys.json.lock").mkdir()
+    refused = keys(*arguments, code=78)
+    assert refused.stderr.startswith(f"error: cannot write in {tmp_path}: ")
+
+
+def test_a_credit_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    keys("create", "--name", "acme", "--prepaid")
+    (tmp_path / "data").write_bytes(b"")
+    assert keys("credit", "acme", "5", code=1).stderr.startswith("error: the ledger ")
+
+
+def test_a_correction_takes_back_and_never_adds() -> None:
+    keys("create", "--name", "acme", "--prepaid")
+    keys("credit", "acme", "20")
+    for amount in ("20", "0"):
+        refused = keys("credit", "acme", amount, "--correct", code=2)
+        assert "--correct" in refused.stderr
+    assert as_json("credit", "acme", "-5", "--correct")["balance"] == "15.00"

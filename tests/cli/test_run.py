@@ -148,3 +148,14 @@ def test_a_draft_model_is_fetched_like_any_other_and_passed_on_as_its_file(
     result = CliRunner().invoke(main, ["run", str(model), "--draft-model", str(draft)])
     assert result.exit_code == 0, result.output
     assert served[0].engine.draft_model == str(draft)
+
+
+def test_keys_that_cannot_be_read_refuse_the_start_beside_a_key_of_the_settings(
+    served: list[config.Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCSERVE_AUTH_KEYS_FILE", str(tmp_path / "keys.json"))
+    monkeypatch.setenv("OCSERVE_API_KEY", "of-the-settings-alone")
+    (tmp_path / "keys.json").write_text("{")
+    result = CliRunner().invoke(main, ["run", str(tiny.write(tmp_path / "tiny.gguf"))])
+    assert (result.exit_code, served) == (78, [])
+    assert "keys.json" in result.stderr

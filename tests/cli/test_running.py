@@ -87,8 +87,12 @@ def test_a_reload_and_the_end_are_told(server: Served) -> None:
     assert ocserve("reload", "--url", server.url).stderr == "warning: a notice\n"
     assert asked(server, "reload").splitlines() == [
         "limits.queue: 64 -> 8",
-        f"prices of tiny: {today} -> {today}; {later}; {tier}",
-        f"prices of new: - -> {today}",
+        "limits.models: - -> tiny: requests_per_minute 5, tokens_per_day 9; other: nothing",
+        f"prices of tiny {later} (new)",
+        f"prices of tiny {tier} (new)",
+        f"prices of new: {today} (new)",
+        "prices of dear: completion 0.1 -> 0.3, request - -> 0.5",
+        "prices of gone: no more",
     ]
     assert asked(server, "stop", "--deadline", "5") == "the server ends; 0 requests are to finish\n"
     assert server.thread is not None

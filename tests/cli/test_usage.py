@@ -188,16 +188,36 @@ def test_what_is_purged_is_in_no_file_any_more_and_the_rest_is(rows: list[Row], 
     assert running.settle(replace(rows[0], id="more", key_id="key-1")).result()
     assert run("privacy", "purge", "--key", CANARY).exit_code == 1  # nobody said yes
     own = sum(row.key_id == CANARY for row in rows)
-    assert json.loads(run("privacy", "purge", "--key", CANARY, "--yes", "--json").stdout)["rows"] == own
+    purged = json.loads(run("privacy", "purge", "--key", CANARY, "--yes", "--json").stdout)
+    assert purged == {"event": "purged", "rows": own, "prefixes": 0, "prefixes_left": 1}
     assert not any(CANARY.encode() in file.read_bytes() for file in tmp_path.glob("ledger.db*"))
     assert prefix.exists()
     left = json.loads(run("usage", "--by", "key", "--json").stdout)["usage"]
     assert {each["key"] for each in left} == {"anonymous", "key-1"}
+    told = run("privacy", "purge", "--key", "key-1", "--until", "2026-11-01", "--yes").stdout
+    assert "left: 1 file of stored prefixes, which are not kept by key" in told
     assert run("privacy", "purge", "--yes").stdout.endswith("1 file of stored prefixes\n")
     assert not prefix.exists()
     assert running.settle(replace(rows[0], id="running", key_id="key-1")).result()
     running.close()
     assert json.loads(run("usage", "--by", "key", "--json").stdout)["usage"][0]["requests"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--invoice", "--json"), ("--json", "--invoice")),
+        (("--csv", "--invoice"), ("--csv", "--invoice")),
+        (("--csv", "--json"), ("--json", "--csv")),
+        (("--invoice", "--by", "model"), ("--by", "--invoice")),
+    ],
+)
+def test_two_forms_at_once_are_refused_by_name(
+    rows: list[Row], options: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    refused = run("usage", *options)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert all(name in refused.stderr for name in named)
 
 
 @pytest.fixture

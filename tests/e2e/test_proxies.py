@@ -184,8 +184,9 @@ def _wait_listening(port: int, process: subprocess.Popen[bytes], folder: Path) -
 @contextmanager
 def provider(make_engine: Callable[[], ScriptedEngine] = ScriptedEngine) -> Iterator[Served]:
     """The server as the samples say that it is configured."""
+    limits = config.Limits(requests_per_minute=6_000_000, tokens_per_minute=6_000_000)
     with serving(
-        make_engine, key=KEY, public_hosts=(HOST,), trusted_proxies=("127.0.0.1",), body_timeout_s=2
+        make_engine, key=KEY, limits=limits, public_hosts=(HOST,), trusted_proxies=("127.0.0.1",), body_timeout_s=2
     ) as served:
         yield served
 
@@ -283,7 +284,8 @@ def test_client_addresses_come_from_the_configured_hop_only(
     monkeypatch.setattr(harness, "build", recording)
     lies = {"X_Forwarded_For": "203.0.113.9", "X_Real_IP": "203.0.113.9", "Forwarded": "for=203.0.113.9"}
     with provider() as served, proxy(name, tmp_path, served.port) as front:
-        assert parse(front.send(request("GET", "/v1/models?api-version=secret=1", **lies))).status == 200
+        told = parse(front.send(request("GET", "/v1/models?api-version=secret=1", **lies)))
+        assert (told.status, "x-ratelimit-limit-requests" in told.headers) == (200, True)
         (headers,) = seen
         assert headers["x-forwarded-for"] == ["127.0.0.1"]
         assert headers["host"] == [HOST]
@@ -301,6 +303,7 @@ def test_client_addresses_come_from_the_configured_hop_only(
     assert "/v1/models" in written
     assert KEY not in written
     assert "secret=" not in written
+    assert "ratelimit" not in written.lower()
 
 
 def chosen(full: bool) -> list[tuple[int, bytes]]:

@@ -149,9 +149,19 @@ class Control:
         tiered = replace(after, tiers=(Tier(above=10**6, completion="0.05"),))
         tomorrow = DatedPrices(since=datetime.date(2999, 1, 1), announced=True, steps=tiered.steps)
         today = DatedPrices(since=None, announced=False, steps=before.steps)
+        dearer = replace(today, steps=replace(before, completion="0.3", request="0.5").steps)
+        models = (
+            config.ModelLimits(model="tiny", requests_per_minute=5, tokens_per_day=9),
+            config.ModelLimits(model="other"),
+        )
         return Changed(
-            settings={"limits.queue": (64, 8)},
-            prices={"tiny": ((today,), (today, tomorrow)), "new": ((), (today,))},
+            settings={"limits.queue": (64, 8), "limits.models": ((), models)},
+            prices={
+                "tiny": ((today,), (today, tomorrow)),
+                "new": ((), (today,)),
+                "dear": ((today,), (dearer,)),
+                "gone": ((today,), ()),
+            },
             notices=("a notice",),
         )
 

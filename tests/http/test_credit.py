@@ -267,6 +267,7 @@ def test_credits_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         ({"amount": "0.0000000000001"}, "twelve decimals"),
         ({"amount": "0"}, "nothing"),
         ({"amount": "-1"}, "correction"),
+        ({"amount": "1", "correction": True}, "less than nothing"),
         ({"amount": "-1", "correction": True}, "at most 0.00 can be taken back"),
         ({}, "amount"),
         ({"amount": "1", "currency": "EUR"}, "currency"),

@@ -236,3 +236,14 @@ def test_a_rotation_under_load_loses_no_request(tmp_path: Path) -> None:
         assert ask(served, keys[0]).status == 200
         now[0] += 1
         assert [ask(served, key).status for key in keys] == [401, 200]
+
+
+def test_the_key_of_the_settings_works_while_the_file_cannot_be_read(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    _, text = store.create("acme", prepaid=True)
+    with serving(store=store, key="of-the-settings-alone") as served:
+        store.path.write_bytes(b"{")
+        assert ask(served, "of-the-settings-alone").status == 200
+        assert ask(served, "of-the-settings-alone", "GET", ADMIN).status == 200
+        refused = [ask(served, text), ask(served, "of-the-settings-alone", "GET", "/admin/keys/acme/balance")]
+        assert [(each.status, each.code) for each in refused] == [(503, "keys_unavailable")] * 2

@@ -158,6 +158,8 @@ def test_privacy_says_what_the_settings_keep(tmp_path: Path) -> None:
     assert found["operator"]["locations"] == ["DE", "FI"]
     assert "ocserve privacy purge" in found["deletion"]
     assert "help@acme.example" in found["deletion"]
+    assert "is not kept by key on disk" in found["deletion"]
+    assert "Everything" not in found["deletion"]
     for said in ("Acme &lt;Inference&gt;", "400 days", "DE, FI", "GDPR", "Your rights", "Nothing is trained"):
         assert said in page
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from httpx2 import ASGITransport, AsyncClient
@@ -116,7 +117,7 @@ async def test_what_can_change_does_and_the_rest_is_refused_whole(
     async with running(site, tiny_model) as daemon:
         service = daemon.service
         await _limits(site, daemon)
-        await _prices(site, daemon)
+        await _prices(site, daemon, monkeypatch)
         await _models(site, daemon)
         await _edge(site, daemon)
         await _nothing_of_what_is_wrong(site, daemon)
@@ -145,7 +146,7 @@ async def _limits(site: Site, daemon: app.Daemon) -> None:
     limiter.admit("acme").settle(0)
 
 
-async def _prices(site: Site, daemon: app.Daemon) -> None:
+async def _prices(site: Site, daemon: app.Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     def price() -> str | None:
         (model, *_) = daemon.service.open_to(CALLER).models
         return model.prices and model.prices.prompt
@@ -157,7 +158,11 @@ async def _prices(site: Site, daemon: app.Daemon) -> None:
     assert price() == "0.1"
     assert "is not charged" in daemon.service.billing.policy
     site.prices.write_text(PRICES.format("0.2"))
-    found = await daemon.control.reload()
+    said: list[tuple[str, dict[str, Any]]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(control.logs, "event", lambda name, **facts: said.append((name, facts)))
+        found = await daemon.control.reload()
+    assert said[-1] == ("settings_reloaded", {"count": 1, "detail": "billing.prices"})
     assert found.settings == {}
     assert [dated.steps[0][1].prompt for (dated,) in found.prices["tiny"]] == ["0.1", "0.2"]
     assert price() == "0.2"
