@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from ocserve import config
 from ocserve.accounts.limits import Limiter
@@ -35,6 +38,7 @@ class Site:
     service: Service
     lineup: Lineup
     store: Store
+    published: Published
 
     @property
     def names(self) -> list[str]:
@@ -50,19 +54,42 @@ def hub(tiny_model: Path) -> Iterator[FakeHub]:
 @pytest.fixture
 async def site(tmp_path: Path, tiny_model: Path, hub: FakeHub) -> Site:
     flags = {"store.directory": str(tmp_path / "store"), "store.hub_endpoint": hub.host, "store.reserve_bytes": 0}
+    flags["policy.text"] = str(policy := tmp_path / "policy.md")
+    policy.write_text("No spam.")
     settings = config.load(flags, environ={})
     tree = settings.config
     store = Store(tree.store)
     lineup = Lineup(tree, [describe_file(str(tiny_model))], store, Place((), MEMORY, {}))
     service = Service(lineup.fleet, lineup.described, Limiter(tree.limits), tree.limits, look=lineup.look)
     lineup.tell(service.offer)
-    edge, fetcher = Edge(tree.server), ImageFetcher(tree.images)
+    edge, fetcher, published = Edge(tree.server), ImageFetcher(tree.images), Published(Publication())
     return Site(
-        Control(settings, lambda: settings, lineup, service, edge, fetcher, Published(Publication()), Stop()),
+        Control(settings, lambda: settings, lineup, service, edge, fetcher, published, Stop()),
         service,
         lineup,
         store,
+        published,
     )
+
+
+async def test_a_reload_renders_another_text_beside_the_loop(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.control.reload()
+    assert site.published.now.texts.policy.html == "<p>No spam.</p>"
+    (tmp_path / "policy.md").write_text("*Still* no spam.")
+    where: list[int] = []
+    parse = MarkdownIt.parse
+
+    def watched(markdown: MarkdownIt, src: str) -> list[Token]:
+        where.append(threading.get_ident())
+        return parse(markdown, src)
+
+    monkeypatch.setattr(MarkdownIt, "parse", watched)
+    await site.control.reload()
+    assert site.published.now.texts.policy.html == "<p><em>Still</em> no spam.</p>"
+    assert len(where) == 1
+    assert where[0] != threading.get_ident()
 
 
 async def refused(site: Site, reference: str, *, may_pull: bool = False) -> ApiError:
