@@ -27,6 +27,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ocserve.config import ConfigError
+from ocserve.files import only_regular
 from ocserve.generation import Usage
 from ocserve.modelcard import KINDS, DatedPrices, Prices, Tier
 
@@ -195,7 +196,8 @@ def load(file: Path | None) -> Tariff:
         return Tariff()
     where = f"billing.prices: {file}"
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        with open(file, encoding="utf-8", opener=only_regular) as source:
+            document = tomllib.loads(source.read())
         entries = msgspec.convert(document, _PriceList).price
         twice = {(each.model, each.since) for each in entries}
         if len(twice) < len(entries):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ocserve import config
 from ocserve.config import ConfigError
+from ocserve.files import only_regular
 from ocserve.pages.frame import LINKS, NO_TEXT, Link, Text
 
 _MOST_BYTES = 256 * 1024  # of a text
@@ -152,7 +153,8 @@ def read_text(setting: str, file: Path | None) -> Text:
     if file is None:
         return NO_TEXT
     try:
-        data = file.read_bytes()
+        with open(file, "rb", opener=only_regular) as source:
+            data = source.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise ConfigError(f"{setting}: {file} has more than {_MOST_BYTES} bytes")
         return Text.of(data.decode("utf-8").strip())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,6 +58,8 @@ async def site(tmp_path: Path, tiny_model: Path, hub: FakeHub) -> Site:
     flags = {"store.directory": str(tmp_path / "store"), "store.hub_endpoint": hub.host, "store.reserve_bytes": 0}
     flags["policy.text"] = str(policy := tmp_path / "policy.md")
     policy.write_text("No spam.")
+    flags["billing.prices"] = str(prices := tmp_path / "prices.toml")
+    prices.write_text("")
     settings = config.load(flags, environ={})
     tree = settings.config
     store = Store(tree.store)
@@ -90,6 +94,24 @@ async def test_a_reload_renders_another_text_beside_the_loop(
     assert site.published.now.texts.policy.html == "<p><em>Still</em> no spam.</p>"
     assert len(where) == 1
     assert where[0] != threading.get_ident()
+
+
+async def test_a_price_list_that_is_a_fifo_is_refused_by_name_and_the_next_reload_goes_well(
+    site: Site, tmp_path: Path
+) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.unlink()
+    os.mkfifo(prices)
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(ApiError, match=r"billing\.prices: .*no regular file") as found:
+                await site.control.reload()
+    finally:
+        os.close(os.open(prices, os.O_RDWR))  # whoever waits for a writer is let go
+    assert found.value.code == "settings_invalid"
+    prices.unlink()
+    prices.write_text("")
+    await site.control.reload()
 
 
 async def refused(site: Site, reference: str, *, may_pull: bool = False) -> ApiError:
