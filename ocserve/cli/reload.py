@@ -17,6 +17,8 @@ def command(url: str | None, key_from: str | None, as_json: bool) -> None:
     lines = [f"{name}: {_text(each['before'])} -> {_text(each['after'])}" for name, each in answer["changed"].items()]
     for model, each in answer["prices"].items():
         lines.append(f"prices of {model}: {_prices(each['before'])} -> {_prices(each['after'])}")
+    if more := answer["more_prices"]:
+        lines.append(f"prices of {more:,} more models")
     for notice in answer["notices"]:
         click.echo(f"warning: {notice}", err=True)
     show(answer, "\n".join(lines) or "neither a setting nor a price has changed", as_json=as_json)

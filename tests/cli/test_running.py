@@ -89,6 +89,7 @@ def test_a_reload_and_the_end_are_told(server: Served) -> None:
         "limits.queue: 64 -> 8",
         f"prices of tiny: {today} -> {today}; {later}; {tier}",
         f"prices of new: - -> {today}",
+        "prices of 1,234 more models",
     ]
     assert asked(server, "stop", "--deadline", "5") == "the server ends; 0 requests are to finish\n"
     assert server.thread is not None

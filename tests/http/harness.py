@@ -153,6 +153,7 @@ class Control:
         return Changed(
             settings={"limits.queue": (64, 8)},
             prices={"tiny": ((today,), (today, tomorrow)), "new": ((), (today,))},
+            more_prices=1234,
             notices=("a notice",),
         )
 

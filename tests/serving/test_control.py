@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -15,6 +16,7 @@ from markdown_it.token import Token
 
 from ocserve import config
 from ocserve.accounts.limits import Limiter
+from ocserve.accounts.pricing import Changes, Tariff
 from ocserve.catalog.pull import describe_file
 from ocserve.catalog.store import Store
 from ocserve.errors import ApiError
@@ -112,6 +114,32 @@ async def test_a_price_list_that_is_a_fifo_is_refused_by_name_and_the_next_reloa
     prices.unlink()
     prices.write_text("")
     await site.control.reload()
+
+
+async def test_a_long_price_list_is_compared_beside_the_loop_and_told_in_part(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: list[int] = []
+    changes = Tariff.changes
+
+    def watched(*args: Any) -> Changes:
+        where.append(threading.get_ident())
+        return changes(*args)
+
+    monkeypatch.setattr(Tariff, "changes", watched)
+    entry = '[[price]]\nmodel = "m{:03}"\nprompt = "0.1"\ncompletion = "0.1"\n'
+    (tmp_path / "prices.toml").write_text("".join(map(entry.format, range(300))))
+    found = await site.control.reload()
+    assert list(found.prices) == [f"m{number:03}" for number in range(100)]
+    assert found.more_prices == 200
+    assert len(where) == 1
+    assert where[0] != threading.get_ident()
+    named = [notice for notice in found.notices if notice.startswith("billing.prices has prices")]
+    assert len(named) == 101
+    assert "m099" in named[99]
+    assert "200 more names" in named[100]
+    again = await site.control.reload()
+    assert (again.prices, again.more_prices) == ({}, 0)
 
 
 async def refused(site: Site, reference: str, *, may_pull: bool = False) -> ApiError:
