@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from ocserve.files import only_regular
 from ocserve.kinds import SECRETS as SECRETS
 from ocserve.kinds import masked as masked
 from ocserve.operating import Operator as Operator
@@ -175,12 +176,9 @@ def _safe_key(key: str, origin: str) -> str:
 
 def _key_from_file(file: Path) -> str:
     try:
-        mode = file.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise ConfigError(f"auth.key_file: {file} is not a file")
-        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError(f"auth.key_file: others may read {file}", f"chmod 600 {file}")
-        with file.open(encoding="utf-8") as lines:
+        with open(file, encoding="utf-8", opener=only_regular) as lines:
+            if os.name == "posix" and os.fstat(lines.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise ConfigError(f"auth.key_file: others may read {file}", f"chmod 600 {file}")
             return lines.readline(_LONGEST_KEY_LINE).strip()
     except OSError as error:
         raise ConfigError(f"auth.key_file: cannot read {file}: {error.strerror}") from None
@@ -213,7 +211,8 @@ def _default_path() -> Path:
 
 def _from_toml(file: Path, known: Mapping[str, Setting], *, must_exist: bool) -> dict[str, object]:
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        with open(file, encoding="utf-8", opener=only_regular) as source:
+            document = tomllib.loads(source.read())
     except FileNotFoundError:
         if must_exist:
             raise ConfigError(f"{file} does not exist", f"it is named by a flag or by {_CONFIG_VARIABLE}") from None

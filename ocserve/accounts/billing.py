@@ -160,14 +160,13 @@ class Billing:
                 hint="Set ledger.use to on.",
             )
 
-    def reset(self, settings: config.Billing, tariff: Tariff) -> Mapping[str, tuple[tuple[DatedPrices, ...], ...]]:
-        """Other prices and another policy, for requests that are admitted from now on.
+    def changes(self, tariff: Tariff, most: int) -> pricing.Changes:
+        """The listed prices that `tariff` has otherwise, of at most so many models. May be called in any thread."""
+        return self._tariff.changes(tariff, self._today(), most)
 
-        The listed prices that are others now, by model: before and after.
-        """
-        changed = self._tariff.changes(tariff, self._today())
+    def reset(self, settings: config.Billing, tariff: Tariff) -> None:
+        """Other prices and another policy, for requests that are admitted from now on."""
         self._settings, self._tariff = settings, tariff
-        return changed
 
     @property
     def state(self) -> str:

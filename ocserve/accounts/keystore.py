@@ -37,6 +37,7 @@ from msgspec.structs import replace
 from ocserve import config, locks
 from ocserve.accounts import pricing
 from ocserve.decoding import resolved
+from ocserve.files import only_regular
 
 PREFIX = "ocs-"
 KEY_PATTERN = re.compile(r"ocs-[0-9A-Za-z]{38}")  # what scanners for secrets look for
@@ -305,7 +306,7 @@ class KeyStore:
 
     def _read(self) -> _Version:
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=only_regular) as file:
                 found = os.fstat(file.fileno())
                 content = file.read()
         except OSError as error:

@@ -16,7 +16,7 @@ from typing import cast
 
 import apsw
 
-from ocserve import folders
+from ocserve import files
 
 _BUSY_MS = 5000  # how long another process may hold the file
 _LARGEST_WAL = 8 * 1024 * 1024
@@ -220,7 +220,7 @@ def check(file: Path) -> None:
     """Raise `LedgerError` for a file that a server of this version could not use; nothing is made or brought to it."""
     with named_failures(file):
         # SQLite keeps further files beside it.
-        if reason := folders.obstacle_to(file) or folders.obstacle_in(file.parent):
+        if reason := files.obstacle_to(file) or files.obstacle_in(file.parent):
             raise LedgerError(reason)
         if not file.exists():
             return

@@ -30,6 +30,7 @@ from msgspec.structs import replace
 
 from ocserve.config import ConfigError
 from ocserve.decoding import resolved
+from ocserve.files import only_regular
 from ocserve.generation import Usage
 from ocserve.modelcard import KINDS, DatedPrices, Prices, Tier
 
@@ -125,6 +126,13 @@ class _PriceList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     price: tuple[_Entry, ...] = ()
 
 
+class Changes(msgspec.Struct, frozen=True):
+    """Schedules by model, before and after; of how many `more` models they have changed as well."""
+
+    schedules: dict[str, tuple[tuple[DatedPrices, ...], ...]]
+    more: int
+
+
 class Tariff:
     """The prices of every model, each from its day on. Raises `ValueError` for what no request can be charged."""
 
@@ -142,6 +150,8 @@ class Tariff:
                     tier = f", above {above} tokens" if above else ""
                     raise ValueError(f"{entry.called}{tier}: {error}") from None
             self._entries.setdefault(entry.model, []).append((entry.since, prices))
+        # Whether any price depends on how much a key has used.
+        self.tiered = any(prices.tiers for dated in self._entries.values() for _, prices in dated)
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -150,11 +160,6 @@ class Tariff:
     def models(self) -> tuple[str, ...]:
         """The names that have a price on some day."""
         return tuple(self._entries)
-
-    @property
-    def tiered(self) -> bool:
-        """Whether any price depends on how much a key has used."""
-        return any(prices.tiers for entries in self._entries.values() for _, prices in entries)
 
     def prices(self, model: str, day: datetime.date) -> Prices | None:
         """What a model's listing says on `day`; None: nothing is charged."""
@@ -169,11 +174,19 @@ class Tariff:
             for since, prices in entries[max(0, past - 1) :]
         )
 
-    def changes(self, after: Tariff, day: datetime.date) -> dict[str, tuple[tuple[DatedPrices, ...], ...]]:
-        """The schedules that `after` has otherwise, by model: as they are here and as they are there."""
-        models = sorted({*self._entries, *after._entries})
-        found = {model: (self.schedule(model, day), after.schedule(model, day)) for model in models}
-        return {model: schedules for model, schedules in found.items() if schedules[0] != schedules[1]}
+    def changes(self, after: Tariff, day: datetime.date, most: int) -> Changes:
+        """What `after` has otherwise, of at most so many models."""
+        found: dict[str, tuple[tuple[DatedPrices, ...], ...]] = {}
+        more = 0
+        for model in sorted({*self._entries, *after._entries}):
+            schedules = (self.schedule(model, day), after.schedule(model, day))
+            if schedules[0] == schedules[1]:
+                continue
+            if len(found) < most:
+                found[model] = schedules
+            else:
+                more += 1
+        return Changes(found, more)
 
     def rates(self, model: str, day: datetime.date) -> Rates | None:
         """What a request to a model that is admitted on `day` is charged before any tier; None: nothing."""
@@ -209,7 +222,8 @@ def load(file: Path | None) -> Tariff:
         return Tariff()
     where = f"billing.prices: {file}"
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        with open(file, encoding="utf-8", opener=only_regular) as source:
+            document = tomllib.loads(source.read())
         entries = _entries(document)
         twice = Counter(each.called for each in entries)
         if double := next((called for called, count in twice.items() if count > 1), None):

@@ -153,11 +153,13 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True, rename={"since": "from"}
 class Reloaded(msgspec.Struct, frozen=True):
     """The settings that have changed, by name, and the models whose prices have, with lists of `Listed`.
 
-    `notices` say what in the settings, as they are now, does nothing or misses something.
+    Of many models the first are listed, and `more_prices` says of how many more they have. `notices` say what in the
+    settings, as they are now, does nothing or misses something.
     """
 
     changed: dict[str, Change]
     prices: dict[str, Change]
+    more_prices: int
     notices: tuple[str, ...]
 
 

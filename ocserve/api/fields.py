@@ -79,7 +79,10 @@ def table(*declared: Field) -> dict[str, Field]:
 
 
 class Values:
-    """The parameters of one request after `read`: absent ones and nulls are not in it."""
+    """The parameters of one request after `read`: absent ones and nulls are not in it.
+
+    `ignored` are paths of those without effect, unknown ones as the client wrote them: any text.
+    """
 
     def __init__(self, values: dict[str, Any], ignored: tuple[str, ...]) -> None:
         self._values = values
@@ -114,8 +117,7 @@ def read(source: dict[str, object], declared: Mapping[str, Field], *, refuse_unk
         if field is None:
             if refuse_unknown:
                 raise unknown(name, path, declared)
-            if NAME.fullmatch(where):
-                ignored.append(where)
+            ignored.append(where)
             continue
         if value is None:
             continue

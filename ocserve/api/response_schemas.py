@@ -281,7 +281,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "AdminMoved": shape(model=STRING, state=word("cold", "loading", "ready", "unloading")),
     "AdminDoors": shape(draining=BOOLEAN, stopping=BOOLEAN, active=COUNT),
-    "AdminReloaded": shape(changed=ANY_OBJECT, prices=ANY_OBJECT, notices=some(STRING)),
+    "AdminReloaded": shape(changed=ANY_OBJECT, prices=ANY_OBJECT, more_prices=COUNT, notices=some(STRING)),
     "Ready": shape(status=word("ready")),
     "Metrics": STRING,
     "Pricing": shape(

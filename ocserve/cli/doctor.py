@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from ocserve import __version__, config, folders, machine
+from ocserve import __version__, config, files, machine
 from ocserve.cli import places
 from ocserve.cli.places import Verdict
 from ocserve.machine import LlamaFacts
@@ -242,7 +242,7 @@ def check_store(settings: config.Store) -> list[Verdict]:
     store = Store(settings)
     directory = store.directory
     existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
-    if reason := folders.obstacle_in(directory):
+    if reason := files.obstacle_in(directory):
         return [Verdict("models", "fail", f"{directory}: {reason}", "set store.directory")]
     free = shutil.disk_usage(existing).free
     left = free - settings.reserve_bytes

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from ocserve import config, folders
+from ocserve import config, files
 
 _TEXTS = ("privacy_text", "payment_text", "sla_text", "incident_text")
 
@@ -56,7 +56,7 @@ def check_log(log: config.Log) -> list[Verdict]:
     elif not os.path.isdir(log.file.parent):
         reason = f"{log.file.parent} is no folder"
     else:
-        reason = folders.obstacle_to(log.file)
+        reason = files.obstacle_to(log.file)
     if reason is not None:
         hint = "make the folder, or name another file with log.file"
         return [Verdict("log.file", "fail", f"cannot write {log.file}: {reason}", hint)]
@@ -73,7 +73,7 @@ def check_keys(auth: config.Auth) -> list[Verdict]:
     except config.ConfigError as error:
         return [Verdict("keys", "fail", error.message, error.hint or "restore it from a copy, or move it away")]
     text = f"{file}, {count or 'no'} {'key' if count == 1 else 'keys'}"
-    if reason := folders.obstacle_in(file.parent):
+    if reason := files.obstacle_in(file.parent):
         return [Verdict("keys", "warn", f"{text}; {reason}", "`ocserve keys` can change nothing there as this user")]
     return [Verdict("keys", "ok", text)]
 
@@ -109,7 +109,7 @@ def check_cache(settings: config.Config) -> Verdict:
         keys.check_secret(directory)
     except config.ConfigError as error:
         return Verdict("cache", "fail", error.message, error.hint)
-    if reason := folders.obstacle_in(directory):
+    if reason := files.obstacle_in(directory):
         return Verdict("cache", "warn", f"prefixes: {reason}", "set cache.directory, or cache.disk_bytes to 0")
     return Verdict("cache", "ok", f"{directory} can hold prefixes")
 

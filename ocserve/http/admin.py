@@ -33,11 +33,13 @@ PriceChanges = Mapping[str, tuple[tuple[DatedPrices, ...], ...]]
 class Changed:
     """What a reload has changed: settings by name, the listed prices by model; each before and after.
 
-    `notices` are what the operator should know of the settings as they are now.
+    The prices of `more_prices` models have changed as well. `notices` are what the operator should know of the settings
+    as they are now.
     """
 
     settings: Mapping[str, tuple[object, object]]
     prices: PriceChanges
+    more_prices: int = 0
     notices: tuple[str, ...] = ()
 
 
@@ -159,6 +161,7 @@ class Administration:
                 for name, values in found.settings.items()
             },
             {model: admin.Change(*map(_listed, schedules)) for model, schedules in found.prices.items()},
+            found.more_prices,
             found.notices,
         )
 

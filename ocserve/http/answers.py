@@ -11,6 +11,8 @@ from ocserve.errors import ErrorInfo, InsufficientQuota
 
 Header = tuple[bytes, bytes]
 
+_LONGEST_WAIT_S = 120  # nothing is promised for later: a client that obeyed a longer wait would find no place kept
+
 
 async def json(send: Send, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
     """Send `body`, which is JSON already."""
@@ -43,6 +45,11 @@ def error_headers(info: ErrorInfo) -> list[Header]:
     if info.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(info.retry_after_s))))
         headers.append((b"retry-after-ms", b"%d" % math.ceil(info.retry_after_s * 1000)))
-    if info.code == InsufficientQuota.code:  # the usual SDKs would try a 429 again
+    if _is_final(info):  # the usual SDKs would try again by themselves, some of them after days
         headers.append((b"x-should-retry", b"false"))
     return headers
+
+
+def _is_final(info: ErrorInfo) -> bool:
+    """Whether a client had better tell its user than wait: no waiting helps, or nobody waits so long."""
+    return info.code == InsufficientQuota.code or (info.retry_after_s or 0) > _LONGEST_WAIT_S

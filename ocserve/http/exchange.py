@@ -14,6 +14,7 @@ from ocserve.accounts.limits import Limiter
 from ocserve.accounts.line import Attempt
 from ocserve.api import anthropic_wire
 from ocserve.api.fields import Field, Values
+from ocserve.api.json_body import NAME
 from ocserve.api.operations import QUERIES
 from ocserve.errors import ErrorInfo
 from ocserve.generation import RequestRecord
@@ -22,7 +23,8 @@ from ocserve.http.answers import Header
 from ocserve.http.route_table import SOCKET, Match
 from ocserve.trace import Trace
 
-# Names of ignored parameters in one header; a request may carry more of them than a proxy accepts in a header.
+# Names of ignored parameters in one header; a request may carry more of them than a proxy accepts in a header, and
+# names that no header may hold.
 _MAX_IGNORED = 32
 _KEY = "ocserve.exchange"
 
@@ -79,12 +81,13 @@ class Exchange:
         self.headers = [header for header in self.headers if header[0] not in headers] + list(headers.items())
 
     def name_ignored(self, names: Iterable[str]) -> None:
-        """Say which parameters have no effect on the answer."""
-        distinct = list(dict.fromkeys((*self.query.ignored, *names)))
-        if len(distinct) > _MAX_IGNORED:
-            distinct[_MAX_IGNORED:] = [f"and {len(distinct) - _MAX_IGNORED} more"]
-        if distinct:
-            self.set_headers({b"x-ocserve-ignored": ", ".join(distinct).encode()})
+        """Say which parameters have no effect on the answer, and how many more whose names cannot be told."""
+        distinct = dict.fromkeys((*self.query.ignored, *names))
+        told = [name for name in distinct if NAME.fullmatch(name)][:_MAX_IGNORED]
+        if more := len(distinct) - len(told):
+            told.append(f"and {more} more" if told else f"{more} more")
+        if told:
+            self.set_headers({b"x-ocserve-ignored": ", ".join(told).encode()})
 
     def tell_limits(self, limiter: Limiter) -> None:
         """Say what is left of the caller's limits."""

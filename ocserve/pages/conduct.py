@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ocserve.pages.frame import page, written
+from ocserve.pages.frame import page
 from ocserve.pages.publication import Publication
 
 
@@ -10,7 +10,7 @@ def document(publication: Publication) -> dict[str, object]:
     """`GET /policy` as JSON."""
     judged = publication.judged
     return {
-        "text": publication.texts.policy or None,
+        "text": publication.texts.policy.markdown or None,
         "checks": list(judged),
         "finish_reason": "content_filter",
         "refused_prompt": {"status": 400, "code": "content_filter"} if "prompt" in judged else None,
@@ -21,7 +21,7 @@ def document(publication: Publication) -> dict[str, object]:
 
 def html(publication: Publication) -> bytes:
     """`GET /policy` as a page."""
-    parts = [written(publication.texts.policy)] if publication.texts.policy else []
+    parts = [publication.texts.policy.html] if publication.texts.policy else []
     parts.append(f"<h2>How it is enforced</h2>{''.join(f'<p>{said}</p>' for said in _enforced(publication))}")
     return page("Content policy", "\n".join(parts), publication.links)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from typing import TYPE_CHECKING
@@ -63,6 +64,25 @@ def prose(text: str) -> str:
         f"<code>{part}</code>" if index % 2 else _LINK.sub(r'<a href="\2">\1</a>', part)
         for index, part in enumerate(parts)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text of the operator's, as it wrote it and as HTML. False where there is none."""
+
+    markdown: str = ""
+    html: str = ""
+
+    @staticmethod
+    def of(markdown: str) -> Text:
+        """Rendered here once and for all: long ones take a moment, and some take seconds."""
+        return Text(markdown, written(markdown)) if markdown else NO_TEXT
+
+    def __bool__(self) -> bool:
+        return bool(self.markdown)
+
+
+NO_TEXT = Text()
 
 
 def written(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from ocserve.modelcard import DatedPrices, Prices
-from ocserve.pages.frame import page, prose, table, written
+from ocserve.pages.frame import page, prose, table
 from ocserve.pages.publication import Publication
 
 _MILLION = 10**6
@@ -51,7 +51,7 @@ def document(models: Lists, terms: Terms, publication: Publication) -> dict[str,
             "failed": "used" if terms.failed else "free",
             "text": terms.text,
         },
-        "payment": publication.texts.payment or None,
+        "payment": publication.texts.payment.markdown or None,
     }
 
 
@@ -94,7 +94,7 @@ def html(models: Lists, terms: Terms, publication: Publication) -> bytes:
         parts.insert(0, _UNITS)
     parts.append(f"<h2>What is charged</h2><p>{prose(terms.text)}</p>")
     if publication.texts.payment:
-        parts.append(f"<h2>Payment</h2>{written(publication.texts.payment)}")
+        parts.append(f"<h2>Payment</h2>{publication.texts.payment.html}")
     return page("Pricing", "\n".join(parts), publication.links)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ocserve.pages.frame import page, prose, table, written
+from ocserve.pages.frame import page, prose, table
 from ocserve.pages.publication import Kept, Publication
 
 _TRAINING = "Nothing is trained on prompts or on completions: this server has no means to."
@@ -27,7 +27,7 @@ def document(publication: Publication) -> dict[str, object]:
             "terms_url": stated.terms_url,
             "status_url": stated.status_url,
         },
-        "text": publication.texts.privacy or None,
+        "text": publication.texts.privacy.markdown or None,
     }
 
 
@@ -57,7 +57,7 @@ def html(publication: Publication) -> bytes:
     if stated.certifications:
         parts.append(f"<h2>Stated</h2><p>{prose(', '.join(stated.certifications))}</p>")
     if publication.texts.privacy:
-        parts.append(f"<h2>The operator's policy</h2>{written(publication.texts.privacy)}")
+        parts.append(f"<h2>The operator's policy</h2>{publication.texts.privacy.html}")
     return page("Privacy", "\n".join(parts), publication.links)
 
 

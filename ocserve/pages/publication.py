@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ocserve import config
 from ocserve.config import ConfigError
-from ocserve.pages.frame import LINKS, Link
+from ocserve.files import only_regular
+from ocserve.pages.frame import LINKS, NO_TEXT, Link, Text
 
 _MOST_BYTES = 256 * 1024  # of a text
 
@@ -34,11 +35,11 @@ class Kept:
 class Texts:
     """The operator's texts, empty where there is none."""
 
-    policy: str = ""
-    privacy: str = ""
-    payment: str = ""
-    sla: str = ""
-    incident: str = ""
+    policy: Text = NO_TEXT
+    privacy: Text = NO_TEXT
+    payment: Text = NO_TEXT
+    sla: Text = NO_TEXT
+    incident: Text = NO_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Publication:
 
     @staticmethod
     def of(tree: config.Config) -> Publication:
-        """What follows from the settings. Raises `ConfigError` for a text that cannot be read."""
+        """What follows from the settings, texts rendered. Raises `ConfigError` for a text that cannot be read."""
         stated = tree.operator
         return Publication(
             operator=stated,
@@ -147,15 +148,16 @@ def _in_memory(what: str, seconds: float) -> Kept:
     return Kept(what, content=True, on_disk=False, until=until, seconds=seconds)
 
 
-def read_text(setting: str, file: Path | None) -> str:
-    """A text of the operator's, empty without a file. Raises `ConfigError`."""
+def read_text(setting: str, file: Path | None) -> Text:
+    """A text of the operator's, none without a file. Raises `ConfigError`."""
     if file is None:
-        return ""
+        return NO_TEXT
     try:
-        data = file.read_bytes()
+        with open(file, "rb", opener=only_regular) as source:
+            data = source.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise ConfigError(f"{setting}: {file} has more than {_MOST_BYTES} bytes")
-        return data.decode("utf-8").strip()
+        return Text.of(data.decode("utf-8").strip())
     except OSError as error:
         raise ConfigError(f"{setting}: cannot read {file}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ocserve.pages.frame import page, prose, written
+from ocserve.pages.frame import page, prose
 from ocserve.pages.publication import Publication
 
 
@@ -14,8 +14,8 @@ def document(publication: Publication) -> dict[str, object]:
         "email": stated.email,
         "status_url": stated.status_url,
         "terms_url": stated.terms_url,
-        "sla": texts.sla or None,
-        "incidents": texts.incident or None,
+        "sla": texts.sla.markdown or None,
+        "incidents": texts.incident.markdown or None,
     }
 
 
@@ -31,7 +31,7 @@ def html(publication: Publication) -> bytes:
     items = "".join(f"<li>{title}: {prose(value)}</li>" for title, value in lines if value)
     parts = [f"<ul>{items}</ul>"] if items else []
     if texts.sla:
-        parts.append(f"<h2>Service level</h2>{written(texts.sla)}")
+        parts.append(f"<h2>Service level</h2>{texts.sla.html}")
     if texts.incident:
-        parts.append(f"<h2>Incidents and maintenance</h2>{written(texts.incident)}")
+        parts.append(f"<h2>Incidents and maintenance</h2>{texts.incident.html}")
     return page("Support", "\n".join(parts), publication.links)

@@ -27,6 +27,7 @@ from ocserve.serving.lineup import Lineup
 from ocserve.serving.reload import LIVE, changes, differing, shown
 from ocserve.telemetry import logs
 
+_MOST_LISTED = 100  # prices that a reload's answer lists, and that are said to do nothing; the rest is counted
 _IN_TREE = ("unknown_parameters", "drain_s", "stream_heartbeat_s")  # of the edge, and live
 
 
@@ -144,6 +145,7 @@ class Control:
         tree = after.config
         tariff = await asyncio.to_thread(pricing.load, tree.billing.prices)  # its content may be another one
         self._service.billing.check_tariff(tariff)
+        prices = await asyncio.to_thread(self._service.billing.changes, tariff, _MOST_LISTED)
         publication = await asyncio.to_thread(Publication.of, tree)  # as its texts
         also = None
         if "model.also" in found:
@@ -153,7 +155,7 @@ class Control:
         if "log.level" in found:
             logs.configure(tree.log)
         self._settings = after
-        prices = self._service.billing.reset(tree.billing, tariff)
+        self._service.billing.reset(tree.billing, tariff)
         serve()
         self._service.limit(tree.limits)
         self._fetcher.obey(tree.images)
@@ -164,7 +166,7 @@ class Control:
             *unpriced(self._service.billing, self._lineup.described),
         )
         say(notices)
-        return Changed(settings=shown(found), prices=prices, notices=notices)
+        return Changed(settings=shown(found), prices=prices.schedules, more_prices=prices.more, notices=notices)
 
 
 def unserved(limits: config.Limits, billing: Billing, served: Mapping[str, Describe]) -> list[str]:
@@ -174,8 +176,11 @@ def unserved(limits: config.Limits, billing: Billing, served: Mapping[str, Descr
         for each in limits.models
         if each.model not in served
     ]
-    for name in billing.unserved(served):
+    names = billing.unserved(served)
+    for name in names[:_MOST_LISTED]:
         found.append(f"billing.prices has prices for {name}, {_why_not(name, served)}")
+    if (more := len(names) - _MOST_LISTED) > 0:
+        found.append(f"billing.prices has prices for {more} more names that no model has which is served at present")
     return found
 
 

@@ -26,6 +26,7 @@ import msgspec
 import structlog
 
 from ocserve import config
+from ocserve.files import only_regular
 from ocserve.generation import RequestRecord
 
 # Of JSON lines, which packaging/log-schema.json describes; it rises when a field's meaning changes or one goes.
@@ -196,7 +197,7 @@ class _Rotating(RotatingFileHandler):
         super().__init__(file, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600))
+        return open(self.baseFilename, "a", encoding="utf-8", opener=only_regular)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, into the file that is at the path now; the one before where no other can be opened."""

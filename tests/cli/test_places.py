@@ -112,7 +112,7 @@ def test_the_keys_are_read_whether_or_not_the_settings_have_one(tmp_path: Path, 
 
 
 def test_keys_that_cannot_be_changed_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places.folders, "obstacle_in", lambda path: f"{path} cannot be written: Read-only file system")
+    monkeypatch.setattr(places.files, "obstacle_in", lambda path: f"{path} cannot be written: Read-only file system")
     [verdict] = places.check_keys(config.Auth(keys_file=tmp_path / "keys.json"))
     assert (verdict.verdict, "Read-only" in verdict.message) == ("warn", True)
 

@@ -93,6 +93,7 @@ def test_a_reload_and_the_end_are_told(server: Served) -> None:
         f"prices of new: {today} (new)",
         "prices of dear: completion 0.1 -> 0.3, request - -> 0.5",
         "prices of gone: no more",
+        "prices of 1,234 more models",
     ]
     assert asked(server, "stop", "--deadline", "5") == "the server ends; 0 requests are to finish\n"
     assert server.thread is not None

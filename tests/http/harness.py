@@ -27,6 +27,7 @@ from ocserve.http.application import build
 from ocserve.http.edge.current import Edge
 from ocserve.http.server import Stop, serve
 from ocserve.modelcard import DatedPrices, ModelCard, Prices, SamplingDefaults, ServedModel, Tier
+from ocserve.pages.frame import Text
 from ocserve.pages.publication import Publication, Published, Texts
 from ocserve.policy.hooks import open_hook
 from ocserve.policy.judge import Judge
@@ -57,7 +58,7 @@ MODEL = ServedModel(
     sampling=SamplingDefaults(temperature=0.2, top_k=40),
 )
 # An operator who has stated so much that there is every page.
-STATED = Publication(operator=config.Operator(email="help@acme.example"), texts=Texts(policy="No spam."))
+STATED = Publication(operator=config.Operator(email="help@acme.example"), texts=Texts(policy=Text.of("No spam.")))
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION: dict[str, Any] = {"model": "tiny", "prompt": "Hi"}
 
@@ -162,6 +163,7 @@ class Control:
                 "dear": ((today,), (dearer,)),
                 "gone": ((today,), ()),
             },
+            more_prices=1234,
             notices=("a notice",),
         )
 

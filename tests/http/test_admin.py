@@ -261,7 +261,7 @@ def test_the_status_page_tells_strangers_no_models_and_everybody_the_availabilit
 
 def test_a_reload_says_what_has_changed(served: Served) -> None:
     answer = shaped(served.request("POST", "/admin/reload"), "AdminReloaded")
-    assert answer["notices"] == ["a notice"]
+    assert (answer["more_prices"], answer["notices"]) == (1234, ["a notice"])
     assert answer["changed"]["limits.queue"] == {"before": 64, "after": 8}
     today = {"from": None, "above": 0, "prices": {"prompt": "0.1", "completion": "0.1"}}
     assert answer["prices"]["new"] == {"before": [], "after": [today]}

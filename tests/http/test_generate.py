@@ -265,6 +265,23 @@ def test_a_half_written_body_and_a_goodbye_leave_nothing(served: Served) -> None
     assert served.service.active == 0
 
 
+def test_ignored_fields_whose_names_no_header_holds_are_counted() -> None:
+    long = {"x" * 50: 1}  # with its path more than is told of a name
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, **long}}
+    with serving(ScriptedEngine, unknown_parameters="ignore") as served:
+        for fields, told in (
+            ({"x" * 64: 1}, "x" * 64),
+            ({"x" * 65: 1}, "1 more"),
+            ({"response_format": form}, "1 more"),
+            ({"größe": 1, "$schema": 1, "a\r\nset-cookie: b": 1, "frobnicate": 1}, "frobnicate, and 3 more"),
+            ({"user": "u", "größe": 1, **{f"n{number}": 1 for number in range(40)}}, "and 10 more"),
+        ):
+            answer = served.chat(**fields)
+            assert answer.status == 200, answer
+            assert answer.headers["x-ocserve-ignored"].endswith(told), fields
+            assert "set-cookie" not in answer.headers
+
+
 def test_more_ignored_fields_than_a_header_holds_are_counted() -> None:
     with serving(ScriptedEngine) as served:
         metadata = [

@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from markdown_it import MarkdownIt
 from msgspec.structs import replace
 
 from ocserve import config
@@ -250,6 +251,28 @@ def test_browsers_get_pages_and_others_what_they_accept() -> None:
             answer = served.request("GET", "/privacy", headers={"Accept": accept})
             assert answer.headers["content-type"].startswith(media_type)
             assert answer.headers["vary"] == "accept"
+
+
+def test_texts_are_rendered_when_they_are_read_and_never_for_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[str] = []
+    parse = MarkdownIt.parse
+
+    def counted(markdown: MarkdownIt, src: str) -> Any:
+        rendered.append(src)
+        return parse(markdown, src)
+
+    monkeypatch.setattr(MarkdownIt, "parse", counted)
+    publication = Publication.of(stated(tmp_path))
+    assert len(rendered) == 5, "one for each text"
+    with serving(publication=publication, billing=billing()) as served:
+        for path in ("/policy", "/privacy", "/pricing", "/support"):
+            for _ in range(2):
+                assert "<" in text(served.request("GET", path))
+                read(served, path)
+        assert "<p>Monthly invoices.</p>" in text(served.request("GET", "/pricing"))
+    assert len(rendered) == 5
 
 
 def test_texts_that_cannot_be_published_end_the_start(tmp_path: Path) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from ocserve import config
 from ocserve.accounts.limits import Limiter
+from ocserve.accounts.pricing import Changes, Tariff
 from ocserve.catalog.pull import describe_file
 from ocserve.catalog.store import Store
 from ocserve.errors import ApiError
@@ -35,6 +42,7 @@ class Site:
     service: Service
     lineup: Lineup
     store: Store
+    published: Published
 
     @property
     def names(self) -> list[str]:
@@ -50,19 +58,88 @@ def hub(tiny_model: Path) -> Iterator[FakeHub]:
 @pytest.fixture
 async def site(tmp_path: Path, tiny_model: Path, hub: FakeHub) -> Site:
     flags = {"store.directory": str(tmp_path / "store"), "store.hub_endpoint": hub.host, "store.reserve_bytes": 0}
+    flags["policy.text"] = str(policy := tmp_path / "policy.md")
+    policy.write_text("No spam.")
+    flags["billing.prices"] = str(prices := tmp_path / "prices.toml")
+    prices.write_text("")
     settings = config.load(flags, environ={})
     tree = settings.config
     store = Store(tree.store)
     lineup = Lineup(tree, [describe_file(str(tiny_model))], store, Place((), MEMORY, {}))
     service = Service(lineup.fleet, lineup.described, Limiter(tree.limits), tree.limits, look=lineup.look)
     lineup.tell(service.offer)
-    edge, fetcher = Edge(tree.server), ImageFetcher(tree.images)
+    edge, fetcher, published = Edge(tree.server), ImageFetcher(tree.images), Published(Publication())
     return Site(
-        Control(settings, lambda: settings, lineup, service, edge, fetcher, Published(Publication()), Stop()),
+        Control(settings, lambda: settings, lineup, service, edge, fetcher, published, Stop()),
         service,
         lineup,
         store,
+        published,
     )
+
+
+async def test_a_reload_renders_another_text_beside_the_loop(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.control.reload()
+    assert site.published.now.texts.policy.html == "<p>No spam.</p>"
+    (tmp_path / "policy.md").write_text("*Still* no spam.")
+    where: list[int] = []
+    parse = MarkdownIt.parse
+
+    def watched(markdown: MarkdownIt, src: str) -> list[Token]:
+        where.append(threading.get_ident())
+        return parse(markdown, src)
+
+    monkeypatch.setattr(MarkdownIt, "parse", watched)
+    await site.control.reload()
+    assert site.published.now.texts.policy.html == "<p><em>Still</em> no spam.</p>"
+    assert len(where) == 1
+    assert where[0] != threading.get_ident()
+
+
+async def test_a_price_list_that_is_a_fifo_is_refused_by_name_and_the_next_reload_goes_well(
+    site: Site, tmp_path: Path
+) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.unlink()
+    os.mkfifo(prices)
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(ApiError, match=r"billing\.prices: .*no regular file") as found:
+                await site.control.reload()
+    finally:
+        os.close(os.open(prices, os.O_RDWR))  # whoever waits for a writer is let go
+    assert found.value.code == "settings_invalid"
+    prices.unlink()
+    prices.write_text("")
+    await site.control.reload()
+
+
+async def test_a_long_price_list_is_compared_beside_the_loop_and_told_in_part(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: list[int] = []
+    changes = Tariff.changes
+
+    def watched(*args: Any) -> Changes:
+        where.append(threading.get_ident())
+        return changes(*args)
+
+    monkeypatch.setattr(Tariff, "changes", watched)
+    entry = '[[price]]\nmodel = "m{:03}"\nprompt = "0.1"\ncompletion = "0.1"\n'
+    (tmp_path / "prices.toml").write_text("".join(map(entry.format, range(300))))
+    found = await site.control.reload()
+    assert list(found.prices) == [f"m{number:03}" for number in range(100)]
+    assert found.more_prices == 200
+    assert len(where) == 1
+    assert where[0] != threading.get_ident()
+    named = [notice for notice in found.notices if notice.startswith("billing.prices has prices")]
+    assert len(named) == 101
+    assert "m099" in named[99]
+    assert "200 more names" in named[100]
+    again = await site.control.reload()
+    assert (again.prices, again.more_prices) == ({}, 0)
 
 
 async def refused(site: Site, reference: str, *, may_pull: bool = False) -> ApiError:

@@ -15,7 +15,7 @@ from ocserve.http.edge.host import parse
 from ocserve.http.exchange import Exchange, header_values
 
 _METHODS = b"GET, POST, PUT, DELETE, OPTIONS"
-_EXPOSED = b"x-request-id, request-id, x-ocserve-ignored, retry-after, retry-after-ms, " + b", ".join(
+_EXPOSED = b"x-request-id, request-id, x-ocserve-ignored, retry-after, retry-after-ms, x-should-retry, " + b", ".join(
     b"x-ratelimit-%b-%b" % (figure, unit)
     for figure in (b"limit", b"remaining", b"reset")
     for unit in (b"requests", b"tokens")
