@@ -391,6 +391,8 @@ class EngineHandle:
         if isinstance(message, wire.Told):
             self._completed(connection, flight)
         if abandoned:
+            if isinstance(message, wire.Prepared):  # whoever asked has no turn to say so: the engine would wait for ever
+                connection.send(wire.Cancel(request_id=message.request_id))
             return
         if isinstance(message, wire.Refused):
             flight.reply.set_exception(ApiError.from_info(message.error))

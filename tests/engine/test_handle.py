@@ -385,6 +385,22 @@ async def test_what_is_left_while_it_is_prepared_is_in_flight_until_it_is_prepar
         assert not engine._turns._queue
 
 
+async def test_the_engine_forgets_what_was_left_in_the_moment_of_its_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits is cancelled first and runs later: meanwhile the reply may come."""
+    async with handle() as engine:
+        asked = request("slow-prepare")
+        left = asyncio.create_task(engine.prepare(asked))
+        await in_flight(engine)
+        assert engine._connection is not None
+        sent: list[wire.FrontMessage] = []
+        monkeypatch.setattr(engine._connection, "send", sent.append)
+        left.cancel()
+        engine._answer(engine._connection, wire.Prepared(request_id=asked.request_id, prompt_tokens=1, max_tokens=1))
+        await asyncio.wait([left])
+        assert sent == [wire.Cancel(request_id=asked.request_id)]
+        assert not engine._flights
+
+
 async def test_a_reply_to_what_was_left_leaves_nothing_and_disturbs_nobody() -> None:
     async with handle() as engine:
         stream = asyncio.create_task(run(engine, request("emit 100000")))
