@@ -391,7 +391,7 @@ class EngineHandle:
         if isinstance(message, wire.Told):
             self._completed(connection, flight)
         if abandoned:
-            if isinstance(message, wire.Prepared):  # whoever asked has no turn to say so: the engine would wait for ever
+            if isinstance(message, wire.Prepared):  # who left cannot say so any more: it would wait for ever
                 connection.send(wire.Cancel(request_id=message.request_id))
             return
         if isinstance(message, wire.Refused):
