@@ -68,10 +68,6 @@ class _Holder:
     last_due_ns: int = 0
     share_used: float = 1.0
 
-    @property
-    def present(self) -> bool:
-        return bool(self.running or self.waiting)
-
     def learn(self, used: bool) -> None:
         """One of its tickets was used, or not."""
         self.share_used = max(_LEAST_SHARE, self.share_used + _WEIGHT * (used - self.share_used))
@@ -102,6 +98,7 @@ class Crowd:
         self._stays: set[Stay] = set()
         self._tickets: list[_Ticket] = []  # in the order of their moments
         self._holders: dict[str, _Holder] = {}
+        self._present: set[_Holder] = set()  # those of them that have slots or tickets
         self._durations = Durations()
         self._numbered = Numbered()
 
@@ -113,12 +110,12 @@ class Crowd:
         if self._passes(room, holder, now_ns, has_ticket=has_ticket):
             stay = Stay(self, holder, room.width, now_ns)
             self._stays.add(stay)
-            holder.running += room.width
+            self._change(holder, running=room.width)
             return stay
         wait_ns = self._wait_ns(room, holder, now_ns, has_ticket=has_ticket)
         full = len(self._tickets) >= _MOST_TICKETS or holder.waiting >= _MOST_TICKETS // 4
-        # So many slots are not free at once as long as others come.
-        if wait_ns > LONGEST_TOLD or full or room.width > max(1, room.slots // 2):
+        hopeless = bool(self._tickets) and room.width > room.slots // 2 > 0  # so many are not free while others come
+        if wait_ns > LONGEST_TOLD or full or hopeless:
             return max(wait_ns, _NO_PROMISE)
         self._promise(holder, room.width, attempt, now_ns + wait_ns)
         return wait_ns
@@ -132,22 +129,28 @@ class Crowd:
         made = _Ticket(due_ns, holder, width, attempt.following())
         self._tickets.insert(bisect_right(self._tickets, due_ns, key=_due), made)
         holder.last_due_ns = max(due_ns, holder.last_due_ns if holder.waiting else 0)
-        holder.waiting += width
+        self._change(holder, waiting=width)
+
+    def _change(self, holder: _Holder, *, running: int = 0, waiting: int = 0) -> None:
+        """Give a key so many more slots and tickets."""
+        holder.running += running
+        holder.waiting += waiting
+        (self._present.add if holder.running or holder.waiting else self._present.discard)(holder)
 
     def leave(self, stay: Stay, now_ns: int, *, served: bool) -> None:
         """A request has ended; from one that was not served nothing is learnt of how long requests take."""
         if stay in self._stays:
             self._stays.remove(stay)
-            stay.holder.running -= stay.width
+            self._change(stay.holder, running=-stay.width)
         if served:
             self._durations.ended(now_ns - stay.begun_ns)
 
     def _holder(self, key: str) -> _Holder:
-        """What is known of a key; of those that are not here the eldest are forgotten."""
+        """What is known of a key; when there are too many, those that are not here are forgotten."""
         known = self._holders.get(key)
         if known is None:
             if len(self._holders) >= _MOST_HOLDERS:
-                self._holders = {each: holder for each, holder in self._holders.items() if holder.present}
+                self._holders = {each: holder for each, holder in self._holders.items() if holder in self._present}
             known = self._holders[key] = _Holder()
         return known
 
@@ -161,7 +164,7 @@ class Crowd:
         if not own:
             return False
         self._tickets.remove(own[0])
-        holder.waiting -= own[0].width
+        self._change(holder, waiting=-own[0].width)
         holder.learn(used=True)
         return True
 
@@ -169,7 +172,7 @@ class Crowd:
         """Drop tickets whose holders did not come, and learn from it (rule 5)."""
         lapsed = bisect_right(self._tickets, now_ns - _GRACE, key=_due)
         for ticket in self._tickets[:lapsed]:
-            ticket.holder.waiting -= ticket.width
+            self._change(ticket.holder, waiting=-ticket.width)
             ticket.holder.learn(used=False)
         del self._tickets[:lapsed]
 
@@ -212,7 +215,7 @@ class Crowd:
         return room.slots / (1 + self._others(holder))
 
     def _others(self, holder: _Holder) -> int:
-        return sum(each.present for each in self._holders.values() if each is not holder)
+        return len(self._present) - (holder in self._present)
 
     def _wait_ns(self, room: Room, holder: _Holder, now_ns: int, *, has_ticket: bool) -> int:
         """When slots will be free for one more (rule 4); who had a ticket comes before all others."""

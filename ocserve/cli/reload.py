@@ -21,7 +21,7 @@ def command(url: str | None, key_from: str | None, as_json: bool) -> None:
     ]
     for model, each in answer["prices"].items():
         lines += [f"prices of {model}{text}" for text in _differences(each["before"], each["after"])]
-    if more := answer["more_prices"]:
+    if more := answer.get("more_prices"):
         lines.append(f"prices of {more:,} more models")
     for notice in answer["notices"]:
         click.echo(f"warning: {notice}", err=True)

@@ -104,7 +104,19 @@ def test_who_needs_some_slots_at_once_gets_them_and_who_needs_most_is_promised_n
     keys.run(120.0)
     print(keys.asked, keys.served, keys.sent_away)
     assert keys.served["half"] >= 4 * 0.9 * (keys.asked["half"] - 1)
+    while not keys.attempt("one", 0, 1):
+        pass
     assert keys.attempt("most", 0, 1, 6) > 120
+
+
+def test_who_needs_most_slots_is_told_when_to_come_where_nobody_else_waits() -> None:
+    keys = Keys()
+    assert keys.attempt("one", 0, 1, 4) == 0
+    told_s = keys.attempt("most", 0, 2, 8)
+    assert 0 < told_s < 30
+    keys.run(keys.now + told_s)
+    keys.now = told_s
+    assert keys.attempt("most", 1, 2, 8) == 0
 
 
 def test_a_promise_of_a_keys_line_outlives_a_refusal_for_want_of_room() -> None:
