@@ -106,30 +106,32 @@ class Crowd:
         """A place, or the nanoseconds after which to come for one."""
         self._forget_lapsed(now_ns)
         holder = self._holder(key)
-        has_ticket = self._claim(holder, attempt, now_ns)
+        has_ticket = self._claim(holder, attempt, room.width, now_ns)
         if self._passes(room, holder, now_ns, has_ticket=has_ticket):
             stay = Stay(self, holder, room.width, now_ns)
             self._stays.add(stay)
             self._change(holder, running=room.width)
             return stay
         wait_ns = self._wait_ns(room, holder, now_ns, has_ticket=has_ticket)
-        full = len(self._tickets) >= _MOST_TICKETS or holder.waiting >= _MOST_TICKETS // 4
         hopeless = bool(self._tickets) and room.width > room.slots // 2 > 0  # so many are not free while others come
-        if wait_ns > LONGEST_TOLD or full or hopeless:
+        if hopeless or not self._promise(holder, room.width, attempt, wait_ns, now_ns):
             return max(wait_ns, _NO_PROMISE)
-        self._promise(holder, room.width, attempt, now_ns + wait_ns)
         return wait_ns
 
     def expect(self, stay: Stay, attempt: Attempt, wait_ns: int, now_ns: int) -> None:
         """Have room for a request that had a place here and was refused elsewhere, when it comes back."""
-        if wait_ns <= LONGEST_TOLD and len(self._tickets) < _MOST_TICKETS:
-            self._promise(stay.holder, stay.width, attempt, now_ns + wait_ns)
+        self._promise(stay.holder, stay.width, attempt, wait_ns, now_ns)
 
-    def _promise(self, holder: _Holder, width: int, attempt: Attempt, due_ns: int) -> None:
-        made = _Ticket(due_ns, holder, width, attempt.following())
-        self._tickets.insert(bisect_right(self._tickets, due_ns, key=_due), made)
-        holder.last_due_ns = max(due_ns, holder.last_due_ns if holder.waiting else 0)
+    def _promise(self, holder: _Holder, width: int, attempt: Attempt, wait_ns: int, now_ns: int) -> bool:
+        """Give out a ticket for `wait_ns` from now, if a client would wait for it and there are not too many."""
+        full = len(self._tickets) >= _MOST_TICKETS or holder.waiting >= _MOST_TICKETS // 4
+        if wait_ns > LONGEST_TOLD or full:
+            return False
+        made = _Ticket(now_ns + wait_ns, holder, width, attempt.following())
+        self._tickets.insert(bisect_right(self._tickets, made.due_ns, key=_due), made)
+        holder.last_due_ns = max(made.due_ns, holder.last_due_ns if holder.waiting else 0)
         self._change(holder, waiting=width)
+        return True
 
     def _change(self, holder: _Holder, *, running: int = 0, waiting: int = 0) -> None:
         """Give a key so many more slots and tickets."""
@@ -154,11 +156,11 @@ class Crowd:
             known = self._holders[key] = _Holder()
         return known
 
-    def _claim(self, holder: _Holder, attempt: Attempt, now_ns: int) -> bool:
+    def _claim(self, holder: _Holder, attempt: Attempt, width: int, now_ns: int) -> bool:
         """Use up the ticket that this attempt has; whether it has one (rule 1)."""
         self._numbered.learn(attempt)
         due = self._tickets[: bisect_right(self._tickets, now_ns, key=_due)]
-        mine = [ticket for ticket in due if ticket.holder is holder]
+        mine = [ticket for ticket in due if ticket.holder is holder and ticket.width >= width]
         own = [ticket for ticket in mine if attempt.matches(ticket.expected)]
         own = own or [ticket for ticket in mine if self._numbered.begun_anew(attempt, ticket.expected)]
         if not own:

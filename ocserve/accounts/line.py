@@ -304,7 +304,7 @@ class Line:
 
     def expect(self, place: Place, wait_ns: int, attempt: Attempt) -> None:
         """Keep what was promised to a request that was refused elsewhere, for when it comes back."""
-        if place.promised:
+        if place.promised and wait_ns <= LONGEST_TOLD:
             self.promise(wait_ns, attempt, place.reserved)
 
     def admission_limit(self) -> Named:

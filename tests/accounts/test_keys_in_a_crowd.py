@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from ocserve import config
+from ocserve.accounts import crowd
 from ocserve.accounts.crowd import Room
 from ocserve.accounts.keystore import OwnLimits
 from ocserve.accounts.limits import Lease, Limiter
@@ -134,3 +135,32 @@ def test_a_promise_of_a_keys_line_outlives_a_refusal_for_want_of_room() -> None:
     keys.now += max(again_s, 2.0)  # when those others have ended
     assert keys.attempt("one", 0, 4) > 0, "its minute's request is promised"
     assert keys.attempt("one", 2, 2) == 0
+
+
+def test_a_ticket_is_for_as_many_slots_as_were_asked_for() -> None:
+    keys = Keys()
+    assert keys.attempt("one", 0, 1, 4) == 0
+    assert [keys.attempt(f"other {number}", 0, 2) for number in range(SLOTS - 2)] == [0] * (SLOTS - 2)
+    told_s = keys.attempt("one", 0, 3)
+    assert 0 < told_s < 60
+    for number in range(20):
+        keys.attempt(f"late {number}", 0, 4)
+    keys.run(told_s)
+    keys.now = told_s
+    keys.attempt("one", 1, 5, 5)
+    waiting = keys.limiter.crowds["model"]._holders["one"].waiting
+    assert waiting in (1, 6), "the ticket for one slot is still there, alone or beside one for five"
+
+
+def test_one_key_never_has_most_of_the_tickets_however_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "_MOST_TICKETS", 40)
+    limiter = Limiter(config.Limits(tokens_per_minute=100), lambda: 0.0)
+    held = limiter.admit("one")
+    held.enter(Room("model", SLOTS), "one")
+    held.reserve(95)
+    for _ in range(30):
+        lease = limiter.admit("one")
+        lease.enter(Room("model", SLOTS), "one")
+        with pytest.raises(RateLimited):
+            lease.reserve(10)
+    assert len(limiter.crowds["model"]._tickets) == 10
