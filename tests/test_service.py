@@ -191,7 +191,7 @@ async def test_beyond_the_queue_requests_are_refused_early_with_an_estimate() ->
         assert refusal.value.retry_after_s is not None
         told.append(refusal.value.retry_after_s)
     assert told == sorted(set(told))  # each one's own
-    assert 0.1 < told[0] < told[-1] < 2.0  # nothing has ended yet, so the guess is a second for ten places
+    assert 0.1 < told[0] < told[-1] < 5.0  # nothing has ended yet: the guess is a second, at a third of the pace
     for task in running:
         task.cancel()
     await asyncio.wait(running)

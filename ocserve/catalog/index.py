@@ -122,11 +122,13 @@ def _watch(command: list[str], scratch: Path, name: str, on_progress: OnProgress
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of the wheels under a folder that pip is writing to."""
+    """Bytes of the wheels under a folder that pip is writing to: files and folders may be gone in between."""
     total = 0
-    for path in folder.rglob("*.whl"):
-        with suppress(OSError):  # moved in between
-            total += path.stat().st_size
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(OSError):
+                    total += os.path.getsize(os.path.join(parent, name))
     return total
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shutil
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -185,3 +187,23 @@ def test_smollm2_is_the_known_file(smollm2: Path) -> None:
     assert hashlib.sha256(smollm2.read_bytes()).hexdigest() == (
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     )
+
+
+def test_folders_that_pip_removes_while_their_size_is_looked_at_are_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "whole.whl").write_bytes(b"12345")
+    ending = threading.Event()
+
+    def come_and_go() -> None:
+        while not ending.is_set():
+            for number in range(20):
+                (tmp_path / f"unpack-{number}" / "deep").mkdir(parents=True)
+            for number in range(20):
+                shutil.rmtree(tmp_path / f"unpack-{number}")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert {index._size_of(tmp_path) for _ in range(1000)} == {5}
+    finally:
+        ending.set()
+        thread.join()
