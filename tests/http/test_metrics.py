@@ -88,8 +88,9 @@ def test_times_are_those_that_passed() -> None:
     with serving(lambda: ScriptedEngine(script)) as served:
         served.chat(stream=True)
         found = scrape(served)
-    assert 0.09 <= one(found, "ocserve_prefill_seconds_sum", model="tiny") < 0.5
-    assert 5 * 0.03 <= one(found, "ocserve_inter_token_latency_seconds_sum", model="tiny") < 1
+    # A busy machine may tell of the slot, or of a token, a moment late: what follows is then shorter by it.
+    assert 0.06 < one(found, "ocserve_prefill_seconds_sum", model="tiny") < 0.5
+    assert 4 * 0.03 <= one(found, "ocserve_inter_token_latency_seconds_sum", model="tiny") < 1
     assert one(found, "ocserve_inter_token_latency_seconds_bucket", model="tiny", le="0.02") == 0
     first = one(found, "ocserve_time_to_first_token_seconds_sum", model="tiny")
     decode = one(found, "ocserve_decode_seconds_sum", model="tiny")
